@@ -1,0 +1,1 @@
+"""The client: phase L (local training), local evaluation, and the client's signature."""

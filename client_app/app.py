@@ -1,0 +1,121 @@
+"""The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from client_app.signature import make_signature
+from client_app.training import label_counts, train
+from disue.config import RunConfig
+from disue.data import ClientData, build_federation
+from disue.device import prepare_device
+from disue.errors import DataError
+from disue.metrics import log_prior, score
+from disue.models import Classifier, State, build_model, get_state
+from disue.naming import client_name
+from disue.seeding import torch_rng
+from disue.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    TrainReply,
+    TrainRequest,
+)
+
+app = ClientApp()
+
+
+class LocalClient:
+    """This client: its name, its data, its device, and a model to work with."""
+
+    def __init__(self, context: Context) -> None:
+        self.config = RunConfig.from_flower(context.run_config)
+        self.name = client_name(context.node_config)
+        try:
+            partition, partitions = (
+                int(context.node_config["partition-id"]),
+                int(context.node_config["num-partitions"]),
+            )
+        except KeyError as error:
+            raise DataError(f"{self.name}: the node config has no {error}") from None
+        self.num_partitions = partitions
+        federation = build_federation(self.config, partitions)
+        self.data: ClientData = federation.client(partition)
+        self.num_classes = federation.dataset.num_classes
+        self.shape = federation.dataset.shape
+        self.device = prepare_device(self.config.device)
+
+    def model(self, state: State) -> Classifier:
+        """Return the run's model with these parameters."""
+        model = build_model(self.config.model, self.shape, self.num_classes)
+        model.load_state_dict(state)
+        return model
+
+    def rng(self, purpose: str, server_round: int) -> torch.Generator:
+        """Return the generator for one purpose, client and round."""
+        return torch_rng(self.config.seed, purpose, self.name, server_round)
+
+
+@app.query()
+def hello(message: Message, context: Context) -> Message:
+    """Say who this is."""
+    HelloRequest.check(message)
+    client = LocalClient(context)
+    return HelloReply(
+        name=client.name,
+        num_examples=len(client.data.train),
+        group=client.data.group,
+        num_partitions=client.num_partitions,
+    ).to_message(message)
+
+
+@app.train()
+def train_locally(message: Message, context: Context) -> Message:
+    """Phase L: train from the given start on this client's data."""
+    request = TrainRequest.from_message(message)
+    client = LocalClient(context)
+    signature = None
+    if request.signature:
+        universal = client.model(request.universal or request.start)
+        signature = make_signature(universal, client.data.train, client.device)
+    model = client.model(request.start)
+    rng = client.rng("train", request.server_round)
+    result = train(model, client.data.train, client.config, rng, client.device, client.num_classes)
+    return TrainReply(
+        state=get_state(model),
+        num_examples=len(client.data.train),
+        train_loss=result.loss,
+        steps=result.steps,
+        signature=signature,
+    ).to_message(message)
+
+
+@app.evaluate()
+def evaluate_locally(message: Message, context: Context) -> Message:
+    """Evaluate the universal expert, the own expert and, if asked, the own expert after fine-tuning.
+
+    A model trained with the balanced loss carries no label prior; the client's own is added where it uses
+    an expert of its own. The universal expert is for anyone and gets none.
+    """
+    request = EvaluateRequest.from_message(message)
+    client = LocalClient(context)
+    test = client.data.test
+    universal = score(client.model(request.universal), test, client.device)
+    own_prior = None
+    if client.config.local_loss == "balanced":
+        own_prior = log_prior(label_counts(client.data.train.y, client.num_classes))
+    expert = client.model(request.expert or request.universal)
+    expert_score = score(expert, test, client.device, own_prior)
+    personal_accuracy = None
+    if request.personalise:
+        rng = client.rng("personalise", request.server_round)
+        train(expert, client.data.train, client.config, rng, client.device, client.num_classes)
+        personal_accuracy = score(expert, test, client.device, own_prior).accuracy
+    return EvaluateReply(
+        num_examples=len(test),
+        universal_accuracy=universal.accuracy,
+        universal_loss=universal.loss,
+        expert_accuracy=expert_score.accuracy,
+        personal_accuracy=personal_accuracy,
+    ).to_message(message)

@@ -1,0 +1,227 @@
+"""The Ray engine: `flwr run` on a SuperLink of our own, in an environment without surprises.
+
+What could surprise: packages installed anew for every run, code loaded from the directory that an earlier
+SuperLink was started from, an exit status of 0 after a failure, threads that fight for the cores. So the
+SuperLink is private to the run, starts in an empty directory, and is asked at the end how the run went.
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+import disue
+from disue.config import RunConfig
+from disue.errors import DisueError, FederationError
+from disue.source import PACKAGES
+
+CONNECTION = "disue"
+START_TIMEOUT = 60.0
+POLL_SECONDS = 0.2
+
+
+def run_ray(
+    config: RunConfig, num_clients: int, gpus_per_client: float, on_round: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run the app through Flower's simulation and return the contents of ``summary.json``.
+
+    Parameters
+    ----------
+    config : RunConfig
+        With an absolute ``output-dir``.
+    num_clients : int
+        Simulated SuperNodes.
+    gpus_per_client : float
+        Share of a GPU that each client needs; it limits how many train at once.
+    on_round : callable
+        Called with each row of ``metrics.jsonl``, as it appears.
+
+    Raises
+    ------
+    FederationError
+        If the SuperLink does not start, or the run does not finish; with the reason from its log.
+    """
+    with tempfile.TemporaryDirectory(prefix="disue-", ignore_cleanup_errors=True) as home:
+        work = Path(home)
+        app = copy_app(work / "app")
+        overrides = work / "run-config.toml"
+        overrides.write_text(tomli_w.dumps(config.to_flower()))
+        federation = (
+            f"num-supernodes={num_clients} client-resources-num-cpus=1 "
+            f"client-resources-num-gpus={float(gpus_per_client)}"
+        )
+        with private_superlink(work) as environment:
+            command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream"]
+            command += ["--run-config", str(overrides), "--federation-config", federation]
+            log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
+            status = run_status(log, environment, work)
+        if status != "finished:completed":
+            raise FederationError(_reason(log, status))
+    summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
+    return summary
+
+
+def copy_app(target: Path) -> Path:
+    """Copy the app (its packages and pyproject.toml) from where this process runs it, and return ``target``."""
+    package = Path(disue.__file__).parent
+    for name in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__", "*.toml")
+        shutil.copytree(package.parent / name, target / name, ignore=ignore)
+    candidates = (package / "pyproject.toml", package.parent / "pyproject.toml")  # installed, or a checkout
+    shutil.copy(next(path for path in candidates if path.is_file()), target / "pyproject.toml")
+    return target
+
+
+@contextmanager
+def private_superlink(work: Path) -> Iterator[dict[str, str]]:
+    """Start a SuperLink for simulations in ``work``; yield the environment that `flwr` commands need to find it.
+
+    Raises
+    ------
+    FederationError
+        If it does not answer within a minute.
+    """
+    port = _free_port()
+    flower_home = work / "flwr"
+    flower_home.mkdir()
+    connection = {"address": f"127.0.0.1:{port}", "insecure": True}
+    (flower_home / "config.toml").write_text(
+        tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
+    )
+    environment = os.environ | {
+        "FLWR_HOME": str(flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+    command = [
+        _tool("flower-superlink"),
+        "--insecure",
+        "--simulation",
+        "--disable-runtime-dependency-installation",
+    ]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    log_path = work / "superlink.log"
+    with log_path.open("w") as log:
+        process = subprocess.Popen(
+            command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(port, process, log_path)
+        yield environment
+    finally:
+        _stop(process)
+
+
+def run_status(log: list[str], environment: dict[str, str], work: Path) -> str:
+    """Return what the SuperLink says of the run that ``log`` (of `flwr run`) started, e.g. ``finished:completed``."""
+    started = re.search(r"Successfully started run (\d+)", "\n".join(log))
+    if started is None:
+        return "not started"
+    command = [_tool("flwr"), "ls", CONNECTION, "--run-id", started[1], "--format", "json"]
+    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False).stdout
+    try:
+        return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return "unknown"
+
+
+def _follow(
+    command: list[str],
+    environment: dict[str, str],
+    work: Path,
+    metrics: Path,
+    on_round: Callable[[dict[str, Any]], None],
+) -> list[str]:
+    """Run ``command``, hand over rows as they are written, and return the lines that it printed."""
+    process = subprocess.Popen(
+        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(line.rstrip() for line in process.stdout or ()), daemon=True)
+    reader.start()
+    seen = 0
+    try:
+        while True:
+            ended = process.poll() is not None
+            rows = _complete_lines(metrics)
+            for row in rows[seen:]:
+                on_round(json.loads(row))
+            seen = len(rows)
+            if ended:
+                break
+            time.sleep(POLL_SECONDS)
+    finally:
+        process.kill()
+        process.wait()
+    reader.join()
+    return lines
+
+
+def _complete_lines(path: Path) -> list[str]:
+    text = path.read_text() if path.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+def _reason(log: list[str], status: str) -> str:
+    """Return our own error from the log of a failed run, or its last lines where it was another one."""
+    raised = re.findall(r"disue\.errors\.\w+: (.*)", "\n".join(log))
+    if raised:
+        return str(raised[-1])
+    return f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:])
+
+
+def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1.0):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(POLL_SECONDS)
+    raise FederationError(f"the SuperLink did not start; the end of its log:\n{log_path.read_text()[-2000:]}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process and the process group that it leads."""
+    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, stop_signal)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(timeout=10.0)
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _tool(name: str) -> str:
+    path = Path(sys.executable).parent / name
+    found = str(path) if path.exists() else shutil.which(name)
+    if found is None:
+        raise DisueError(f"'{name}' is not installed beside {sys.executable}; install flwr[simulation]")
+    return found

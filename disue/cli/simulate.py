@@ -1,0 +1,125 @@
+"""`disue simulate`: check, run, show."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from disue.config import RunConfig, parse_assignments
+
+Row = dict[str, Any]
+
+
+def simulate(clients: int, engine: str, gpus_per_client: float, assignments: list[str], output: Path | None) -> None:
+    """Run one simulation; see ``disue simulate --help``.
+
+    Raises
+    ------
+    ConfigError, DataError
+        Before anything is started or written.
+    FederationError
+        If the run fails.
+    """
+    values = parse_assignments(assignments)
+    if output is not None:
+        values["output-dir"] = str(output)
+    config = RunConfig.from_flower(values)
+
+    from server_app.recorder import default_directory
+    from server_app.run import preflight
+
+    config = config.model_copy(update={"output_dir": str(default_directory(config))})
+    preflight(config, clients)
+
+    console = Console(highlight=False)
+    console.print(
+        f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
+        f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
+    )
+    show = _RoundPrinter(console, config.num_server_rounds)
+    if engine == "inline":
+        summary = run_inline(config, clients, show)
+    else:
+        from disue.cli.ray import run_ray
+
+        console.print("starting Flower's simulation (half a minute) ...", style="dim")
+        summary = run_ray(config, clients, gpus_per_client, show)
+    console.print(_summary_table(summary))
+    console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
+
+
+def run_inline(config: RunConfig, num_clients: int, on_round: Callable[[Row], None] | None = None) -> Row:
+    """Run the app in this process and return the contents of ``summary.json``.
+
+    Parameters
+    ----------
+    config : RunConfig
+    num_clients : int
+    on_round : callable, optional
+        Called with each row of ``metrics.jsonl``.
+    """
+    import flwr.common.logger  # noqa: F401  (it sets the level that is changed here)
+
+    from client_app.app import app as client_app
+    from disue.cli.inline import InlineGrid, simulated_nodes
+    from server_app.run import execute
+
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+    return execute(config, InlineGrid(client_app, config.to_flower(), simulated_nodes(num_clients)), on_round)
+
+
+class _RoundPrinter:
+    """Prints one line per round."""
+
+    def __init__(self, console: Console, num_rounds: int) -> None:
+        self.console = console
+        self.num_rounds = num_rounds
+
+    def __call__(self, row: Row) -> None:
+        parts = [
+            f"round {row['round']:>{len(str(self.num_rounds))}}/{self.num_rounds}",
+            f"universal {_number(row['universal_accuracy'])}",
+            f"expert {_number(row['expert_accuracy'])}",
+            f"average {_number(row['average_accuracy'])}",
+            f"clusters {row['num_clusters']}",
+            f"ari {_number(row['ari'], 2)}",
+            f"{sum(row[key] for key in row if key.startswith('seconds_')):.1f} s",
+        ]
+        missing = row["clients_failed"] + row["clients_rejected"]
+        if missing:
+            parts.append(f"{missing} of {missing + row['clients_ok']} clients missing")
+        self.console.print("  ".join(parts), soft_wrap=True)
+
+
+def _summary_table(summary: Row) -> Table:
+    table = Table(title=f"{summary['method']} after {summary['rounds']} rounds", title_justify="left")
+    table.add_column("what")
+    table.add_column("value", justify="right")
+    table.add_column("meaning", style="dim")
+    table.add_row(
+        "universal accuracy",
+        _number(summary["universal_accuracy"]),
+        "one model for anyone, balanced test set",
+    )
+    table.add_row(
+        "FedAvg-average accuracy",
+        _number(summary["average_accuracy"]),
+        "plain average of the updates, same test set",
+    )
+    table.add_row("expert accuracy", _number(summary["expert_accuracy"]), "each client's own expert, own test data")
+    table.add_row("personal accuracy", _number(summary["personal_accuracy"]), "that expert after local fine-tuning")
+    table.add_row(
+        "worst-decile accuracy",
+        _number(summary["worst_decile_accuracy"]),
+        "own expert, worst tenth of the clients",
+    )
+    table.add_row("clusters", str(summary["num_clusters"]), "found by the server")
+    table.add_row("ari", _number(summary["ari"], 2), "agreement with the planted groups, 1 is perfect")
+    return table
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

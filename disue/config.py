@@ -1,0 +1,140 @@
+"""The run config: every key with its type, its default, its allowed values and its meaning."""
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from disue.errors import ConfigError
+from disue.registry import suggestion
+
+
+def _to_kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class RunConfig(BaseModel):
+    """One run, resolved. Keys are kebab-case outside (``num-server-rounds``), snake_case here."""
+
+    model_config = ConfigDict(alias_generator=_to_kebab, populate_by_name=True, extra="forbid", frozen=True)
+
+    num_server_rounds: int = Field(10, ge=1, description="federated rounds")
+    seed: int = Field(0, ge=0, description="the one seed from which every random choice is derived")
+    method: str = Field("disue", description="strategy")
+
+    dataset: str = Field("digits", description="task data")
+    data_dir: str = Field("", description="where dataset files are looked for first; empty: the usual places")
+    scenario: str = Field("label-groups", description="how clients differ")
+    num_groups: int = Field(3, ge=1, description="planted groups, in scenarios that have them")
+    alpha: float = Field(0.1, gt=0.0, description="Dirichlet concentration; small is skewed")
+    train_examples: int = Field(200, ge=0, description="most training examples per client, on average; 0: all")
+    test_examples: int = Field(100, ge=0, description="most test examples per client, on average; 0: all")
+    global_test_size: int = Field(2000, ge=1, description="most examples in the balanced global test set")
+    proxy: Literal["holdout"] = Field("holdout", description="the server's proxy set")
+    proxy_size: int = Field(0, ge=0, description="unlabelled proxy examples; 0: a sixth of the data, at most 2000")
+
+    model: str = Field("cnn", description="network architecture")
+    local_epochs: int = Field(2, ge=1, description="epochs of local training per round")
+    batch_size: int = Field(32, ge=1, description="mini-batch of local training")
+    learning_rate: float = Field(0.03, gt=0.0, description="SGD learning rate of local training")
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
+    weight_decay: float = Field(0.0, ge=0.0, description="SGD weight decay")
+    prox_mu: float = Field(0.0, ge=0.0, description="weight of FedProx's proximal term")
+    local_loss: Literal["cross-entropy", "balanced"] = Field(
+        "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
+    )
+    initialisation: Literal["universal", "expert", "blend"] = Field(
+        "universal", description="what a client starts a round from"
+    )
+    blend: float = Field(0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
+
+    min_clients: int = Field(2, ge=1, description="fewest clients that must have joined")
+    join_timeout: float = Field(20.0, gt=0.0, description="seconds to wait for min-clients")
+    fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
+    fraction_evaluate: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation")
+    evaluate_every: int = Field(1, ge=1, description="evaluate on the clients every n rounds, and after the last")
+    round_timeout: float = Field(600.0, gt=0.0, description="seconds that a phase waits for its replies")
+    min_success_fraction: float = Field(
+        0.5, gt=0.0, le=1.0, description="share of sampled clients that must answer for a round to count"
+    )
+
+    clusterer: str = Field("agglomerative", description="clustering algorithm")
+    num_clusters: int = Field(0, ge=0, description="number of clusters; 0: chosen from the signatures")
+    signature: str = Field("prototypes", description="what clients are compared by")
+    signature_memory: float = Field(
+        0.5, ge=0.0, lt=1.0, description="share of the earlier rounds in a client's running signature"
+    )
+
+    teacher: str = Field("prototype", description="how the experts vote on a proxy sample")
+    prior_correction: bool = Field(True, description="take each cluster's label prior out of its expert's logits")
+    temperature: float = Field(1.0, gt=0.0, description="softmax temperature of distillation")
+    distill_steps: int = Field(200, ge=0, description="most optimiser steps of distillation per round; 0: none")
+    distill_batch_size: int = Field(128, ge=1, description="mini-batch of distillation")
+    distill_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of distillation")
+
+    output_dir: str = Field("", description="run directory; empty: runs/<date-time>-<method>")
+    resume_from: Literal[""] = Field("", description="reserved: this version cannot resume a run")
+
+    @classmethod
+    def from_flower(cls, run_config: Mapping[str, Any]) -> "RunConfig":
+        """Validate Flower's ``context.run_config``.
+
+        Raises
+        ------
+        ConfigError
+            On the first unknown key or bad value: one line with the key, the value and what is allowed.
+        """
+        known = {_to_kebab(name) for name in cls.model_fields}
+        for key in run_config:
+            if key not in known:
+                raise ConfigError(
+                    f"{key}: no such run config key{suggestion(key, sorted(known))}; "
+                    f"the keys are {', '.join(sorted(known))}"
+                )
+        try:
+            return cls.model_validate(dict(run_config))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = str(first["loc"][0])
+            raise ConfigError(f"{key}: got {first['input']!r}; {_expectation(first)}") from None
+
+    def to_flower(self) -> dict[str, bool | float | int | str]:
+        """Return the config as Flower keeps it: kebab-case keys, scalar values."""
+        return self.model_dump(by_alias=True)
+
+
+def _expectation(error: Any) -> str:
+    message = str(error["msg"])
+    return message[0].lower() + message[1:]
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Parse ``key=value`` words as TOML values, where a bare word is a string.
+
+    Examples
+    --------
+    >>> parse_assignments(["alpha=0.3", "dataset=digits", "prior-correction=false"])
+    {'alpha': 0.3, 'dataset': 'digits', 'prior-correction': False}
+
+    Raises
+    ------
+    ConfigError
+        For a word without ``=``.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set: got '{assignment}'; expected key=value")
+        values[key.strip()] = _toml_value(text.strip())
+    return values
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return value if isinstance(value, bool | int | float | str) else text

@@ -1,0 +1,311 @@
+"""Image classification datasets behind one interface.
+
+`digits` ships with scikit-learn. The others are read from files that are already there and are else
+downloaded by torchvision.
+"""
+
+import gzip
+import logging
+import math
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from disue.errors import DataError
+from disue.registry import Registry
+from disue.torchvision_compat import torchvision
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Inputs and labels. ``x``: (examples, channels, height, width), ``y``: (examples,) int64."""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __getitem__(self, index: Any) -> "Examples":
+        return Examples(self.x[index], self.y[index])
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Raw images (uint8) with the numbers that normalise them.
+
+    ``mean`` and ``std`` are per channel, of pixel values divided by ``maximum``.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Examples
+    test: Examples
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    maximum: float = 255.0
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of one input."""
+        channels, height, width = self.train.x.shape[1:]
+        return channels, height, width
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Return raw pixels as float32 with about zero mean and unit variance per channel."""
+        mean = torch.tensor(self.mean).view(-1, 1, 1)
+        std = torch.tensor(self.std).view(-1, 1, 1)
+        return (x.float() / self.maximum - mean) / std
+
+
+Loader = Callable[[Path | None], Dataset]
+DATASETS: Registry[Loader] = Registry("dataset")
+
+
+@lru_cache(maxsize=4)
+def load_dataset(name: str, data_dir: str = "") -> Dataset:
+    """Load a dataset by its config name; kept in memory for the next caller in this process.
+
+    Parameters
+    ----------
+    name : str
+        A name in `DATASETS`.
+    data_dir : str
+        Where the files are looked for first, and downloaded to. Empty: the usual places.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such dataset.
+    DataError
+        If its files are neither there nor to be downloaded, or are damaged.
+    """
+    directory = Path(data_dir).expanduser() if data_dir else None
+    if directory is not None and not directory.is_dir():
+        raise DataError(f"data-dir: '{data_dir}' is not a directory")
+    return DATASETS[name](directory)
+
+
+def _cache_directory(data_dir: Path | None) -> Path:
+    return data_dir or Path.home() / ".cache" / "disue"
+
+
+# --- digits ---------------------------------------------------------------------------------------
+
+
+@DATASETS.register("digits")
+def _digits(_data_dir: Path | None) -> Dataset:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    bunch = load_digits()
+    x = torch.from_numpy(bunch.images.astype(np.uint8)).unsqueeze(1)
+    y = torch.from_numpy(bunch.target.astype(np.int64))
+    train, test = train_test_split(np.arange(len(y)), test_size=0.25, stratify=bunch.target, random_state=0)
+    return Dataset(
+        name="digits",
+        class_names=tuple("0123456789"),
+        train=Examples(x[train], y[train]),
+        test=Examples(x[test], y[test]),
+        mean=(0.305,),
+        std=(0.376,),
+        maximum=16.0,
+    )
+
+
+# --- idx files: mnist, fashion-mnist --------------------------------------------------------------
+
+_IDX_FILES = {
+    ("train", "x"): "train-images-idx3-ubyte",
+    ("train", "y"): "train-labels-idx1-ubyte",
+    ("test", "x"): "t10k-images-idx3-ubyte",
+    ("test", "y"): "t10k-labels-idx1-ubyte",
+}
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an idx file of unsigned bytes, plain or gzipped (http://yann.lecun.com/exdb/mnist).
+
+    Raises
+    ------
+    DataError
+        If the file is not an idx file of unsigned bytes, or is cut short.
+    """
+    try:
+        content = path.read_bytes()
+        content = gzip.decompress(content) if path.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path}: not an idx file of unsigned bytes")
+    start = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist()
+    if len(content) - start != math.prod(shape):
+        raise DataError(f"{path}: damaged; the header says {math.prod(shape)} bytes, {len(content) - start} follow")
+    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)
+
+
+def _find_idx_files(directories: list[Path]) -> dict[tuple[str, str], Path] | None:
+    for directory in directories:
+        found = {
+            key: path
+            for key, name in _IDX_FILES.items()
+            for path in (directory / f"{name}.gz", directory / name)
+            if path.is_file()
+        }
+        if len(found) == len(_IDX_FILES):
+            return found
+    return None
+
+
+def _idx_dataset(
+    data_dir: Path | None,
+    *,
+    name: str,
+    torchvision_class: str,
+    class_names: tuple[str, ...],
+    mean: float,
+    std: float,
+    usual_places: tuple[Path, ...] = (),
+) -> Dataset:
+    cache = _cache_directory(data_dir)
+    downloaded = cache / torchvision_class / "raw"
+    places = [cache, downloaded] if data_dir else [*usual_places, downloaded]
+    files = _find_idx_files(places)
+    if files is None:
+        wanted = ", ".join(f"{file}[.gz]" for file in _IDX_FILES.values())
+        dataset_class = getattr(torchvision().datasets, torchvision_class)
+        _download(name, lambda: dataset_class(cache, download=True), f"put {wanted}", places)
+        files = _find_idx_files([downloaded])
+        if files is None:
+            raise DataError(f"{name}: the download to {downloaded} is not complete")
+    train, test = (
+        Examples(read_idx(files[part, "x"]).unsqueeze(1), read_idx(files[part, "y"]).long())
+        for part in ("train", "test")
+    )
+    return Dataset(name, class_names, train, test, (mean,), (std,))
+
+
+def _download(name: str, fetch: Callable[[], Any], advice: str, places: list[Path]) -> Any:
+    logger.info("%s: not found in %s; downloading", name, ", ".join(map(str, places)))
+    try:
+        return fetch()
+    except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, OSError, ...
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"{name}: no data files in {' or '.join(map(str, places))} and the download failed ({reason}); "
+            f"{advice} into a directory and name it with data-dir"
+        ) from error
+
+
+DATASETS.register("fashion-mnist")(
+    partial(
+        _idx_dataset,
+        name="fashion-mnist",
+        torchvision_class="FashionMNIST",
+        class_names=(
+            "T-shirt/top",
+            "Trouser",
+            "Pullover",
+            "Dress",
+            "Coat",
+            "Sandal",
+            "Shirt",
+            "Sneaker",
+            "Bag",
+            "Ankle boot",
+        ),
+        mean=0.2860,
+        std=0.3530,
+        usual_places=(Path("/usr/share/datasets/fashion-mnist"),),
+    )
+)
+DATASETS.register("mnist")(
+    partial(
+        _idx_dataset,
+        name="mnist",
+        torchvision_class="MNIST",
+        class_names=tuple("0123456789"),
+        mean=0.1307,
+        std=0.3081,
+    )
+)
+
+
+# --- through torchvision: cifar10, cifar100, svhn -------------------------------------------------
+
+
+def _torchvision_dataset(
+    data_dir: Path | None,
+    *,
+    name: str,
+    open_part: Callable[[Any, Path, str, bool], Any],
+    advice: str,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> Dataset:
+    root = _cache_directory(data_dir)
+    parts = {}
+    class_names: tuple[str, ...] = ()
+    for part in ("train", "test"):
+        open_here = partial(open_part, torchvision().datasets, root, part)
+        try:
+            source = open_here(False)
+        except RuntimeError:  # "Dataset not found or corrupted": torchvision checked the files' sums
+            source = _download(name, partial(open_here, True), advice, [root])
+        x = np.ascontiguousarray(source.data)
+        x = x if x.shape[1] == 3 else x.transpose(0, 3, 1, 2)
+        labels = source.targets if hasattr(source, "targets") else source.labels
+        parts[part] = Examples(torch.from_numpy(np.ascontiguousarray(x)), torch.as_tensor(np.asarray(labels)).long())
+        class_names = tuple(getattr(source, "classes", "0123456789"))
+    return Dataset(name, class_names, parts["train"], parts["test"], mean, std)
+
+
+DATASETS.register("cifar10")(
+    partial(
+        _torchvision_dataset,
+        name="cifar10",
+        open_part=lambda datasets, root, part, download: datasets.CIFAR10(
+            root, train=part == "train", download=download
+        ),
+        advice="put the unpacked folder cifar-10-batches-py",
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+    )
+)
+DATASETS.register("cifar100")(
+    partial(
+        _torchvision_dataset,
+        name="cifar100",
+        open_part=lambda datasets, root, part, download: datasets.CIFAR100(
+            root, train=part == "train", download=download
+        ),
+        advice="put the unpacked folder cifar-100-python",
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+    )
+)
+DATASETS.register("svhn")(
+    partial(
+        _torchvision_dataset,
+        name="svhn",
+        open_part=lambda datasets, root, part, download: datasets.SVHN(root, split=part, download=download),
+        advice="put train_32x32.mat and test_32x32.mat",
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+    )
+)

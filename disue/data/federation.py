@@ -1,0 +1,184 @@
+"""The data of a simulated federation: who holds what, the global test set, and the proxy set."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from disue.config import RunConfig
+from disue.data.datasets import Dataset, Examples, load_dataset
+from disue.data.scenarios import SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
+from disue.errors import DataError
+from disue.seeding import derive_seed, numpy_rng
+
+MIN_TRAIN_EXAMPLES = 2
+MIN_TEST_EXAMPLES = 1
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's own data, normalised, and the planted group it comes from (-1: none)."""
+
+    train: Examples
+    test: Examples
+    group: int
+
+
+@dataclass(frozen=True)
+class Federation:
+    """Indices into one dataset; tensors are made when asked for.
+
+    The five index sets are disjoint: clients train, and the proxy set is drawn, from the dataset's
+    training part; clients test, and the global test set is drawn, from its test part.
+    """
+
+    dataset: Dataset
+    scenario: Scenario
+    train_parts: tuple[IntArray, ...]
+    test_parts: tuple[IntArray, ...]
+    proxy_indices: IntArray
+    test_indices: IntArray
+    seed: int
+
+    @property
+    def num_clients(self) -> int:
+        """Number of clients."""
+        return len(self.train_parts)
+
+    def client(self, index: int) -> ClientData:
+        """Return the data of client ``index``, as its planted group sees them."""
+        group = int(self.scenario.groups[index])
+        return ClientData(
+            train=self._as_seen_by(self.dataset.train[self.train_parts[index]], group),
+            test=self._as_seen_by(self.dataset.test[self.test_parts[index]], group),
+            group=group,
+        )
+
+    def global_test(self) -> Examples:
+        """Return the balanced global test set; the planted groups' views have equal parts in it."""
+        return self._as_seen_by_all(self.dataset.test[self.test_indices], "test")
+
+    def proxy(self) -> torch.Tensor:
+        """Return the unlabelled proxy inputs, (proxy-size, channels, height, width)."""
+        return self._as_seen_by_all(self.dataset.train[self.proxy_indices], "proxy").x
+
+    def _as_seen_by(self, examples: Examples, group: int) -> Examples:
+        seen = self.scenario.transform(examples, max(group, 0))
+        return Examples(self.dataset.normalise(seen.x).contiguous(), seen.y)
+
+    def _as_seen_by_all(self, examples: Examples, purpose: str) -> Examples:
+        rng = numpy_rng(self.seed, "views", purpose)
+        views = rng.permutation(np.arange(len(examples)) % self.scenario.num_groups)
+        x = torch.empty(len(examples), *self.dataset.shape)
+        y = torch.empty_like(examples.y)
+        for group in range(self.scenario.num_groups):
+            members = torch.from_numpy(np.flatnonzero(views == group))
+            seen = self._as_seen_by(examples[members], group)
+            x[members], y[members] = seen.x, seen.y
+        return Examples(x, y)
+
+
+def build_federation(config: RunConfig, num_clients: int) -> Federation:
+    """Divide the configured dataset among ``num_clients`` clients and the server.
+
+    Every process that calls it with the same config and number gets the same division.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such dataset or scenario.
+    DataError
+        If the dataset is missing, or too small for this many clients and this proxy set.
+    """
+    return _build(
+        config.dataset,
+        config.data_dir,
+        config.scenario,
+        config.num_groups,
+        config.alpha,
+        config.train_examples,
+        config.test_examples,
+        config.global_test_size,
+        config.proxy_size,
+        config.seed,
+        num_clients,
+    )
+
+
+@lru_cache(maxsize=4)
+def _build(
+    dataset_name: str,
+    data_dir: str,
+    scenario_name: str,
+    num_groups: int,
+    alpha: float,
+    train_examples: int,
+    test_examples: int,
+    global_test_size: int,
+    proxy_size: int,
+    seed: int,
+    num_clients: int,
+) -> Federation:
+    make_scenario = SCENARIOS[scenario_name]
+    dataset = load_dataset(dataset_name, data_dir)
+    train_labels, test_labels = dataset.train.y.numpy(), dataset.test.y.numpy()
+
+    rng = numpy_rng(seed, "federation")
+    proxy, train_pool = _draw_proxy(train_labels, proxy_size, num_clients, dataset.name, rng)
+    test, test_pool = _draw_balanced(test_labels, global_test_size, rng)
+    train_pool = _cap(train_pool, train_examples * num_clients, rng)
+    test_pool = _cap(test_pool, test_examples * num_clients, rng)
+    if len(test_pool) < MIN_TEST_EXAMPLES * num_clients:
+        raise DataError(
+            f"{dataset.name} has {len(test_pool)} test examples for {num_clients} clients; use fewer clients"
+        )
+
+    scenario = make_scenario(
+        ScenarioInput(
+            num_clients=num_clients,
+            class_counts=np.bincount(train_labels[train_pool], minlength=dataset.num_classes),
+            num_groups=num_groups,
+            alpha=alpha,
+            rng=rng,
+        )
+    )
+    train_parts = split_by_shares(train_labels[train_pool], scenario.shares, rng, MIN_TRAIN_EXAMPLES)
+    test_parts = split_by_shares(test_labels[test_pool], scenario.shares, rng, MIN_TEST_EXAMPLES)
+    return Federation(
+        dataset=dataset,
+        scenario=scenario,
+        train_parts=tuple(train_pool[part] for part in train_parts),
+        test_parts=tuple(test_pool[part] for part in test_parts),
+        proxy_indices=proxy,
+        test_indices=test,
+        seed=derive_seed(seed, "federation"),
+    )
+
+
+def _draw_proxy(
+    labels: IntArray, proxy_size: int, num_clients: int, name: str, rng: np.random.Generator
+) -> tuple[IntArray, IntArray]:
+    most = len(labels) - MIN_TRAIN_EXAMPLES * num_clients
+    if most < 0:
+        raise DataError(f"{name} has {len(labels)} training examples for {num_clients} clients; use fewer clients")
+    if proxy_size > most:
+        raise DataError(
+            f"proxy-size: got {proxy_size}; {name} has {len(labels)} training examples, "
+            f"and with {num_clients} clients at most {most} of them can be the proxy set"
+        )
+    size = proxy_size or min(2000, len(labels) // 6, most)
+    order = rng.permutation(len(labels))
+    return np.sort(order[:size]), np.sort(order[size:])
+
+
+def _draw_balanced(labels: IntArray, size: int, rng: np.random.Generator) -> tuple[IntArray, IntArray]:
+    """Take the same number of every class, at most half of the rarest, and return (taken, left)."""
+    classes, counts = np.unique(labels, return_counts=True)
+    per_class = max(1, min(size // len(classes), int(counts.min()) // 2))
+    taken = np.concatenate([rng.permutation(np.flatnonzero(labels == label))[:per_class] for label in classes])
+    return np.sort(taken), np.setdiff1d(np.arange(len(labels)), taken)
+
+
+def _cap(pool: IntArray, size: int, rng: np.random.Generator) -> IntArray:
+    return pool if size == 0 or size >= len(pool) else np.sort(rng.choice(pool, size, replace=False))

@@ -1,0 +1,17 @@
+"""The errors a person meets. Each message names the value, what was expected and what to do."""
+
+
+class DisueError(Exception):
+    """Base of all errors raised on purpose; the message is one clear line."""
+
+
+class ConfigError(DisueError):
+    """A run config key or value is not allowed."""
+
+
+class DataError(DisueError):
+    """A dataset is missing, damaged, or too small for what was asked of it."""
+
+
+class FederationError(DisueError):
+    """The clients that are there cannot carry the run (too few, too many failures, wrong code)."""

@@ -1,0 +1,123 @@
+"""The networks. Each is a `Classifier`: a body that gives features, and a linear head.
+
+GroupNorm, not BatchNorm: averaging and non-identical data break running statistics.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from disue.registry import Registry
+from disue.seeding import derive_seed
+from disue.torchvision_compat import torchvision
+
+Shape = tuple[int, int, int]
+State = dict[str, Tensor]
+"""A model's parameters by name, in the model's own order."""
+
+
+class Classifier(nn.Module):
+    """A network in two parts.
+
+    ``body``: (batch, channels, height, width) -> (batch, features); ``head``: -> (batch, classes) logits.
+    """
+
+    def __init__(self, body: nn.Module, num_features: int, num_classes: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(num_features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits, (batch, classes)."""
+        logits: Tensor = self.head(self.body(x))
+        return logits
+
+
+MODELS: Registry[Callable[[Shape, int], Classifier]] = Registry("model")
+
+
+def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Classifier:
+    """Build a model with initial weights drawn from ``seed``; the global generator is left alone.
+
+    Parameters
+    ----------
+    name : str
+        A name in `MODELS`.
+    shape : tuple of int
+        Channels, height, width of one input.
+    num_classes : int
+    seed : int
+        The run seed.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    build = MODELS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "model"))
+        return build(shape, num_classes)
+
+
+@MODELS.register("mlp")
+def _mlp(shape: Shape, num_classes: int) -> Classifier:
+    channels, height, width = shape
+    body = nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 128),
+        nn.ReLU(),
+        nn.Linear(128, 64),
+        nn.ReLU(),
+    )
+    return Classifier(body, 64, num_classes)
+
+
+@MODELS.register("cnn")
+def _cnn(shape: Shape, num_classes: int) -> Classifier:
+    channels, height, width = shape
+    body = nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.GroupNorm(4, 16),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.GroupNorm(8, 32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), 64),
+        nn.ReLU(),
+    )
+    return Classifier(body, 64, num_classes)
+
+
+@MODELS.register("resnet18")
+def _resnet18(shape: Shape, num_classes: int) -> Classifier:
+    """torchvision's ResNet-18 with GroupNorm and the stem for small images (He et al. 2016, section 4.2)."""
+    body = torchvision().models.resnet18(norm_layer=lambda channels: nn.GroupNorm(32, channels))
+    body.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
+    body.maxpool = nn.Identity()
+    body.fc = nn.Identity()
+    return Classifier(body, 512, num_classes)
+
+
+def get_state(model: nn.Module) -> State:
+    """Return a copy of the model's parameters on the CPU."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+def subtract(state: State, start: State) -> State:
+    """Return ``state - start``, parameter by parameter."""
+    return {name: state[name] - start[name] for name in state}
+
+
+def interpolate(first: State, second: State, share: float) -> State:
+    """Return ``(1 - share) * first + share * second``."""
+    return {name: torch.lerp(first[name], second[name], share) for name in first}
+
+
+def flatten(states: Sequence[Tensor]) -> Tensor:
+    """Return tensors as one vector."""
+    return torch.cat([tensor.reshape(-1) for tensor in states])

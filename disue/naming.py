@@ -1,0 +1,32 @@
+"""Stable client names: what a client is known by, and the order clients are taken in."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from disue.errors import DataError
+
+
+def client_name(node_config: Mapping[str, object]) -> str:
+    """Return the stable name of a client from its node config: ``name``, or its ``partition-id``.
+
+    Raises
+    ------
+    DataError
+        If the node config has neither.
+    """
+    if name := node_config.get("name"):
+        return str(name)
+    if "partition-id" in node_config:
+        return f"client-{node_config['partition-id']}"
+    raise DataError("the node config has neither 'name' nor 'partition-id'; start the node with --node-config")
+
+
+def by_name(names: Iterable[str]) -> list[str]:
+    """Sort names so that ``client-2`` comes before ``client-10``.
+
+    Examples
+    --------
+    >>> by_name(["client-10", "client-2", "ward"])
+    ['client-2', 'client-10', 'ward']
+    """
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])

@@ -1,0 +1,58 @@
+"""Named parts: adding a dataset, model, scenario, clusterer or teacher is one function and one decorator."""
+
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Generic, TypeVar
+
+from disue.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def suggestion(word: str, allowed: list[str]) -> str:
+    """Return ``" (did you mean 'x'?)"`` for the allowed word nearest to ``word``, or an empty string."""
+    near = difflib.get_close_matches(word, allowed, n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A read-only mapping from config values to parts, filled by the decorator `register`.
+
+    Parameters
+    ----------
+    key : str
+        The config key whose values these are; it is named in errors.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self._parts: dict[str, T] = {}
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Return a decorator that enters a part under ``name``."""
+
+        def enter(part: T) -> T:
+            if name in self._parts:
+                raise ValueError(f"{self.key} '{name}' is registered twice")
+            self._parts[name] = part
+            return part
+
+        return enter
+
+    def __getitem__(self, name: str) -> T:
+        """Return the part called ``name``; raise `ConfigError` that lists the names there are."""
+        if name not in self._parts:
+            names = list(self._parts)
+            raise ConfigError(
+                f"{self.key}: '{name}' does not exist{suggestion(name, names)}; choose from {', '.join(names)}"
+            )
+        return self._parts[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._parts
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)

@@ -1,0 +1,306 @@
+"""What travels between server and clients: small frozen records with one message form each.
+
+A model travels as the record ``arrays`` (or ``expert``), settings as ``config``, numbers as
+``metrics``, and what clustering and gating need as ``signature``.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+
+from disue.errors import DisueError, FederationError
+from disue.models import State
+from disue.signature import Signature
+from disue.source import source_hash
+
+
+class WireError(DisueError):
+    """A message does not have the agreed form."""
+
+
+def _config(**values: int | bool) -> ConfigRecord:
+    named = {key.replace("_", "-"): value for key, value in values.items()}
+    return ConfigRecord({"source-hash": source_hash(), **named})
+
+
+def _read_config(message: Message) -> ConfigRecord:
+    """Return the request's config, or refuse it when it comes from other source code than this process runs."""
+    try:
+        config = message.content.config_records["config"]
+    except KeyError:
+        raise WireError("the request has no 'config' record") from None
+    if config.get("source-hash") != source_hash():
+        raise FederationError(
+            f"this client runs other source code ({source_hash()}) than the server ({config.get('source-hash')!r}); "
+            "start it from a neutral directory and with the same installed version"
+        )
+    return config
+
+
+@dataclass(frozen=True)
+class HelloRequest:
+    """Asks a node who it is."""
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        return Message(RecordDict({"config": _config()}), node_id, MessageType.QUERY)
+
+    @staticmethod
+    def check(message: Message) -> None:
+        """Raise `FederationError` if the server runs other source code."""
+        _read_config(message)
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """Who a node is.
+
+    Attributes
+    ----------
+    name : str
+        Its stable name.
+    num_examples : int
+        Its training examples.
+    group : int
+        The planted group that its data come from; -1 where there is none.
+    num_partitions : int
+        The number of clients that the dataset is divided among.
+    """
+
+    name: str
+    num_examples: int
+    group: int
+    num_partitions: int
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        return Message(
+            RecordDict(
+                {
+                    "config": ConfigRecord({"name": self.name}),
+                    "metrics": MetricRecord(
+                        {
+                            "num-examples": self.num_examples,
+                            "group": self.group,
+                            "num-partitions": self.num_partitions,
+                        }
+                    ),
+                }
+            ),
+            reply_to=reply_to,
+        )
+
+    @classmethod
+    def from_message(cls, message: Message) -> "HelloReply":
+        """Read the reply; raise `WireError` if it has another form."""
+        try:
+            metrics = message.content.metric_records["metrics"]
+            return cls(
+                name=str(message.content.config_records["config"]["name"]),
+                num_examples=int(metrics["num-examples"]),  # type: ignore[arg-type]
+                group=int(metrics["group"]),  # type: ignore[arg-type]
+                num_partitions=int(metrics["num-partitions"]),  # type: ignore[arg-type]
+            )
+        except KeyError as error:
+            raise WireError(f"the hello reply lacks {error}") from None
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Phase L: start here and train. ``universal`` is sent only where it is not the start itself."""
+
+    start: State
+    server_round: int
+    universal: State | None = None
+    signature: bool = False
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(self.start),
+                "config": _config(server_round=self.server_round, signature=self.signature),
+            }
+        )
+        if self.universal is not None:
+            content["universal"] = ArrayRecord(self.universal)
+        return Message(content, node_id, MessageType.TRAIN, group_id=str(self.server_round))
+
+    @classmethod
+    def from_message(cls, message: Message) -> "TrainRequest":
+        """Read the request; raise `FederationError` if the server runs other source code."""
+        config = _read_config(message)
+        return cls(
+            start=_read_state(message, "arrays"),
+            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            universal=_read_optional_state(message, "universal"),
+            signature=bool(config["signature"]),
+        )
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """The trained model and what goes with it."""
+
+    state: State
+    num_examples: int
+    train_loss: float
+    steps: int
+    signature: Signature | None = None
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(self.state),
+                "metrics": MetricRecord(
+                    {"num-examples": self.num_examples, "train-loss": self.train_loss, "steps": self.steps}
+                ),
+            }
+        )
+        if self.signature is not None:
+            content["signature"] = ArrayRecord(
+                {"label-counts": self.signature.label_counts, "prototypes": self.signature.prototypes}
+            )
+        return Message(content, reply_to=reply_to)
+
+    @classmethod
+    def from_message(cls, message: Message, like: State, wants_signature: bool) -> "TrainReply":
+        """Read and check the reply.
+
+        Raises
+        ------
+        WireError
+            If names, shapes or types differ from ``like``, a value is not finite, ``num-examples`` is not a
+            positive integer, or the signature is missing.
+        """
+        state = _read_state(message, "arrays")
+        _check_state(state, like)
+        metrics = message.content.metric_records.get("metrics", MetricRecord())
+        num_examples = metrics.get("num-examples")
+        if not isinstance(num_examples, int) or num_examples <= 0:
+            raise WireError(f"num-examples is {num_examples!r}; expected an integer above 0")
+        record = message.content.array_records.get("signature")
+        if wants_signature and record is None:
+            raise WireError("the reply has no 'signature' record")
+        return cls(
+            state=state,
+            num_examples=num_examples,
+            train_loss=float(metrics.get("train-loss", float("nan"))),  # type: ignore[arg-type]
+            steps=int(metrics.get("steps", 0)),  # type: ignore[arg-type]
+            signature=None if record is None else _read_signature(record),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Evaluate the universal expert and the client's own expert (None: they are the same model)."""
+
+    universal: State
+    server_round: int
+    expert: State | None = None
+    personalise: bool = False
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(self.universal),
+                "config": _config(server_round=self.server_round, personalise=self.personalise),
+            }
+        )
+        if self.expert is not None:
+            content["expert"] = ArrayRecord(self.expert)
+        return Message(content, node_id, MessageType.EVALUATE, group_id=str(self.server_round))
+
+    @classmethod
+    def from_message(cls, message: Message) -> "EvaluateRequest":
+        """Read the request; raise `FederationError` if the server runs other source code."""
+        config = _read_config(message)
+        return cls(
+            universal=_read_state(message, "arrays"),
+            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            expert=_read_optional_state(message, "expert"),
+            personalise=bool(config["personalise"]),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Accuracies on the client's own test data; ``personal_accuracy`` only where it was asked for."""
+
+    num_examples: int
+    universal_accuracy: float
+    universal_loss: float
+    expert_accuracy: float
+    personal_accuracy: float | None = field(default=None)
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        metrics = MetricRecord(
+            {
+                "num-examples": self.num_examples,
+                "universal-accuracy": self.universal_accuracy,
+                "universal-loss": self.universal_loss,
+                "expert-accuracy": self.expert_accuracy,
+            }
+        )
+        if self.personal_accuracy is not None:
+            metrics["personal-accuracy"] = self.personal_accuracy
+        return Message(RecordDict({"metrics": metrics}), reply_to=reply_to)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "EvaluateReply":
+        """Read the reply; raise `WireError` if it lacks a number."""
+        try:
+            metrics = message.content.metric_records["metrics"]
+            personal = metrics.get("personal-accuracy")
+            return cls(
+                num_examples=int(metrics["num-examples"]),  # type: ignore[arg-type]
+                universal_accuracy=float(metrics["universal-accuracy"]),  # type: ignore[arg-type]
+                universal_loss=float(metrics["universal-loss"]),  # type: ignore[arg-type]
+                expert_accuracy=float(metrics["expert-accuracy"]),  # type: ignore[arg-type]
+                personal_accuracy=None if personal is None else float(personal),  # type: ignore[arg-type]
+            )
+        except KeyError as error:
+            raise WireError(f"the evaluation reply lacks {error}") from None
+
+
+def message_bytes(message: Message) -> int:
+    """Return the payload of a message in bytes, over all its records (0 for an error)."""
+    return sum(record.count_bytes() for record in message.content.values()) if message.has_content() else 0
+
+
+def _read_state(message: Message, key: str) -> State:
+    try:
+        return dict(message.content.array_records[key].to_torch_state_dict())
+    except KeyError:
+        raise WireError(f"the message has no '{key}' record") from None
+
+
+def _read_optional_state(message: Message, key: str) -> State | None:
+    return _read_state(message, key) if key in message.content.array_records else None
+
+
+def _read_signature(record: ArrayRecord) -> Signature:
+    tensors = record.to_torch_state_dict()
+    try:
+        return Signature(tensors["label-counts"], tensors["prototypes"])
+    except KeyError as error:
+        raise WireError(f"the signature lacks {error}") from None
+    except ValueError as error:
+        raise WireError(str(error)) from None
+
+
+def _check_state(state: State, like: State) -> None:
+    if state.keys() != like.keys():
+        raise WireError(f"the model's parameters differ: {sorted(state.keys() ^ like.keys())}")
+    for name, tensor in state.items():
+        if tensor.shape != like[name].shape or tensor.dtype != like[name].dtype:
+            raise WireError(
+                f"parameter {name} is {tensor.dtype} {tuple(tensor.shape)}; "
+                f"expected {like[name].dtype} {tuple(like[name].shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise WireError(f"parameter {name} has values that are not finite")

@@ -1,0 +1,210 @@
+"""The run directory: what a run leaves behind, written as it happens."""
+
+import csv
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from safetensors.torch import save_file
+
+from disue.config import RunConfig
+from disue.errors import ConfigError
+from disue.metrics import Score, agreement_with_groups, churn, worst_decile
+from disue.models import State
+from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.roster import Client
+
+PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
+Row = dict[str, Any]
+
+
+def default_directory(config: RunConfig) -> Path:
+    """Return the absolute run directory for a config: its ``output-dir``, or ``runs/<date-time>-<method>``."""
+    if config.output_dir:
+        return Path(config.output_dir).expanduser().absolute()
+    return Path("runs").absolute() / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}"
+
+
+def check_directory(directory: Path) -> None:
+    """Raise `ConfigError` if a run cannot be written there; nothing is left behind.
+
+    It is tried, by making the directory and a file in it: permissions alone do not tell, least of all to root.
+    """
+    if (directory / "metrics.jsonl").exists():
+        raise ConfigError(f"output-dir: '{directory}' already holds a run; name another directory")
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    made: list[Path] = []
+    try:
+        for path in reversed(missing):
+            path.mkdir()
+            made.append(path)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise ConfigError(f"output-dir: '{directory}' cannot be written ({error.strerror})") from None
+    finally:
+        for path in reversed(made):
+            path.rmdir()
+
+
+class Recorder:
+    """Writes the run directory, and tells listeners about every row.
+
+    Parameters
+    ----------
+    directory : Path
+        Made here; see `check_directory`.
+    config : RunConfig
+        Written resolved, with the package versions.
+    clients : list of Client
+        Everyone who said hello.
+    on_round : callable, optional
+        Called with each row of ``metrics.jsonl``.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        config: RunConfig,
+        clients: list[Client],
+        on_round: Callable[[Row], None] | None = None,
+    ) -> None:
+        check_directory(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.config = config
+        self.on_round = on_round
+        self.groups = {client.name: client.group for client in clients}
+        self._rows: list[Row] = []
+        self._clusters: dict[str, int] = {}
+        settings = {
+            "run": config.to_flower() | {"output-dir": str(directory)},
+            "versions": {package: version(package) for package in PACKAGES},
+            "federation": {"clients": [client.name for client in clients]},
+        }
+        self._write("config.toml", tomli_w.dumps(settings))
+        self._write("metrics.jsonl", "")
+
+    def record_round(self, outcome: RoundOutcome, universal: Score, average: Score) -> Row:
+        """Append one row to ``metrics.jsonl`` and return it."""
+        experts = [reply.expert_accuracy for reply in outcome.evaluations.values()]
+        personal = [
+            reply.personal_accuracy for reply in outcome.evaluations.values() if reply.personal_accuracy is not None
+        ]
+        known = [name for name in outcome.clusters if name in self.groups]
+        agreement = agreement_with_groups(
+            [outcome.clusters[name] for name in known], [self.groups[name] for name in known]
+        )
+        row: Row = {
+            "round": outcome.server_round,
+            "universal_accuracy": universal.accuracy,
+            "universal_loss": universal.loss,
+            "average_accuracy": average.accuracy,
+            "expert_accuracy": float(np.mean(experts)) if experts else None,
+            "personal_accuracy": float(np.mean(personal)) if personal else None,
+            "worst_decile_accuracy": worst_decile(experts) if experts else None,
+            "num_clusters": len(set(outcome.clusters.values())),
+            "ari": agreement[0] if agreement else None,
+            "nmi": agreement[1] if agreement else None,
+            "churn": churn(self._clusters, outcome.clusters),
+            "clients_ok": outcome.clients_ok,
+            "clients_failed": outcome.clients_failed,
+            "clients_rejected": outcome.clients_rejected,
+            "client_steps": outcome.client_steps,
+            "train_loss": outcome.train_loss,
+            "bytes_down": outcome.bytes_down,
+            "bytes_up": outcome.bytes_up,
+            **{f"seconds_{phase}": round(seconds, 4) for phase, seconds in outcome.seconds.items()},
+            **outcome.extra,
+        }
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        self._clusters |= outcome.clusters
+        self._rows.append(row)
+        with (self.directory / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+        if self.on_round:
+            self.on_round(row)
+        return row
+
+    def finish(self, strategy: FederatedStrategy, clients: list[Client]) -> Row:
+        """Write models, ``clients.csv`` and ``summary.json``; return the summary."""
+        self._save(strategy.universal, self.directory / "universal.safetensors")
+        (self.directory / "experts").mkdir(exist_ok=True)
+        for number, expert in strategy.experts.items():
+            self._save(expert, self.directory / "experts" / f"expert-{number}.safetensors")
+        self._write_clients(strategy, clients)
+        summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
+        summary |= {key: sum(row[key] for row in self._rows) for key in self._rows[-1] if _is_total(key)}
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        return summary
+
+    def fail(self, error: BaseException) -> None:
+        """Write a ``summary.json`` that says why the run ended early."""
+        summary = self._summary("failed") | {"error": str(error) or type(error).__name__}
+        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+
+    def _summary(self, status: str) -> Row:
+        return {
+            "status": status,
+            "method": self.config.method,
+            "scenario": self.config.scenario,
+            "dataset": self.config.dataset,
+            "seed": self.config.seed,
+            "rounds": len(self._rows),
+            "clients": len(self.groups),
+        }
+
+    def _write_clients(self, strategy: FederatedStrategy, clients: list[Client]) -> None:
+        columns = [
+            "client",
+            "group",
+            "cluster",
+            "examples",
+            "universal_accuracy",
+            "expert_accuracy",
+            "personal_accuracy",
+        ]
+        path = self.directory / "clients.csv.part"
+        with path.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(columns)
+            for client in clients:
+                reply = strategy.outcome.evaluations.get(client.name)
+                accuracies = (reply.universal_accuracy, reply.expert_accuracy, reply.personal_accuracy) if reply else ()
+                group = "" if client.group < 0 else client.group
+                writer.writerow(
+                    [client.name, group, strategy.clusters.get(client.name, ""), client.num_examples]
+                    + [f"{value:.4f}" if value is not None else "" for value in accuracies]
+                )
+        path.replace(self.directory / "clients.csv")
+
+    def _save(self, state: State, path: Path) -> None:
+        # One key only: safetensors writes several in an order that changes from file to file.
+        metadata = {"disue": json.dumps({"model": self.config.model, "dataset": self.config.dataset})}
+        part = path.with_suffix(".part")
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata)
+        part.replace(path)
+
+    def _write(self, name: str, text: str) -> None:
+        part = self.directory / f"{name}.part"
+        part.write_text(text)
+        part.replace(self.directory / name)
+
+
+def _is_total(key: str) -> bool:
+    return key.startswith(("bytes_", "seconds_")) or key in ("client_steps", "guard_kept_average")
+
+
+def read_rows(directory: Path) -> list[Mapping[str, Any]]:
+    """Return the rows of a run's ``metrics.jsonl``."""
+    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

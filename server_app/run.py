@@ -1,0 +1,112 @@
+"""One run, from the validated config to the finished run directory."""
+
+from collections.abc import Callable
+from logging import INFO
+
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from disue.config import RunConfig
+from disue.data import build_federation
+from disue.device import prepare_device
+from disue.errors import FederationError
+from disue.metrics import Score, score
+from disue.models import State, build_model, get_state
+from server_app.methods import check_names, check_sizes, make_strategy
+from server_app.recorder import Recorder, Row, check_directory, default_directory
+from strategies.roster import Client, Roster
+
+
+def preflight(config: RunConfig, num_clients: int | None = None) -> None:
+    """Check all that can be checked before a client is asked, data files included.
+
+    Parameters
+    ----------
+    config : RunConfig
+    num_clients : int, optional
+        Where it is known beforehand, as in a simulation.
+
+    Raises
+    ------
+    ConfigError, DataError
+        One line that names the key, the value and what is allowed.
+    """
+    check_names(config)
+    prepare_device(config.device)
+    check_directory(default_directory(config))
+    if num_clients is not None:
+        check_sizes(config, num_clients)
+        build_federation(config, num_clients)
+
+
+def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | None = None) -> Row:
+    """Run the configured method over the grid and write the run directory.
+
+    Parameters
+    ----------
+    config : RunConfig
+    grid : Grid
+        Flower's own, or the in-process one.
+    on_round : callable, optional
+        Called with each row of ``metrics.jsonl`` as it is written.
+
+    Returns
+    -------
+    dict
+        The contents of ``summary.json``.
+
+    Raises
+    ------
+    DisueError
+        If the run cannot start or cannot go on.
+    """
+    preflight(config)
+    device = prepare_device(config.device)
+    roster = Roster(config.seed, config.round_timeout)
+    roster.gather(grid, config.min_clients, config.join_timeout)
+    clients = roster.clients
+    preflight(config, len(clients))
+    federation = build_federation(config, _agreed_partitions(clients))
+    strategy = make_strategy(config, roster, federation, device)
+    model = build_model(config.model, federation.dataset.shape, federation.dataset.num_classes, config.seed)
+    start = get_state(model)
+    test = federation.global_test()
+    recorder = Recorder(default_directory(config), config, clients, on_round)
+    log(INFO, "run directory: %s", recorder.directory)
+
+    def evaluate(state: State) -> Score:
+        model.load_state_dict(state)
+        return score(model, test, device)
+
+    def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+        if server_round == 0:
+            return None
+        universal = evaluate(strategy.universal)
+        average = universal if strategy.average is strategy.universal else evaluate(strategy.average)
+        row = recorder.record_round(strategy.outcome, universal, average)
+        return MetricRecord(
+            {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
+        )
+
+    try:
+        strategy.start(
+            grid,
+            ArrayRecord(start),
+            num_rounds=config.num_server_rounds,
+            timeout=config.round_timeout,
+            evaluate_fn=after_round,
+        )
+    except BaseException as error:
+        recorder.fail(error)
+        raise
+    return recorder.finish(strategy, clients)
+
+
+def _agreed_partitions(clients: list[Client]) -> int:
+    partitions = {client.num_partitions for client in clients}
+    if len(partitions) > 1:
+        raise FederationError(
+            f"num-partitions: the clients disagree on it ({sorted(partitions)}); give all nodes the same"
+        )
+    return partitions.pop()

@@ -1,0 +1,234 @@
+"""What all methods share: the moments of a round, who takes part, and what happens when clients fail."""
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from logging import INFO, WARNING
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+
+from disue.errors import FederationError
+from disue.models import State
+from disue.naming import by_name
+from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, WireError, message_bytes
+from strategies.roster import Client, Roster
+from strategies.updates import ClientUpdate
+
+
+@dataclass(frozen=True)
+class Participation:
+    """Who is asked, how often, and how many must answer."""
+
+    num_rounds: int
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    evaluate_every: int = 1
+    min_success_fraction: float = 0.5
+
+
+@dataclass
+class RoundOutcome:
+    """What one round did, for whoever watches: the recorder, the progress line, a test."""
+
+    server_round: int
+    clients_ok: int = 0
+    clients_failed: int = 0
+    clients_rejected: int = 0
+    client_steps: int = 0
+    train_loss: float = float("nan")
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(("local", "clustering", "distillation", "evaluation"), 0.0)
+    )
+    clusters: dict[str, int] = field(default_factory=dict)
+    evaluations: dict[str, EvaluateReply] = field(default_factory=dict)
+    extra: dict[str, float | int | bool] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the seconds spent inside to a phase."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
+
+
+class FederatedStrategy(Strategy):
+    """A Flower strategy over stable client names.
+
+    A method overrides `aggregate` and, where clients differ, `start_for` and `expert_for`. Everything it
+    sends and receives is a typed record (`disue.wire`).
+
+    Parameters
+    ----------
+    roster : Roster
+        The clients that are connected.
+    participation : Participation
+        Who is asked, and how many must answer.
+    """
+
+    needs_signature = False
+
+    def __init__(self, roster: Roster, participation: Participation) -> None:
+        self.roster = roster
+        self.participation = participation
+        self.universal: State = {}
+        self.average: State = {}
+        self.clusters: dict[str, int] = {}
+        self.experts: dict[int, State] = {}
+        self.outcome = RoundOutcome(server_round=0)
+        self._sampled: list[Client] = []
+        self._starts: dict[str, State] = {}
+        self._phase_started = 0.0
+
+    # --- what a method decides ---------------------------------------------------------------------
+
+    @abstractmethod
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+        """Turn the round's updates, sorted by client name, into the new universal model."""
+
+    def start_for(self, name: str) -> State:
+        """Return what a client starts its local training from."""
+        return self.universal
+
+    def expert_for(self, name: str) -> State | None:
+        """Return the client's own expert, or None where that is the universal model."""
+        return self.experts.get(self.clusters[name]) if name in self.clusters else None
+
+    # --- the moments of a Flower round -------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample clients and send each its start."""
+        self.universal = dict(arrays.to_torch_state_dict())
+        self.outcome = RoundOutcome(server_round)
+        self.roster.refresh(grid)
+        self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round)
+        self._starts = {client.name: self.start_for(client.name) for client in self._sampled}
+        messages = []
+        for client in self._sampled:
+            start = self._starts[client.name]
+            request = TrainRequest(
+                start=start,
+                server_round=server_round,
+                universal=self.universal if self.needs_signature and start is not self.universal else None,
+                signature=self.needs_signature,
+            )
+            messages.append(request.to_message(client.node_id))
+        return self._sent(messages)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies and hand them to the method.
+
+        Raises
+        ------
+        FederationError
+            If fewer than ``min_success_fraction`` of the sampled clients sent a usable update.
+        """
+        replies = self._received(replies, "local")
+        updates = self._read_updates(replies)
+        self._require_enough(len(updates))
+        self.universal = self.aggregate(server_round, updates)
+        self.outcome.clusters = dict(self.clusters)
+        metrics = MetricRecord({"train-loss": self.outcome.train_loss, "clients": self.outcome.clients_ok})
+        return ArrayRecord(self.universal), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask clients how good the universal expert and their own expert are on their test data."""
+        last = server_round == self.participation.num_rounds
+        if not last and server_round % self.participation.evaluate_every:
+            return []
+        fraction = 1.0 if last else self.participation.fraction_evaluate
+        return self._sent(
+            [
+                EvaluateRequest(
+                    universal=self.universal,
+                    server_round=server_round,
+                    expert=self.expert_for(client.name),
+                    personalise=last,
+                ).to_message(client.node_id)
+                for client in self.roster.sample(fraction, "evaluate", server_round)
+            ]
+        )
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Keep each client's own numbers; the recorder sums them up."""
+        for reply in self._received(replies, "evaluation"):
+            name = self.roster.name_of(reply.metadata.src_node_id)
+            try:
+                if reply.has_error():
+                    raise WireError(reply.error.reason)
+                self.outcome.evaluations[name] = EvaluateReply.from_message(reply)
+            except WireError as error:
+                log(WARNING, "%s could not evaluate: %s", name, error)
+        self.outcome.evaluations = {name: self.outcome.evaluations[name] for name in by_name(self.outcome.evaluations)}
+        return None
+
+    def summary(self) -> None:
+        """Log what will be done."""
+        log(
+            INFO,
+            "\t└──> %s with %s clients, %s",
+            type(self).__name__,
+            len(self.roster.clients),
+            self.participation,
+        )
+
+    # --- details -----------------------------------------------------------------------------------
+
+    def _sent(self, messages: list[Message]) -> list[Message]:
+        self.outcome.bytes_down += sum(map(message_bytes, messages))
+        self._phase_started = time.perf_counter()
+        return messages
+
+    def _received(self, replies: Iterable[Message], phase: str) -> list[Message]:
+        received = list(replies)
+        self.outcome.seconds[phase] += time.perf_counter() - self._phase_started
+        self.outcome.bytes_up += sum(map(message_bytes, received))
+        return received
+
+    def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
+        updates: dict[str, ClientUpdate] = {}
+        losses: dict[str, float] = {}
+        for message in replies:
+            name = self.roster.name_of(message.metadata.src_node_id)
+            if message.has_error():
+                log(WARNING, "%s failed: %s", name, message.error.reason)
+                continue
+            try:
+                reply = TrainReply.from_message(message, self.universal, self.needs_signature)
+            except WireError as error:
+                self.outcome.clients_rejected += 1
+                log(WARNING, "%s: update rejected: %s", name, error)
+                continue
+            updates[name] = ClientUpdate(name, self._starts[name], reply.state, reply.num_examples, reply.signature)
+            losses[name] = reply.train_loss
+            self.outcome.client_steps += reply.steps
+        ordered = [updates[name] for name in by_name(updates)]
+        self.outcome.clients_ok = len(ordered)
+        self.outcome.clients_failed = len(self._sampled) - len(ordered) - self.outcome.clients_rejected
+        if ordered:
+            examples = sum(update.num_examples for update in ordered)
+            self.outcome.train_loss = sum(losses[u.name] * u.num_examples for u in ordered) / examples
+        return ordered
+
+    def _require_enough(self, usable: int) -> None:
+        needed = self.participation.min_success_fraction * len(self._sampled)
+        if usable < max(1.0, needed):
+            raise FederationError(
+                f"min-success-fraction: {usable} of {len(self._sampled)} clients sent a usable update in round "
+                f"{self.outcome.server_round}, and at least {self.participation.min_success_fraction:g} of them are "
+                "needed; the log names each client's problem"
+            )

@@ -1,0 +1,40 @@
+"""Stable cluster identity: cluster 2 of this round is cluster 2 of the last one."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+def match_clusters(previous: Mapping[str, int], labels: Mapping[str, int]) -> dict[str, int]:
+    """Rename new clusters after the old ones that share most clients with them.
+
+    One to one, by the assignment with the largest total overlap (Kuhn 1955); a new cluster that overlaps
+    with no old one gets the smallest free number.
+
+    Parameters
+    ----------
+    previous : mapping of client to cluster
+        The identities so far; clients that are not in it do not count.
+    labels : mapping of client to label
+        The new clustering, with arbitrary labels.
+
+    Returns
+    -------
+    dict of client to cluster
+        The same clustering as ``labels``, renamed.
+    """
+    new = sorted(set(labels.values()))
+    old = sorted(set(previous.values()))
+    overlap = np.zeros((len(new), len(old)))
+    for name, label in labels.items():
+        if name in previous:
+            overlap[new.index(label), old.index(previous[name])] += 1
+    rows, columns = linear_sum_assignment(overlap, maximize=True)
+    renamed = {new[i]: old[j] for i, j in zip(rows, columns, strict=True) if overlap[i, j] > 0}
+    taken = set(renamed.values())
+    for label in new:
+        if label not in renamed:
+            renamed[label] = next(number for number in range(len(taken) + 1) if number not in taken)
+            taken.add(renamed[label])
+    return {name: renamed[label] for name, label in labels.items()}

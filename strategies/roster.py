@@ -1,0 +1,111 @@
+"""Who takes part: clients by stable name, sampled with the run seed."""
+
+import time
+from dataclasses import dataclass
+from logging import INFO, WARNING
+
+from flwr.common.logger import log
+from flwr.serverapp import Grid
+
+from disue.errors import FederationError
+from disue.naming import by_name
+from disue.seeding import numpy_rng
+from disue.wire import HelloReply, HelloRequest, WireError
+
+
+@dataclass(frozen=True)
+class Client:
+    """A client that said hello. Its node id changes when it reconnects, its name does not."""
+
+    name: str
+    node_id: int
+    num_examples: int
+    group: int
+    num_partitions: int
+
+
+class Roster:
+    """The clients that are connected.
+
+    Parameters
+    ----------
+    seed : int
+        The run seed; it alone decides who is sampled.
+    timeout : float (default: 600.0)
+        Seconds to wait for the answers to a hello.
+    """
+
+    def __init__(self, seed: int, timeout: float = 600.0) -> None:
+        self.seed = seed
+        self.timeout = timeout
+        self._clients: dict[str, Client] = {}
+
+    @property
+    def clients(self) -> list[Client]:
+        """All known clients, sorted by name."""
+        return [self._clients[name] for name in by_name(self._clients)]
+
+    def name_of(self, node_id: int) -> str:
+        """Return the name of a known node, or a description of an unknown one."""
+        names = [client.name for client in self._clients.values() if client.node_id == node_id]
+        return names[0] if names else f"node {node_id}"
+
+    def gather(self, grid: Grid, min_clients: int, join_timeout: float) -> None:
+        """Wait for enough nodes, then ask each who it is.
+
+        Raises
+        ------
+        FederationError
+            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello.
+        """
+        deadline = time.monotonic() + join_timeout
+        while len(list(grid.get_node_ids())) < min_clients:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"min-clients: {len(list(grid.get_node_ids()))} clients joined within {join_timeout:g} s "
+                    f"and {min_clients} are needed; start more clients (num-supernodes in a simulation) "
+                    "or lower min-clients"
+                )
+            time.sleep(0.2)
+        problems = self.refresh(grid)
+        if len(self._clients) < min_clients:
+            raise FederationError(
+                f"min-clients: {len(self._clients)} clients answered and {min_clients} are needed"
+                + (f"; the first problem was: {problems[0]}" if problems else "")
+            )
+
+    def refresh(self, grid: Grid) -> list[str]:
+        """Forget nodes that are gone, say hello to new ones, and return what went wrong with them."""
+        present = set(grid.get_node_ids())
+        self._clients = {name: client for name, client in self._clients.items() if client.node_id in present}
+        new = sorted(present - {client.node_id for client in self._clients.values()})
+        if not new:
+            return []
+        problems = []
+        replies = grid.send_and_receive([HelloRequest().to_message(node) for node in new], timeout=self.timeout)
+        for reply in replies:
+            node_id = reply.metadata.src_node_id
+            try:
+                if reply.has_error():
+                    raise WireError(reply.error.reason)
+                hello = HelloReply.from_message(reply)
+                if hello.name in self._clients:
+                    raise WireError(f"a second client calls itself '{hello.name}'")
+            except WireError as error:
+                problems.append(str(error))
+                log(WARNING, "node %s cannot take part: %s", node_id, error)
+                continue
+            self._clients[hello.name] = Client(
+                hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions
+            )
+        log(INFO, "%s clients take part", len(self._clients))
+        return problems
+
+    def sample(self, fraction: float, purpose: str, server_round: int) -> list[Client]:
+        """Return a seeded sample of the clients, sorted by name; at least one."""
+        clients = self.clients
+        count = max(1, round(fraction * len(clients)))
+        if count >= len(clients):
+            return clients
+        chosen = numpy_rng(self.seed, "sample", purpose, server_round).choice(len(clients), count, replace=False)
+        return [clients[i] for i in sorted(chosen)]

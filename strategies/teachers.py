@@ -1,0 +1,92 @@
+"""How the experts vote on a proxy sample.
+
+A teacher gives each expert a weight per sample. The vote is the weighted mean of the experts' logits,
+each with its cluster's label prior taken out if that is wished.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disue.metrics import log_prior
+from disue.registry import Registry
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a teacher may look at.
+
+    Attributes
+    ----------
+    expert_logits : (experts, samples, classes) tensor
+    label_counts : (experts, classes) tensor
+        Training examples per class in each expert's cluster.
+    features : (samples, features) tensor
+        The proxy samples under the universal expert that opened the round.
+    prototypes : (experts, classes, features) tensor
+        Mean features per class of each cluster, under the same model.
+    """
+
+    expert_logits: Tensor
+    label_counts: Tensor
+    features: Tensor
+    prototypes: Tensor
+
+
+TEACHERS: Registry[Callable[[Evidence], Tensor]] = Registry("teacher")
+"""Name -> function from evidence to weights, (experts, samples), that sum to one over the experts."""
+
+
+@TEACHERS.register("mean")
+def mean_weights(evidence: Evidence) -> Tensor:
+    """Every expert counts the same (FedDF, Lin et al. 2020, eq. 3)."""
+    experts, samples, _ = evidence.expert_logits.shape
+    return torch.full((experts, samples), 1.0 / experts)
+
+
+@TEACHERS.register("prototype")
+def prototype_weights(evidence: Evidence) -> Tensor:
+    """An expert counts by how near the sample lies to one of its cluster's class prototypes.
+
+    With d_k(x) the squared distance from x to the nearest prototype of cluster k, the weights are
+    softmax_k(-d_k(x) / s), where the scale s is the mean of min_k d_k over the samples.
+    """
+    experts = len(evidence.prototypes)
+    distances = torch.stack(
+        [
+            torch.cdist(evidence.features, evidence.prototypes[k][evidence.label_counts[k] > 0]).min(dim=1).values
+            for k in range(experts)
+        ]
+    ).square()
+    scale = distances.min(dim=0).values.mean().clamp(min=1e-12)
+    return torch.softmax(-distances / scale, dim=0)
+
+
+def teacher_logits(evidence: Evidence, weights: Tensor, prior_correction: bool) -> Tensor:
+    """Return the vote, (samples, classes).
+
+    Parameters
+    ----------
+    evidence : Evidence
+    weights : (experts, samples) tensor
+    prior_correction : bool
+        Vote with ``logit_k - log p_k(y)``, p_k the label shares of cluster k: what is left is the evidence in
+        the sample, not how common a class is in the cluster (logit adjustment, Menon et al. 2021).
+    """
+    logits = evidence.expert_logits
+    if prior_correction:
+        logits = logits - log_prior(evidence.label_counts).unsqueeze(1)
+    return torch.einsum("ks,ksc->sc", weights, logits)
+
+
+def merge_prototypes(label_counts: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the label counts and prototypes of a cluster from those of its clients.
+
+    ``label_counts``: (clients, classes), ``prototypes``: (clients, classes, features); the prototypes are
+    averaged class by class with the counts as weights.
+    """
+    totals = label_counts.sum(dim=0)
+    weighted = torch.einsum("nc,ncf->cf", label_counts, prototypes)
+    return totals, weighted / totals.clamp(min=1.0).unsqueeze(1)

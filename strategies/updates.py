@@ -1,0 +1,17 @@
+"""One client's contribution to a round, as the parts of a strategy see it: tensors, no messages."""
+
+from dataclasses import dataclass
+
+from disue.models import State
+from disue.signature import Signature
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """A trained model, where it started from, and how much data it stands for."""
+
+    name: str
+    start: State
+    state: State
+    num_examples: int
+    signature: Signature | None = None

@@ -1,0 +1,130 @@
+"""The console command in a real process: output, files, exit status."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from disue.cli.main import main
+
+QUICK = ["--set", "model=mlp", "--set", "num-server-rounds=2", "--set", "distill-steps=10"]
+
+
+def disue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from disue.cli.main import main; main()", *arguments]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
+    done = disue("simulate", "--engine", "inline", "--clients", "6", *QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in (
+        "round 1/2",
+        "round 2/2",
+        "universal accuracy",
+        "FedAvg-average accuracy",
+        "expert accuracy",
+        "clusters",
+        "ari",
+    ):
+        assert word in done.stdout
+    place = Path(done.stdout.split("artefacts: ")[1].strip())
+    assert place.parent == tmp_path / "runs"
+    assert place.name.endswith("-disue")
+    assert json.loads((place / "summary.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "alhpa=1"], "alhpa: no such run config key (did you mean 'alpha'?)"),
+        (["--set", "alpha=0"], "alpha: got 0; input should be greater than 0"),
+        (["--set", "method=nope"], "method: 'nope' does not exist; choose from"),
+        (["--set", "alpha"], "--set: got 'alpha'; expected key=value"),
+        (["--clients", "3", "--set", "num-clusters=4"], "num-clusters: got 4; there are 3 clients"),
+        (["--clients", "1"], "min-clients: got 2; there are 1 clients"),
+        (["--set", "proxy-size=5000"], "proxy-size: got 5000"),
+        (
+            ["--set", "dataset=mnist", "--set", "data-dir=/no/such/place"],
+            "data-dir: '/no/such/place' is not a directory",
+        ),
+        (["--output", "/proc/nowhere"], "output-dir: '/proc/nowhere' cannot be"),
+        (["--set", "device=cuda"], "device: got 'cuda'; torch sees no GPU"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    if "device=cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    monkeypatch.chdir(tmp_path)
+    for engine in ("inline", "ray"):
+        monkeypatch.setattr(sys, "argv", ["disue", "simulate", "--engine", engine, *arguments])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        printed = capsys.readouterr()
+        assert caught.value.code == 2
+        assert words in printed.err
+        assert printed.err.count("\n") == 1
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
+    done = disue("simulate", "--set", "num-clusters=40", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "disue: num-clusters: got 40; there are 12 clients, use 0 to 12\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["simulate", "--engine", "dask"], "dask"),
+        (["simulate", "--clients", "0"], "0"),
+        (["simulat"], "simulat"),
+    ],
+)
+def test_bad_options_are_status_2(tmp_path: Path, arguments: list[str], words: str) -> None:
+    done = disue(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_fails_is_status_1(tmp_path: Path) -> None:
+    done = disue(
+        "simulate",
+        "--engine",
+        "inline",
+        "--clients",
+        "3",
+        *QUICK,
+        "--set",
+        "learning-rate=1e30",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "min-success-fraction: 0 of 3 clients" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"], ["--version"]])
+def test_help_has_examples_and_does_not_load_torch(tmp_path: Path, arguments: list[str]) -> None:
+    code = (
+        "import sys; from disue.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules and 'flwr' not in sys.modules, 'heavy imports'"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    if "simulate" in arguments:
+        assert "disue simulate --engine inline" in done.stdout

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from client_app.signature import make_signature
+from client_app.training import label_counts, train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.metrics import log_prior
+from disue.models import build_model, flatten, get_state
+
+CPU = torch.device("cpu")
+
+
+def examples(count: int = 40, classes: int = 3) -> Examples:
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, classes, (count,), generator=g)
+    x = torch.randn(count, 1, 4, 4, generator=g) + y.view(-1, 1, 1, 1)
+    return Examples(x, y)
+
+
+def trained(config: RunConfig, seed: int = 0, data: Examples | None = None) -> tuple[nn.Module, float, int]:
+    model = build_model("mlp", (1, 4, 4), 3)
+    result = train(model, data or examples(), config, torch.Generator().manual_seed(seed), CPU, 3)
+    return model, result.loss, result.steps
+
+
+def test_one_full_batch_step_is_gradient_descent() -> None:
+    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, weight_decay=0.01, learning_rate=0.1)
+    data = examples()
+    reference = build_model("mlp", (1, 4, 4), 3)
+    nn.functional.cross_entropy(reference(data.x), data.y).backward()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= 0.1 * (p.grad + 0.01 * p)
+    model, _, steps = trained(config)
+    assert steps == 1
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+def test_proximal_term_against_autograd() -> None:
+    config = RunConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05, prox_mu=0.7)
+    data = examples()
+    reference = build_model("mlp", (1, 4, 4), 3)
+    anchor = [p.detach().clone() for p in reference.parameters()]
+    for _ in range(3):
+        reference.zero_grad()
+        penalty = sum(((p - a) ** 2).sum() for p, a in zip(reference.parameters(), anchor, strict=True))
+        (nn.functional.cross_entropy(reference(data.x), data.y) + 0.7 / 2.0 * penalty).backward()
+        with torch.no_grad():
+            for p in reference.parameters():
+                p -= 0.05 * p.grad
+    model, _, _ = trained(config)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_a_large_mu_keeps_the_client_near_its_start() -> None:
+    start = flatten(list(get_state(build_model("mlp", (1, 4, 4), 3)).values()))
+
+    def moved(mu: float) -> float:
+        model, _, _ = trained(RunConfig(local_epochs=5, prox_mu=mu, momentum=0.0))
+        return float((flatten(list(get_state(model).values())) - start).norm())
+
+    assert moved(20.0) < 0.5 * moved(0.0)
+
+
+def test_the_balanced_loss_is_cross_entropy_on_shifted_logits() -> None:
+    data = examples()
+    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1, local_loss="balanced")
+    reference = build_model("mlp", (1, 4, 4), 3)
+    counts = np.bincount(data.y.numpy(), minlength=3) + 0.1
+    shift = torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
+    nn.functional.cross_entropy(reference(data.x) + shift, data.y).backward()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= 0.1 * p.grad
+    model, _, _ = trained(config)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+def test_the_balanced_loss_takes_the_prior_out() -> None:
+    """With inputs that tell nothing, plain training learns the label shares and balanced training does not."""
+    y = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+    data = Examples(torch.zeros(100, 1, 4, 4), y)
+    config = {"local_epochs": 300, "batch_size": 100, "learning_rate": 0.1}
+    plain, _, _ = trained(RunConfig(**config), data=data)
+    balanced, _, _ = trained(RunConfig(**config, local_loss="balanced"), data=data)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            plain(data.x[:1]).log_softmax(1)[0], log_prior(label_counts(y, 3)), atol=0.05, rtol=0.0
+        )
+        assert float(balanced(data.x[:1]).softmax(1).max()) < 0.36
+
+
+def test_the_seed_alone_decides() -> None:
+    config = RunConfig(local_epochs=2, batch_size=8)
+    torch.manual_seed(0)
+    first, _, _ = trained(config, seed=5)
+    torch.manual_seed(1)
+    again, _, _ = trained(config, seed=5)
+    other, _, _ = trained(config, seed=6)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("count", "batch_size", "epochs", "steps"), [(40, 16, 2, 6), (5, 32, 3, 3), (1, 1, 1, 1)])
+def test_steps_are_counted(count: int, batch_size: int, epochs: int, steps: int) -> None:
+    _, loss, counted = trained(RunConfig(local_epochs=epochs, batch_size=batch_size), data=examples(count))
+    assert counted == steps
+    assert np.isfinite(loss)
+
+
+def test_signature_is_counts_and_class_means() -> None:
+    data = examples(20, classes=2)
+    model = build_model("mlp", (1, 4, 4), 3)
+    signature = make_signature(model, data, CPU)
+    with torch.no_grad():
+        features = model.body(data.x)
+    assert signature.label_counts.tolist() == np.bincount(data.y.numpy(), minlength=3).tolist()
+    for label in range(2):
+        torch.testing.assert_close(signature.prototypes[label], features[data.y == label].mean(dim=0))
+    assert torch.equal(signature.prototypes[2], torch.zeros(64))

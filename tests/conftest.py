@@ -1,0 +1,71 @@
+"""Shared fixtures: short runs through the inline engine, and small models."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from disue.cli.simulate import run_inline
+from disue.config import RunConfig
+from disue.models import build_model
+from strategies.updates import ClientUpdate
+
+FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20}
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+    logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+@dataclass
+class Run:
+    """A finished inline run."""
+
+    config: RunConfig
+    directory: Path
+    summary: dict[str, Any]
+    rows: list[dict[str, Any]]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Run]:
+    """Run the real ServerApp and ClientApp in this process: ``run(clients, key=value, ...)``."""
+    count = 0
+
+    def go(clients: int = 6, **overrides: Any) -> Run:
+        nonlocal count
+        count += 1
+        directory = tmp_path / f"run-{count}"
+        values = FAST | {key.replace("_", "-"): value for key, value in overrides.items()}
+        config = RunConfig.from_flower(values | {"output-dir": str(directory)})
+        rows: list[dict[str, Any]] = []
+        summary = run_inline(config, clients, rows.append)
+        return Run(config, directory, summary, rows)
+
+    return go
+
+
+@pytest.fixture
+def make_updates() -> Callable[..., list[ClientUpdate]]:
+    """Random updates of a small model: ``make_updates(count, seed=0)``."""
+
+    def make(count: int, seed: int = 0) -> list[ClientUpdate]:
+        generator = torch.Generator().manual_seed(seed)
+        start = build_model("mlp", (1, 4, 4), 3).state_dict()
+        return [
+            ClientUpdate(
+                name=f"client-{i}",
+                start=dict(start),
+                state={k: v + torch.randn(v.shape, generator=generator) for k, v in start.items()},
+                num_examples=int(torch.randint(1, 50, (), generator=generator)),
+            )
+            for i in range(count)
+        ]
+
+    return make

@@ -1,0 +1,58 @@
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from disue.config import RunConfig, parse_assignments
+from disue.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_pyproject_declares_every_key_with_the_same_default() -> None:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    assert declared == RunConfig().to_flower()
+
+
+def test_flower_round_trip_keeps_every_value() -> None:
+    config = RunConfig(seed=3, scenario="rotation", alpha=0.5, prior_correction=False)
+    assert RunConfig.from_flower(config.to_flower()) == config
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"num-sever-rounds": 3}, ["num-sever-rounds", "did you mean 'num-server-rounds'"]),
+        ({"alpha": -1.0}, ["alpha: got -1.0", "greater than 0"]),
+        ({"num-server-rounds": "many"}, ["num-server-rounds: got 'many'", "integer"]),
+        ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
+        ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
+        ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'"]),
+    ],
+)
+def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        RunConfig.from_flower(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:
+    parsed = parse_assignments(["a=1", "b=0.5", "c=true", "d=fashion-mnist", 'e="x y"', "f=2024-01-01", "g="])
+    assert parsed == {
+        "a": 1,
+        "b": 0.5,
+        "c": True,
+        "d": "fashion-mnist",
+        "e": "x y",
+        "f": "2024-01-01",
+        "g": "",
+    }
+
+
+@pytest.mark.parametrize("word", ["seed", "=3", " =3"])
+def test_an_assignment_without_a_key_or_sign_is_refused(word: str) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        parse_assignments([word])

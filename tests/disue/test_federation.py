@@ -1,0 +1,83 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disue.config import RunConfig
+from disue.data import SCENARIOS, build_federation
+from disue.data.scenarios import rotate
+from disue.errors import DataError
+
+
+@given(st.sampled_from(sorted(SCENARIOS)), st.integers(2, 30), st.integers(1, 5), st.integers(0, 100))
+@settings(max_examples=60, deadline=None)
+def test_the_five_sets_are_disjoint(scenario: str, clients: int, groups: int, seed: int) -> None:
+    config = RunConfig(scenario=scenario, num_groups=groups, seed=seed, train_examples=30, test_examples=5)
+    federation = build_federation(config, clients)
+    train = np.concatenate([federation.proxy_indices, *federation.train_parts])
+    test = np.concatenate([federation.test_indices, *federation.test_parts])
+    assert len(np.unique(train)) == len(train)
+    assert len(np.unique(test)) == len(test)
+    assert train.max() < len(federation.dataset.train)
+    assert test.max() < len(federation.dataset.test)
+    assert sum(map(len, federation.train_parts)) == min(
+        30 * clients, len(federation.dataset.train) - len(federation.proxy_indices)
+    )
+    assert min(map(len, federation.train_parts)) >= 2
+    assert min(map(len, federation.test_parts)) >= 1
+
+
+def test_the_global_test_set_is_balanced() -> None:
+    counts = torch.bincount(build_federation(RunConfig(), 12).global_test().y)
+    assert counts.min() == counts.max() > 0
+
+
+def test_the_same_seed_gives_the_same_federation_and_another_one_does_not() -> None:
+    first, other = build_federation(RunConfig(seed=1), 5), build_federation(RunConfig(seed=2), 5)
+    build_federation.__globals__["_build"].cache_clear()
+    again = build_federation(RunConfig(seed=1), 5)
+    for client in range(5):
+        assert torch.equal(first.client(client).train.x, again.client(client).train.x)
+    assert torch.equal(first.proxy(), again.proxy())
+    assert not np.array_equal(first.proxy_indices, other.proxy_indices)
+
+
+def test_a_client_sees_its_groups_view_and_its_test_data_follow_its_training_data() -> None:
+    federation = build_federation(RunConfig(scenario="rotation", num_groups=4), 8)
+    raw = federation.dataset.train[federation.train_parts[5]]
+    expected = federation.dataset.normalise(rotate(raw.x, 90.0))
+    assert federation.client(5).group == 1
+    torch.testing.assert_close(federation.client(5).train.x, expected)
+
+    skewed = build_federation(RunConfig(scenario="label-groups", train_examples=0, test_examples=0), 3)
+    for client in range(3):
+        data = skewed.client(client)
+        train, test = (torch.bincount(part.y, minlength=10) / len(part) for part in (data.train, data.test))
+        assert float((train - test).abs().max()) < 0.05
+
+
+def test_proxy_and_global_test_set_show_all_views_equally() -> None:
+    federation = build_federation(RunConfig(scenario="label-swap", num_groups=4), 8)
+    raw = federation.dataset.test[federation.test_indices]
+    changed = (federation.global_test().y != raw.y).double().mean()
+    assert 0.5 < float(changed) <= 0.8  # three of four views permute labels, each leaving few where they were
+    rotated = build_federation(RunConfig(scenario="rotation", num_groups=2), 8)
+    upright = rotated.dataset.normalise(rotated.dataset.train[rotated.proxy_indices].x)
+    same = (rotated.proxy() == upright).flatten(1).all(dim=1).double().mean()
+    assert float(same) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("config", "clients", "words"),
+    [
+        (RunConfig(proxy_size=1_000_000), 12, ["proxy-size: got 1000000", "1347", "at most 1323"]),
+        (RunConfig(), 1000, ["1347 training examples for 1000 clients"]),
+        (RunConfig(), 600, ["test examples for 600 clients"]),
+    ],
+)
+def test_asking_for_too_much_is_one_line(config: RunConfig, clients: int, words: list[str]) -> None:
+    with pytest.raises(DataError) as caught:
+        build_federation(config, clients)
+    for word in words:
+        assert word in str(caught.value)

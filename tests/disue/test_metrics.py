@@ -1,0 +1,59 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from disue.data import Examples
+from disue.metrics import agreement_with_groups, churn, log_prior, predict_logits, score, worst_decile
+
+CPU = torch.device("cpu")
+
+
+class Logits(nn.Module):
+    """Gives its input back as logits."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_accuracy_and_loss_by_hand() -> None:
+    x = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
+    result = score(Logits(), Examples(x, torch.tensor([0, 1, 1, 0])), CPU)
+    assert result.accuracy == 0.75
+    margins = [2.0, 1.0, -3.0, 1.0]
+    assert result.loss == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 4)
+
+
+def test_a_logit_shift_changes_the_decision() -> None:
+    examples = Examples(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
+    assert score(Logits(), examples, CPU).accuracy == 0.0
+    assert score(Logits(), examples, CPU, torch.tensor([0.0, 2.0])).accuracy == 1.0
+
+
+def test_batches_do_not_change_logits() -> None:
+    x = torch.randn(10, 3)
+    torch.testing.assert_close(predict_logits(Logits(), x, CPU, batch_size=4), x)
+
+
+def test_log_prior_is_a_distribution_and_stays_finite() -> None:
+    prior = log_prior(torch.tensor([[9.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(prior.exp().sum(dim=1), torch.ones(2))
+    assert float(prior[0, 0]) == pytest.approx(math.log(9.1 / 10.3))
+    assert bool(torch.isfinite(prior).all())
+
+
+def test_agreement_needs_planted_groups() -> None:
+    assert agreement_with_groups([0, 0, 1], [1, 1, 0]) == (1.0, 1.0)
+    assert agreement_with_groups([0, 0, 1], [-1, -1, -1]) is None
+    assert agreement_with_groups([], []) is None
+
+
+def test_churn_counts_clients_known_before_and_after() -> None:
+    assert churn({"a": 0, "b": 1, "c": 1}, {"a": 0, "b": 0, "d": 3}) == 0.5
+    assert churn({}, {"a": 0}) == 0.0
+
+
+def test_worst_decile() -> None:
+    assert worst_decile([i / 20 for i in range(20)]) == pytest.approx(0.025)
+    assert worst_decile([0.9, 0.4]) == 0.4

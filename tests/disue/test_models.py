@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from disue.errors import ConfigError
+from disue.models import MODELS, build_model, get_state, interpolate, subtract
+
+SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_takes_every_shape_and_learns(name: str, shape: tuple[int, int, int]) -> None:
+    model = build_model(name, shape, 7)
+    x, y = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3])
+    assert model.body(x).shape == (4, model.head.in_features)
+    before = nn.functional.cross_entropy(model(x), y)
+    before.backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in model.parameters())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.01 * parameter.grad
+    assert nn.functional.cross_entropy(model(x), y).item() < before.item()
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_no_model_keeps_running_statistics(name: str) -> None:
+    model = build_model(name, (3, 32, 32), 10)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert set(dict(model.named_parameters())) == set(model.state_dict())
+
+
+def test_weights_depend_on_the_seed_alone() -> None:
+    torch.manual_seed(1)
+    first = get_state(build_model("cnn", (1, 8, 8), 10, seed=3))
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again = get_state(build_model("cnn", (1, 8, 8), 10, seed=3))
+    assert torch.equal(before, torch.get_rng_state())
+    other = get_state(build_model("cnn", (1, 8, 8), 10, seed=4))
+    assert all(torch.equal(first[k], again[k]) for k in first)
+    assert not torch.equal(first["head.weight"], other["head.weight"])
+
+
+def test_state_arithmetic() -> None:
+    first, second = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 0.0])}
+    assert subtract(first, second)["w"].tolist() == [-2.0, 2.0]
+    assert interpolate(first, second, 0.25)["w"].tolist() == [1.5, 1.5]
+
+
+def test_an_unknown_model_is_named() -> None:
+    with pytest.raises(ConfigError, match="model: 'resnet' does not exist"):
+        build_model("resnet", (3, 32, 32), 10)

@@ -1,0 +1,163 @@
+from collections.abc import Iterator
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from disue import wire
+from disue.errors import FederationError
+from disue.models import State
+from disue.signature import Signature
+from disue.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    HelloRequest,
+    TrainReply,
+    TrainRequest,
+    WireError,
+    message_bytes,
+)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _identity() -> Iterator[None]:
+    TaskIdentity.run_id = TaskIdentity.task_id = TaskIdentity.node_id = 1
+    yield
+
+
+def state(seed: int = 0) -> State:
+    g = torch.Generator().manual_seed(seed)
+    return {"b": torch.randn(3, 2, generator=g), "a": torch.randn(2, generator=g)}
+
+
+def same(first: State | None, second: State | None) -> bool:
+    if first is None or second is None:
+        return first is second
+    return list(first) == list(second) and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def reply_to() -> Message:
+    return HelloRequest().to_message(5)
+
+
+@pytest.mark.parametrize("universal", [None, state(1)])
+def test_train_request_round_trip(universal: State | None) -> None:
+    sent = TrainRequest(start=state(), server_round=4, universal=universal, signature=True)
+    message = sent.to_message(7)
+    got = TrainRequest.from_message(message)
+    assert message.metadata.dst_node_id == 7
+    assert same(got.start, sent.start)
+    assert same(got.universal, universal)
+    assert (got.server_round, got.signature) == (4, True)
+
+
+@pytest.mark.parametrize("expert", [None, state(1)])
+def test_evaluate_request_round_trip(expert: State | None) -> None:
+    got = EvaluateRequest.from_message(EvaluateRequest(state(), 3, expert, personalise=True).to_message(7))
+    assert same(got.universal, state())
+    assert same(got.expert, expert)
+    assert got.personalise
+
+
+@given(st.text(min_size=1), st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6))
+@settings(deadline=None)
+def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int) -> None:
+    sent = HelloReply(name, examples, group, partitions)
+    assert HelloReply.from_message(sent.to_message(reply_to())) == sent
+
+
+@pytest.mark.parametrize("personal", [None, 0.25])
+def test_evaluate_reply_round_trip(personal: float | None) -> None:
+    sent = EvaluateReply(10, 0.5, 1.25, 0.75, personal)
+    assert EvaluateReply.from_message(sent.to_message(reply_to())) == sent
+
+
+def test_train_reply_round_trip() -> None:
+    signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 4))
+    sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), wants_signature=True)
+    assert same(got.state, sent.state)
+    assert got.signature is not None
+    assert torch.equal(got.signature.prototypes, signature.prototypes)
+    assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
+
+
+def broken(**changes: object) -> Message:
+    content: dict[str, object] = {
+        "arrays": ArrayRecord(state()),
+        "metrics": MetricRecord({"num-examples": 3, "train-loss": 0.1, "steps": 1}),
+        "signature": ArrayRecord({"label-counts": torch.ones(2), "prototypes": torch.ones(2, 3)}),
+    }
+    content |= {key.replace("_", "-"): value for key, value in changes.items()}
+    return Message(RecordDict({k: v for k, v in content.items() if v is not None}), reply_to=reply_to())  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize(
+    ("message_changes", "reason"),
+    [
+        ({"arrays": None}, "no 'arrays' record"),
+        ({"arrays": ArrayRecord({"a": state()["a"]})}, r"parameters differ: \['b'\]"),
+        ({"arrays": ArrayRecord(state() | {"a": torch.zeros(3)})}, r"parameter a is torch.float32 \(3,\)"),
+        ({"arrays": ArrayRecord(state() | {"a": torch.zeros(2).double()})}, "parameter a is torch.float64"),
+        (
+            {"arrays": ArrayRecord(state() | {"a": torch.tensor([0.0, float("nan")])})},
+            "a has values that are not finite",
+        ),
+        (
+            {"arrays": ArrayRecord(state() | {"a": torch.tensor([0.0, float("inf")])})},
+            "a has values that are not finite",
+        ),
+        ({"metrics": None}, "num-examples is None"),
+        ({"metrics": MetricRecord({"num-examples": 0})}, "num-examples is 0"),
+        ({"metrics": MetricRecord({"num-examples": -4})}, "num-examples is -4"),
+        ({"metrics": MetricRecord({"num-examples": 2.5})}, "num-examples is 2.5"),
+        ({"signature": None}, "no 'signature' record"),
+        ({"signature": ArrayRecord({"prototypes": torch.ones(2, 3)})}, "lacks 'label-counts'"),
+        (
+            {"signature": ArrayRecord({"label-counts": torch.ones(3), "prototypes": torch.ones(2, 3)})},
+            "do not fit",
+        ),
+        (
+            {"signature": ArrayRecord({"label-counts": -torch.ones(2), "prototypes": torch.ones(2, 3)})},
+            "negative or not",
+        ),
+    ],
+)
+def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(WireError, match=reason):
+        TrainReply.from_message(broken(**message_changes), like=state(), wants_signature=True)
+
+
+def test_the_well_formed_one_is_not() -> None:
+    TrainReply.from_message(broken(), like=state(), wants_signature=True)
+
+
+def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages = [
+        HelloRequest().to_message(1),
+        TrainRequest(state(), 1).to_message(1),
+        EvaluateRequest(state(), 1).to_message(1),
+    ]
+    monkeypatch.setattr(wire, "source_hash", lambda: "another")
+    for check, message in zip(
+        (HelloRequest.check, TrainRequest.from_message, EvaluateRequest.from_message), messages, strict=True
+    ):
+        with pytest.raises(FederationError, match="other source code"):
+            check(message)
+
+
+def test_a_request_without_config_is_refused() -> None:
+    message = Message(RecordDict({"arrays": ArrayRecord(state())}), 1, "train")
+    with pytest.raises(WireError, match="no 'config' record"):
+        TrainRequest.from_message(message)
+
+
+def test_bytes_are_those_of_the_payload() -> None:
+    small = Message(RecordDict({"config": ConfigRecord({"x": 1})}), 1, "train")
+    large = Message(RecordDict({"config": ConfigRecord({"x": 1}), "arrays": ArrayRecord(state())}), 1, "train")
+    assert message_bytes(large) - message_bytes(small) >= 8 * 4
+    assert message_bytes(large) - message_bytes(small) < 8 * 4 + 600  # names, shapes and headers

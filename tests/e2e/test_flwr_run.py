@@ -1,0 +1,119 @@
+"""Real processes: `disue simulate` on Ray, and plain `flwr run .`, against the inline engine."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tomli_w
+
+from disue.cli import ray
+from disue.cli.ray import private_superlink, run_ray, run_status
+from disue.cli.simulate import run_inline
+from disue.config import RunConfig
+from disue.errors import FederationError
+
+ROOT = Path(__file__).parents[2]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+CLIENTS = 6
+SMALL = {"num-server-rounds": 3, "distill-steps": 40, "fraction-train": 0.7, "num-clusters": 2, "seed": 5}
+
+
+def rows_of(directory: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("inline") / "run"
+    run_inline(RunConfig.from_flower(SMALL | {"output-dir": str(directory)}), CLIENTS)
+    return directory
+
+
+def flwr_run(
+    app: Path, superlink: Path, run_config: dict[str, Any], num_supernodes: int, cwd: Path | None = None
+) -> tuple[str, list[str]]:
+    """Run plain `flwr run` on a SuperLink of its own; return the run's status and the printed lines."""
+    superlink.mkdir()
+    overrides = superlink / "overrides.toml"
+    overrides.write_text(tomli_w.dumps(run_config))
+    with private_superlink(superlink) as environment:
+        command = [ray._tool("flwr"), "run", str(app), "--stream", "--run-config", str(overrides)]
+        command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
+        done = subprocess.run(
+            command,
+            cwd=cwd or superlink,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=600,
+        )
+        log = (done.stdout + done.stderr).splitlines()
+        return run_status(log, environment, superlink), log
+
+
+def test_the_two_engines_give_equal_metrics_and_equal_models(inline: Path, tmp_path: Path) -> None:
+    seen: list[dict[str, Any]] = []
+    config = RunConfig.from_flower(SMALL | {"output-dir": str(tmp_path / "run")})
+    summary = run_ray(config, CLIENTS, 0.0, seen.append)
+    assert summary["status"] == "completed"
+    assert [row["round"] for row in seen] == [1, 2, 3]
+    assert rows_of(tmp_path / "run") == rows_of(inline)
+    for name in ("universal.safetensors", "experts/expert-0.safetensors", "clients.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes()
+
+
+def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path) -> None:
+    status, log = flwr_run(ROOT, tmp_path / "link", SMALL | {"output-dir": str(tmp_path / "run")}, CLIENTS)
+    assert status == "finished:completed", "\n".join(log[-30:])
+    assert rows_of(tmp_path / "run") == rows_of(inline)
+
+
+def test_a_bad_value_fails_the_run_with_the_line_in_the_log(tmp_path: Path) -> None:
+    values = {"scenario": "rotations", "output-dir": str(tmp_path / "run")}
+    status, log = flwr_run(ROOT, tmp_path / "link", values, 2)
+    assert status == "finished:failed"
+    assert any("scenario: 'rotations' does not exist (did you mean 'rotation'?)" in line for line in log)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_nodes_fail_the_run_within_the_join_timeout(tmp_path: Path) -> None:
+    config = RunConfig.from_flower({"min-clients": 5, "join-timeout": 2.0, "output-dir": str(tmp_path / "run")})
+    with pytest.raises(FederationError, match="min-clients: 2 clients joined within 2 s and 5 are needed"):
+        run_ray(config, 2, 0.0, lambda row: None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None:
+    """Ray actors may prefer the directory that the SuperLink was started from; then the hash must tell."""
+    link = tmp_path / "link"
+    link.mkdir()
+    for package in ray.PACKAGES:
+        shutil.copytree(ROOT / package, link / package)
+    (link / "client_app" / "training.py").open("a").write("\n# another version\n")
+    overrides = link / "overrides.toml"
+    overrides.write_text(tomli_w.dumps(SMALL | {"num-server-rounds": 1, "output-dir": str(tmp_path / "run")}))
+    with private_superlink(link) as environment:
+        command = [ray._tool("flwr"), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
+        command += ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
+        done = subprocess.run(command, cwd=link, env=environment, capture_output=True, text=True, check=False)
+        status = run_status(done.stdout.splitlines(), environment, link)
+    assert status == "finished:completed" or "other source code" in done.stdout
+
+
+def test_the_readme_job(tmp_path: Path) -> None:
+    """The README's main job: `disue simulate` with nothing else, twelve clients in three planted groups on Ray."""
+    command = [str(Path(sys.executable).parent / "disue"), "simulate"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
+    assert summary["clients"] == 12
+    assert summary["ari"] == 1.0
+    assert "round 10/10" in done.stdout
+    assert f"artefacts: {next((tmp_path / 'runs').iterdir())}" in done.stdout.replace("\n", "")

@@ -1,0 +1,186 @@
+"""One run through the inline engine: the real ServerApp's `execute` and the real ClientApp."""
+
+import csv
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from client_app.app import app as client_app
+from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.config import RunConfig
+from disue.data import build_federation
+from disue.errors import ConfigError, DataError, FederationError
+from disue.metrics import score
+from disue.models import build_model
+from server_app.app import app as server_app
+from server_app.recorder import check_directory
+from server_app.run import execute, preflight
+
+ROUND_KEYS = {
+    *("round", "universal_accuracy", "universal_loss", "expert_accuracy", "personal_accuracy"),
+    *("worst_decile_accuracy", "num_clusters", "ari", "nmi", "churn", "clients_ok", "clients_failed"),
+    *("clients_rejected", "bytes_down", "bytes_up", "seconds_local", "seconds_clustering"),
+    *("seconds_distillation", "seconds_evaluation"),
+}
+
+
+def without_timings(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in rows]
+
+
+def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=7, num_clusters=2)
+    files = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
+    assert files == {
+        *("config.toml", "metrics.jsonl", "clients.csv", "summary.json", "universal.safetensors"),
+        *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
+    }
+    rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
+    assert rows == result.rows
+    assert [row["round"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row.keys() >= ROUND_KEYS
+    assert rows[0]["personal_accuracy"] is None
+    assert rows[1]["personal_accuracy"] is not None
+
+    summary = json.loads((result.directory / "summary.json").read_text())
+    assert summary == result.summary
+    assert (
+        summary["status"],
+        summary["method"],
+        summary["scenario"],
+        summary["seed"],
+        summary["rounds"],
+    ) == (
+        "completed",
+        "disue",
+        "label-groups",
+        0,
+        2,
+    )
+    assert summary["universal_accuracy"] == rows[-1]["universal_accuracy"]
+    assert summary["bytes_up"] == rows[0]["bytes_up"] + rows[1]["bytes_up"]
+
+    settings = tomllib.loads((result.directory / "config.toml").read_text())
+    assert RunConfig.from_flower(settings["run"]) == result.config
+    assert settings["versions"].keys() >= {"flwr", "torch"}
+
+
+def test_clients_csv_has_everyone_and_its_mean_is_the_metric(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=7)
+    with (result.directory / "clients.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["client"] for row in rows] == [f"client-{i}" for i in range(7)]
+    assert [row["group"] for row in rows] == ["0", "1", "2", "0", "1", "2", "0"]
+    federation = build_federation(result.config, 7)
+    assert [int(row["examples"]) for row in rows] == [len(part) for part in federation.train_parts]
+    for key in ("expert_accuracy", "personal_accuracy"):
+        mean = sum(float(row[key]) for row in rows) / 7
+        assert mean == pytest.approx(result.summary[key], abs=1e-4)
+
+
+def test_the_saved_universal_expert_has_the_reported_accuracy(run) -> None:  # type: ignore[no-untyped-def]
+    result = run()
+    federation = build_federation(result.config, 6)
+    model = build_model("mlp", federation.dataset.shape, 10)
+    model.load_state_dict(load_file(result.directory / "universal.safetensors"))
+    measured = score(model, federation.global_test(), torch.device("cpu"))
+    assert measured.accuracy == result.summary["universal_accuracy"]
+    assert measured.loss == result.summary["universal_loss"]
+    with safe_open(result.directory / "universal.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["disue"]) == {"model": "mlp", "dataset": "digits"}
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(run) -> None:  # type: ignore[no-untyped-def]
+    first, again, other = run(seed=3), run(seed=3), run(seed=4)
+    assert without_timings(first.rows) == without_timings(again.rows)
+    assert (first.directory / "universal.safetensors").read_bytes() == (
+        again.directory / "universal.safetensors"
+    ).read_bytes()
+    assert without_timings(first.rows) != without_timings(other.rows)
+
+
+def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
+    run_config = RunConfig(
+        output_dir=str(tmp_path / "r"), num_server_rounds=1, model="mlp", distill_steps=5
+    ).to_flower()
+    grid = InlineGrid(client_app, run_config, simulated_nodes(2))
+    server_app(grid=grid, context=Context(1, 1, {}, RecordDict(), run_config))
+    assert json.loads((tmp_path / "r" / "summary.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    ("values", "clients", "words"),
+    [
+        ({"method": "fedavgg"}, 4, "method: 'fedavgg' does not exist (did you mean 'fedavg'?); choose from"),
+        ({"scenario": "rotations"}, 4, "scenario: 'rotations' does not exist"),
+        ({"clusterer": "dbscan"}, 4, "clusterer: 'dbscan' does not exist"),
+        ({"teacher": "x"}, 4, "teacher: 'x' does not exist; choose from mean, prototype"),
+        ({"signature": "x"}, 4, "signature: 'x' does not exist"),
+        ({"model": "vgg"}, 4, "model: 'vgg' does not exist"),
+        ({"num-clusters": 5}, 4, "num-clusters: got 5; there are 4 clients"),
+        ({"min-clients": 5}, 4, "min-clients: got 5; there are 4 clients"),
+        ({"proxy-size": 10_000}, 4, "proxy-size: got 10000"),
+        (
+            {"dataset": "mnist", "data-dir": "/no/such/place"},
+            4,
+            "data-dir: '/no/such/place' is not a directory",
+        ),
+        ({"output-dir": "/proc/nowhere"}, 4, "output-dir: '/proc/nowhere' cannot be written"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path, values: dict[str, object], clients: int, words: str
+) -> None:
+    config = RunConfig.from_flower({"output-dir": str(tmp_path / "r")} | values)
+    with pytest.raises((ConfigError, DataError)) as caught:
+        preflight(config, clients)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    fast = config.model_copy(update={"join_timeout": 0.3})
+    with pytest.raises((ConfigError, DataError, FederationError)):
+        execute(fast, InlineGrid(client_app, config.to_flower(), simulated_nodes(clients)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_directory_with_a_run_in_it_is_left_alone(run) -> None:  # type: ignore[no-untyped-def]
+    result = run()
+    before = (result.directory / "metrics.jsonl").read_text()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        preflight(result.config, 6)
+    assert (result.directory / "metrics.jsonl").read_text() == before
+
+
+def test_an_output_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_directory(tmp_path / "file")
+    with pytest.raises(ConfigError, match="cannot be written"):
+        check_directory(tmp_path / "file" / "below")
+
+
+def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path) -> None:
+    config = RunConfig(output_dir=str(tmp_path / "r"), learning_rate=1e30, model="mlp", num_server_rounds=1)
+    with pytest.raises(FederationError, match="0 of 3 clients"):
+        execute(config, InlineGrid(client_app, config.to_flower(), simulated_nodes(3)))
+    summary = json.loads((tmp_path / "r" / "summary.json").read_text())
+    assert summary["status"] == "failed"
+    assert "0 of 3 clients" in summary["error"]
+
+
+def test_clients_that_disagree_on_the_number_of_partitions_are_refused(tmp_path: Path) -> None:
+    config = RunConfig(output_dir=str(tmp_path / "r"))
+    nodes = [{"partition-id": 0, "num-partitions": 2}, {"partition-id": 1, "num-partitions": 3}]
+    with pytest.raises(FederationError, match="num-partitions: the clients disagree"):
+        execute(config, InlineGrid(client_app, config.to_flower(), nodes))
+
+
+def test_two_clients_and_default_settings_work(run) -> None:  # type: ignore[no-untyped-def]
+    """What plain `flwr run .` does: two simulated nodes, although three groups are planted by default."""
+    assert run(clients=2).summary["status"] == "completed"

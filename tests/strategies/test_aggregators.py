@@ -1,0 +1,49 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from strategies.aggregators import weighted_average
+from strategies.updates import ClientUpdate
+
+
+def update(values: list[float], num_examples: int) -> ClientUpdate:
+    state = {"w": torch.tensor(values)}
+    return ClientUpdate("c", state, state, num_examples)
+
+
+def test_closed_form() -> None:
+    average = weighted_average([update([1.0, 2.0], 1), update([5.0, -2.0], 3)])
+    assert average["w"].tolist() == [4.0, -1.0]  # (1 + 3 * 5) / 4, (2 - 3 * 2) / 4
+
+
+@given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(1, 10_000)), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_against_numpy(members: list[tuple[float, int]]) -> None:
+    average = weighted_average([update([value], count) for value, count in members])
+    values, counts = zip(*members, strict=True)
+    assert float(average["w"]) == pytest.approx(np.average(values, weights=counts), rel=1e-5, abs=1e-4)
+
+
+def test_average_of_averages_is_the_average(make_updates) -> None:  # type: ignore[no-untyped-def]
+    updates = make_updates(7)
+    parts = [updates[:3], updates[3:]]
+    experts = [
+        replace(part[0], state=weighted_average(part), num_examples=sum(u.num_examples for u in part)) for part in parts
+    ]
+    torch.testing.assert_close(weighted_average(experts), weighted_average(updates))
+
+
+def test_one_client_is_returned_bit_for_bit(make_updates) -> None:  # type: ignore[no-untyped-def]
+    (only,) = make_updates(1)
+    for name, tensor in weighted_average([only]).items():
+        assert torch.equal(tensor, only.state[name])
+        assert tensor.dtype == only.state[name].dtype
+
+
+def test_nothing_to_average_is_an_error() -> None:
+    with pytest.raises(ValueError, match="nothing to average"):
+        weighted_average([])

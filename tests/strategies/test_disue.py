@@ -1,0 +1,137 @@
+"""The three phases together, on the real clients."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disue.cli.inline import InlineGrid
+from strategies.disue import DisUE
+from strategies.updates import ClientUpdate
+
+
+def test_it_finds_the_planted_groups_and_its_experts_win(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {
+        "clients": 12,
+        "model": "cnn",
+        "num_server_rounds": 5,
+        "local_epochs": 2,
+        "distill_steps": 60,
+        "seed": 11,
+    }
+    disue, fedavg = run(**settings), run(**settings, method="fedavg")
+    assert disue.summary["ari"] == 1.0
+    assert disue.summary["num_clusters"] == 3
+    assert disue.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"] + 0.1
+
+
+@pytest.mark.parametrize(("scenario", "groups"), [("rotation", 3), ("rotation", 4), ("label-swap", 3)])
+def test_it_finds_groups_of_other_kinds(run, scenario: str, groups: int) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=12, scenario=scenario, num_groups=groups, seed=12)
+    assert result.summary["ari"] == 1.0
+
+
+def test_clients_of_one_kind_are_one_cluster_and_the_universal_expert_is_fedavg_bit_for_bit(run) -> None:  # type: ignore[no-untyped-def]
+    disue, fedavg = run(scenario="iid"), run(scenario="iid", method="fedavg")
+    assert disue.summary["num_clusters"] == 1
+    first, second = (load_file(r.directory / "universal.safetensors") for r in (disue, fedavg))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
+    original = DisUE._update_experts
+
+    def watch(self: DisUE, members: dict[int, list[ClientUpdate]]) -> None:
+        original(self, members)
+        seen.append((dict(self.clusters), [u for us in members.values() for u in us], dict(self.experts)))
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    run(clients=9, num_server_rounds=1, num_clusters=3)
+    ((clusters, updates, experts),) = seen
+    assert set(experts) == {0, 1, 2}
+    for number, expert in experts.items():
+        members = [u for u in updates if clusters[u.name] == number]
+        weights = [u.num_examples for u in members]
+        for name, tensor in expert.items():
+            expected = np.average([u.state[name].double().numpy() for u in members], axis=0, weights=weights)
+            np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-6)
+
+
+def test_with_partial_participation_only_sampled_clients_count_and_identities_are_stable(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    averaged: list[set[str]] = []
+    original = DisUE._update_experts
+
+    def watch(self: DisUE, members: dict[int, list[ClientUpdate]]) -> None:
+        averaged.append({u.name for us in members.values() for u in us})
+        original(self, members)
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    result = run(clients=12, fraction_train=0.5, num_server_rounds=6, seed=13)
+    assert all(len(names) == 6 for names in averaged)
+    assert result.summary["ari"] == 1.0
+    assert [row["churn"] for row in result.rows[-2:]] == [0.0, 0.0]
+    assert {path.name for path in (result.directory / "experts").iterdir()} == {
+        f"expert-{k}.safetensors" for k in range(3)
+    }
+
+
+@pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
+def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
+    starts: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor] | None]] = []
+    original = DisUE.start_for
+
+    def watch(self: DisUE, name: str) -> dict[str, torch.Tensor]:
+        start = original(self, name)
+        starts.append((start, self.universal, self.expert_for(name)))
+        return start
+
+    monkeypatch.setattr(DisUE, "start_for", watch)
+    run(clients=6, initialisation=initialisation, blend=0.25, num_server_rounds=2)
+    share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
+    assert all(start is universal for start, universal, expert in starts if expert is None)
+    second_round = [entry for entry in starts if entry[2] is not None]
+    assert len(second_round) == 6
+    for start, universal, expert in second_round:
+        assert expert is not None
+        for name in start:
+            torch.testing.assert_close(start[name], (1 - share) * universal[name] + share * expert[name])
+
+
+@pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes"])
+@pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative"])
+def test_every_signature_goes_with_every_clusterer(run, signature: str, clusterer: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14)
+    assert result.summary["num_clusters"] == 3
+    assert result.summary["ari"] == 1.0
+
+
+@pytest.mark.parametrize("teacher", ["mean", "prototype"])
+@pytest.mark.parametrize("local_loss", ["cross-entropy", "balanced"])
+def test_every_teacher_goes_with_every_local_loss(run, teacher: str, local_loss: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(teacher=teacher, local_loss=local_loss, num_clusters=3)
+    assert result.rows[-1]["divergence_student"] <= result.rows[-1]["divergence_average"]
+
+
+def test_an_update_never_travels_twice(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """A training request carries one model, and an evaluation's reply carries none."""
+    sizes: dict[str, set[tuple[str, ...]]] = {}
+    original = InlineGrid._answer
+
+    def watch(self, message):  # type: ignore[no-untyped-def]
+        reply = original(self, message)
+        kind = message.metadata.message_type
+        sizes.setdefault(f"{kind} request", set()).add(tuple(sorted(message.content.array_records)))
+        sizes.setdefault(f"{kind} reply", set()).add(tuple(sorted(reply.content.array_records)))
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    run(num_clusters=3)
+    assert sizes == {
+        "query request": {()},
+        "query reply": {()},
+        "train request": {("arrays",)},
+        "train reply": {("arrays", "signature")},
+        "evaluate request": {("arrays", "expert")},
+        "evaluate reply": {()},
+    }

@@ -1,0 +1,78 @@
+import time
+
+import pytest
+from tests_support import ChangingGrid, answering_app
+
+from disue.errors import FederationError
+from disue.naming import client_name
+from strategies.roster import Roster
+
+
+def grid(names: list[str]) -> ChangingGrid:
+    return ChangingGrid(answering_app(), {}, [{"name": name} for name in names])
+
+
+def roster(names: list[str], seed: int = 0) -> Roster:
+    made = Roster(seed)
+    made.gather(grid(names), min_clients=1, join_timeout=1.0)
+    return made
+
+
+def test_clients_are_known_by_name_in_natural_order() -> None:
+    assert [client.name for client in roster(["client-10", "client-2", "ward"]).clients] == [
+        "client-2",
+        "client-10",
+        "ward",
+    ]
+
+
+def test_the_sample_depends_on_seed_purpose_and_round_and_not_on_node_ids() -> None:
+    names = [f"client-{i}" for i in range(20)]
+    one, other = roster(names), roster(list(reversed(names)))  # the same clients under other node ids
+
+    def sample(made: Roster, *arguments: object) -> list[str]:
+        return [client.name for client in made.sample(0.3, *arguments)]  # type: ignore[arg-type]
+
+    assert len(sample(one, "train", 1)) == 6
+    assert sample(one, "train", 1) == sample(other, "train", 1)
+    assert sample(one, "train", 1) != sample(one, "train", 2)
+    assert sample(one, "train", 1) != sample(one, "evaluate", 1)
+    assert sample(one, "train", 1) != sample(roster(names, seed=1), "train", 1)
+
+
+def test_a_fraction_of_one_is_everybody_and_a_tiny_one_is_somebody() -> None:
+    made = roster(["a", "b", "c"])
+    assert [client.name for client in made.sample(1.0, "train", 1)] == ["a", "b", "c"]
+    assert len(made.sample(0.01, "train", 1)) == 1
+
+
+def test_too_few_clients_is_an_error_within_the_timeout() -> None:
+    started = time.monotonic()
+    with pytest.raises(FederationError, match="min-clients: 2 clients joined within 0.5 s and 3 are needed"):
+        Roster(0).gather(grid(["a", "b"]), min_clients=3, join_timeout=0.5)
+    assert time.monotonic() - started < 2.0
+
+
+def test_a_second_client_of_the_same_name_does_not_take_part() -> None:
+    made = roster(["a", "a", "b"])
+    assert [client.name for client in made.clients] == ["a", "b"]
+
+
+def test_a_client_that_comes_back_under_a_new_node_id_keeps_its_name() -> None:
+    before = grid(["a", "b"])
+    made = Roster(0)
+    made.gather(before, min_clients=2, join_timeout=1.0)
+    old = {client.name: client.node_id for client in made.clients}
+    before.forget(old["a"])
+    before.add_node({"name": "a"})
+    made.refresh(before)
+    new = {client.name: client.node_id for client in made.clients}
+    assert new.keys() == old.keys()
+    assert new["b"] == old["b"]
+    assert new["a"] != old["a"]
+    assert made.name_of(new["a"]) == "a"
+
+
+def test_names_come_from_the_node_config() -> None:
+    assert client_name({"name": "hospital-a", "partition-id": 3}) == "hospital-a"
+    assert client_name({"partition-id": 3}) == "client-3"

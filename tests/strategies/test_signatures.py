@@ -1,0 +1,70 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from disue.signature import Signature
+from strategies.signatures import SIGNATURES, SignatureBook, gram_embedding
+from strategies.updates import ClientUpdate
+
+
+def test_embedding_keeps_all_cosines() -> None:
+    vectors = torch.randn(9, 500, generator=torch.Generator().manual_seed(0))
+    points = gram_embedding(list(vectors))
+    expected = torch.cosine_similarity(vectors[:, None].double(), vectors[None].double(), dim=-1)
+    np.testing.assert_allclose(points @ points.T, expected.numpy(), atol=1e-9)
+
+
+def test_embedding_of_equal_vectors_is_one_point() -> None:
+    points = gram_embedding([torch.ones(4)] * 3)
+    assert points.shape == (3, 1)
+    assert np.ptp(points) < 1e-12
+
+
+def test_updates_are_relative_to_each_clients_own_start(make_updates) -> None:  # type: ignore[no-untyped-def]
+    update: ClientUpdate = make_updates(1)[0]
+    moved = replace(
+        update,
+        start={k: v + 3.0 for k, v in update.start.items()},
+        state={k: v + 3.0 for k, v in update.state.items()},
+    )
+    for name in ("last-layer", "update"):
+        torch.testing.assert_close(SIGNATURES[name](update), SIGNATURES[name](moved), atol=1e-5, rtol=0.0)
+
+
+def test_last_layer_is_the_normalised_head_update(make_updates) -> None:  # type: ignore[no-untyped-def]
+    update: ClientUpdate = make_updates(1)[0]
+    delta = np.concatenate([(update.state[k] - update.start[k]).numpy().ravel() for k in ("head.weight", "head.bias")])
+    np.testing.assert_allclose(SIGNATURES["last-layer"](update).numpy(), delta / np.linalg.norm(delta), atol=1e-6)
+
+
+def test_in_the_whole_update_every_parameter_has_the_same_length(make_updates) -> None:  # type: ignore[no-untyped-def]
+    update: ClientUpdate = make_updates(1)[0]
+    vector = SIGNATURES["update"](update)
+    assert float(vector.norm()) == pytest.approx(1.0)
+    sizes = [tensor.numel() for tensor in update.state.values()]
+    for part in vector.split(sizes):
+        assert float(part.norm()) == pytest.approx(len(sizes) ** -0.5)
+
+
+def test_prototypes_are_scaled_by_the_square_root_of_the_share(make_updates) -> None:  # type: ignore[no-untyped-def]
+    signature = Signature(torch.tensor([3.0, 0.0, 1.0]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]))
+    vector = SIGNATURES["prototypes"](replace(make_updates(1)[0], signature=signature))
+    expected = np.array([0.75**0.5, 0.0, 0.0, 0.0, 0.0, 2.0 * 0.25**0.5])
+    np.testing.assert_allclose(vector.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_the_book_remembers_a_running_mean_and_clients_that_were_not_sampled() -> None:
+    book = SignatureBook(memory=0.25)
+    book.enter("client-10", torch.tensor([1.0, 0.0]))
+    book.enter("client-2", torch.tensor([0.0, 1.0]))
+    book.enter("client-10", torch.tensor([0.0, 1.0]))
+    assert book.names == ["client-2", "client-10"]
+    points = book.embedding()
+    assert float(points[0] @ points[1]) == pytest.approx(0.75 / np.hypot(0.25, 0.75))
+
+
+def test_a_missing_signature_is_named(make_updates) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="client-0 sent no signature"):
+        SIGNATURES["prototypes"](make_updates(1)[0])

@@ -1,0 +1,102 @@
+"""Teachers against loops that follow the formulas one number at a time."""
+
+import math
+
+import pytest
+import torch
+
+from disue.metrics import PRIOR_PSEUDO_COUNT
+from strategies.teachers import TEACHERS, Evidence, merge_prototypes, teacher_logits
+
+K, N, C, F = 3, 7, 4, 5
+
+
+@pytest.fixture
+def evidence() -> Evidence:
+    g = torch.Generator().manual_seed(0)
+    counts = torch.tensor([[5.0, 0.0, 2.0, 1.0], [0.0, 0.0, 9.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
+    return Evidence(
+        expert_logits=torch.randn(K, N, C, generator=g),
+        label_counts=counts,
+        features=torch.randn(N, F, generator=g),
+        prototypes=torch.randn(K, C, F, generator=g) * (counts > 0).unsqueeze(-1),
+    )
+
+
+def brute_gate(evidence: Evidence) -> list[list[float]]:
+    nearest = [[0.0] * N for _ in range(K)]
+    for k in range(K):
+        for n in range(N):
+            squared = [
+                sum((float(evidence.features[n, f]) - float(evidence.prototypes[k, c, f])) ** 2 for f in range(F))
+                for c in range(C)
+                if evidence.label_counts[k, c] > 0
+            ]
+            nearest[k][n] = min(squared)
+    scale = sum(min(nearest[k][n] for k in range(K)) for n in range(N)) / N
+    weights = [[math.exp(-nearest[k][n] / scale) for n in range(N)] for k in range(K)]
+    return [[weights[k][n] / sum(weights[j][n] for j in range(K)) for n in range(N)] for k in range(K)]
+
+
+def test_prototype_gate_against_a_loop(evidence: Evidence) -> None:
+    torch.testing.assert_close(TEACHERS["prototype"](evidence), torch.tensor(brute_gate(evidence)))
+
+
+@pytest.mark.parametrize("prior_correction", [True, False])
+@pytest.mark.parametrize("teacher", sorted(TEACHERS))
+def test_vote_against_a_loop(evidence: Evidence, teacher: str, prior_correction: bool) -> None:
+    weights = TEACHERS[teacher](evidence)
+    expected = torch.zeros(N, C)
+    for n in range(N):
+        for c in range(C):
+            for k in range(K):
+                counts = [float(value) + PRIOR_PSEUDO_COUNT for value in evidence.label_counts[k]]
+                prior = math.log(counts[c] / sum(counts)) if prior_correction else 0.0
+                expected[n, c] += float(weights[k, n]) * (float(evidence.expert_logits[k, n, c]) - prior)
+    torch.testing.assert_close(teacher_logits(evidence, weights, prior_correction), expected)
+
+
+@pytest.mark.parametrize("teacher", sorted(TEACHERS))
+def test_weights_are_a_distribution_over_the_experts(evidence: Evidence, teacher: str) -> None:
+    weights = TEACHERS[teacher](evidence)
+    assert weights.shape == (K, N)
+    torch.testing.assert_close(weights.sum(dim=0), torch.ones(N))
+
+
+def test_the_gate_trusts_the_expert_whose_prototype_is_the_sample(evidence: Evidence) -> None:
+    features = evidence.features.clone()
+    features[0] = evidence.prototypes[1, 2]
+    near = Evidence(evidence.expert_logits, evidence.label_counts, features, evidence.prototypes)
+    assert int(TEACHERS["prototype"](near)[:, 0].argmax()) == 1
+
+
+def test_an_absent_class_has_no_prototype(evidence: Evidence) -> None:
+    features = torch.zeros_like(evidence.features)  # the zeros that stand for absent classes would be nearest
+    at_zero = Evidence(evidence.expert_logits, evidence.label_counts, features, evidence.prototypes)
+    torch.testing.assert_close(TEACHERS["prototype"](at_zero), torch.tensor(brute_gate(at_zero)))
+
+
+def test_prior_correction_undoes_a_prior() -> None:
+    """Experts that differ by their priors alone agree once these are taken out."""
+    truth = torch.randn(N, C, generator=torch.Generator().manual_seed(1))
+    counts = torch.tensor([[900.0, 50.0, 30.0, 20.0], [1.0, 1.0, 1.0, 97.0]])
+    priors = torch.log((counts + PRIOR_PSEUDO_COUNT) / (counts + PRIOR_PSEUDO_COUNT).sum(dim=1, keepdim=True))
+    evidence = Evidence(truth + priors.unsqueeze(1), counts, torch.zeros(N, F), torch.zeros(2, C, F))
+    vote = teacher_logits(evidence, TEACHERS["mean"](evidence), prior_correction=True)
+    torch.testing.assert_close(vote, truth, atol=1e-5, rtol=0.0)
+
+
+def test_prototypes_of_a_cluster_are_those_of_its_pooled_data() -> None:
+    g = torch.Generator().manual_seed(2)
+    data = [(torch.randn(n, F, generator=g), torch.randint(0, C - 1, (n,), generator=g)) for n in (4, 9, 1)]
+
+    def summarise(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        counts = torch.bincount(y, minlength=C).float()
+        means = torch.stack([x[y == c].mean(dim=0) if (y == c).any() else torch.zeros(F) for c in range(C)])
+        return counts, means
+
+    counts, prototypes = zip(*(summarise(x, y) for x, y in data), strict=True)
+    merged = merge_prototypes(torch.stack(counts), torch.stack(prototypes))
+    pooled = summarise(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
+    torch.testing.assert_close(merged[0], pooled[0])
+    torch.testing.assert_close(merged[1], pooled[1])

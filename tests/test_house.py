@@ -1,0 +1,63 @@
+"""Rules of the house: who may import whom, what ships to the clients, and documents that must be true."""
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from flwr.cli.build import build_fab_from_disk
+
+from disue.cli.config_table import config_table
+from disue.cli.ray import copy_app
+from disue.source import PACKAGES, source_hash
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_imports_point_down_only() -> None:
+    pytest.importorskip("importlinter", reason="import-linter comes with the extra 'dev'")
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_bundle_holds_the_app_and_nothing_else(tmp_path: Path) -> None:
+    import io
+    import zipfile
+
+    names = zipfile.ZipFile(io.BytesIO(build_fab_from_disk(ROOT))).namelist()
+    assert {name.split("/")[0] for name in names} == {*PACKAGES, "pyproject.toml", ".info"}
+    sources = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert sources <= set(names)
+
+
+def test_the_copied_app_has_the_hash_of_the_running_one(tmp_path: Path) -> None:
+    app = copy_app(tmp_path / "app")
+    code = "from disue.source import source_hash; print(source_hash())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=app, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == source_hash()
+    (app / "client_app" / "training.py").open("a").write("\n# changed\n")
+    done = subprocess.run([sys.executable, "-c", code], cwd=app, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() != source_hash()
+
+
+def test_the_table_of_keys_is_up_to_date() -> None:
+    assert (ROOT / "docs" / "CONFIG.md").read_text() == config_table(), (
+        "run: python -m disue.cli.config_table > docs/CONFIG.md"
+    )
+
+
+def test_constraints_pin_every_direct_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pinned = {
+        line.split("==")[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    for dependency in project["dependencies"]:
+        assert dependency.split(">")[0].split("[")[0].lower() in pinned

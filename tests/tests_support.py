@@ -1,0 +1,59 @@
+"""Client apps that misbehave, for tests of the server's side."""
+
+from collections.abc import Callable
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from disue.cli.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
+from disue.models import State
+from disue.naming import client_name
+from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+
+Behaviour = Callable[[str, TrainRequest, Message], Message]
+
+
+def shifted(state: State, amount: float) -> State:
+    """Return a state with every parameter moved by the same amount."""
+    return {name: tensor + amount for name, tensor in state.items()}
+
+
+def honest(name: str, request: TrainRequest, message: Message) -> Message:
+    """Move every parameter by one; weigh by the number at the end of the name, plus one."""
+    digits = "".join(filter(str.isdigit, name)) or "0"
+    return TrainReply(shifted(request.start, 1.0), int(digits) + 1, 0.5, 1).to_message(message)
+
+
+def answering_app(train: Behaviour = honest) -> ClientApp:
+    """Return a ClientApp with no data: it says hello, and trains as told."""
+    app = ClientApp()
+
+    @app.query()
+    def hello(message: Message, context: Context) -> Message:
+        return HelloReply(client_name(context.node_config), 10, -1, 0).to_message(message)
+
+    @app.train()
+    def fit(message: Message, context: Context) -> Message:
+        return train(client_name(context.node_config), TrainRequest.from_message(message), message)
+
+    @app.evaluate()
+    def test(message: Message, context: Context) -> Message:
+        request = EvaluateRequest.from_message(message)
+        mean = float(torch.cat([tensor.flatten() for tensor in request.universal.values()]).mean())
+        return EvaluateReply(10, mean, 0.0, mean, mean if request.personalise else None).to_message(message)
+
+    return app
+
+
+class ChangingGrid(InlineGrid):
+    """An inline grid whose nodes come and go."""
+
+    def forget(self, node_id: int) -> None:
+        """Take a node away."""
+        del self._contexts[node_id]
+
+    def add_node(self, node_config: dict[str, object]) -> None:
+        """Add a node under an id that was never used."""
+        node_id = 10 * FIRST_NODE_ID + len(self._contexts)
+        self._contexts[node_id] = Context(RUN_ID, node_id, node_config, RecordDict(), {})  # type: ignore[arg-type]
