@@ -4,6 +4,7 @@ A model travels as the record ``arrays`` (or ``expert``), settings as ``config``
 ``metrics``, and what clustering and gating need as ``signature``.
 """
 
+import re
 from dataclasses import dataclass, field
 
 import torch
@@ -265,6 +266,14 @@ class EvaluateReply:
             )
         except KeyError as error:
             raise WireError(f"the evaluation reply lacks {error}") from None
+
+
+def error_reason(message: Message) -> str:
+    """Return why a client failed, in one line; Ray wraps the client's own words in two tracebacks."""
+    reason = message.error.reason or ""
+    said = re.findall(r"ClientAppException occurred\. Message: (.*)", reason)
+    lines = said or reason.strip().splitlines() or [f"error code {message.error.code}"]
+    return str(lines[-1]).rstrip("'>")
 
 
 def message_bytes(message: Message) -> int:

@@ -15,7 +15,7 @@ from flwr.serverapp.strategy import Strategy
 from disue.errors import FederationError
 from disue.models import State
 from disue.naming import by_name
-from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, WireError, message_bytes
+from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, WireError, error_reason, message_bytes
 from strategies.roster import Client, Roster
 from strategies.updates import ClientUpdate
 
@@ -169,7 +169,7 @@ class FederatedStrategy(Strategy):
             name = self.roster.name_of(reply.metadata.src_node_id)
             try:
                 if reply.has_error():
-                    raise WireError(reply.error.reason)
+                    raise WireError(error_reason(reply))
                 self.outcome.evaluations[name] = EvaluateReply.from_message(reply)
             except WireError as error:
                 log(WARNING, "%s could not evaluate: %s", name, error)
@@ -205,7 +205,7 @@ class FederatedStrategy(Strategy):
         for message in replies:
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
-                log(WARNING, "%s failed: %s", name, message.error.reason)
+                log(WARNING, "%s failed: %s", name, error_reason(message))
                 continue
             try:
                 reply = TrainReply.from_message(message, self.universal, self.needs_signature)

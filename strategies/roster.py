@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from disue.errors import FederationError
 from disue.naming import by_name
 from disue.seeding import numpy_rng
-from disue.wire import HelloReply, HelloRequest, WireError
+from disue.wire import HelloReply, HelloRequest, WireError, error_reason
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Roster:
             node_id = reply.metadata.src_node_id
             try:
                 if reply.has_error():
-                    raise WireError(reply.error.reason)
+                    raise WireError(error_reason(reply))
                 hello = HelloReply.from_message(reply)
                 if hello.name in self._clients:
                     raise WireError(f"a second client calls itself '{hello.name}'")

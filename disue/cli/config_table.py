@@ -39,7 +39,8 @@ def config_table() -> str:
         key = name.replace("_", "-")
         allowed = names.get(key) or [choice for choice in get_args(field.annotation) if choice]
         limits = ", ".join(map(str, allowed)) if allowed else _limits(field.metadata, field.annotation)
-        default = f"`{field.default}`" if field.default != "" else "empty"
+        text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        default = f"`{text}`" if text else "empty"
         rows.append(f"| `{key}` | {default} | {limits} | {field.description} |")
     return HEADER + "\n".join(rows) + "\n" + FOOTER
 

@@ -50,7 +50,7 @@ def simulate(
     ] = Engine.ray,
     gpus_per_client: Annotated[
         float,
-        typer.Option(min=0.0, help="Share of a GPU for each client (`ray`); 0.25 lets four train at once."),
+        typer.Option(min=0.0, help="Share of a GPU for each client (`ray`): 0 trains on the CPU, 0.25 four at once."),
     ] = 0.0,
     assignments: Annotated[
         list[str] | None,
@@ -63,15 +63,15 @@ def simulate(
 ) -> None:
     """Simulate a federation on this machine, and print how it went and where its files are.
 
-    **Examples**
+    Examples:
 
-    `disue simulate`
+    - disue simulate
 
-    `disue simulate --engine inline --clients 20 --set dataset=fashion-mnist --set num-groups=5`
+    - disue simulate --engine inline --clients 20 --set dataset=fashion-mnist
 
-    `disue simulate --set method=fedavg --set seed=7 --output runs/fedavg-7`
+    - disue simulate --set method=fedavg --set seed=7 --output runs/fedavg-7
 
-    All keys of `--set`, with defaults and meaning, are in docs/CONFIG.md.
+    All keys of --set, with defaults and meaning, are in docs/CONFIG.md.
     """
     from disue.cli.simulate import simulate as run
 

@@ -37,7 +37,8 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
     console = Console(highlight=False)
     console.print(
         f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
-        f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
+        f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}",
+        soft_wrap=True,
     )
     show = _RoundPrinter(console, config.num_server_rounds)
     if engine == "inline":
@@ -102,22 +103,22 @@ def _summary_table(summary: Row) -> Table:
     table.add_row(
         "universal accuracy",
         _number(summary["universal_accuracy"]),
-        "one model for anyone, balanced test set",
+        "one model for anyone",
     )
     table.add_row(
         "FedAvg-average accuracy",
         _number(summary["average_accuracy"]),
-        "plain average of the updates, same test set",
+        "the plain average instead",
     )
-    table.add_row("expert accuracy", _number(summary["expert_accuracy"]), "each client's own expert, own test data")
-    table.add_row("personal accuracy", _number(summary["personal_accuracy"]), "that expert after local fine-tuning")
+    table.add_row("expert accuracy", _number(summary["expert_accuracy"]), "own expert on own test data")
+    table.add_row("personal accuracy", _number(summary["personal_accuracy"]), "own expert, fine-tuned")
     table.add_row(
         "worst-decile accuracy",
         _number(summary["worst_decile_accuracy"]),
-        "own expert, worst tenth of the clients",
+        "own expert, worst tenth",
     )
     table.add_row("clusters", str(summary["num_clusters"]), "found by the server")
-    table.add_row("ari", _number(summary["ari"], 2), "agreement with the planted groups, 1 is perfect")
+    table.add_row("ari", _number(summary["ari"], 2), "agreement with planted groups")
     return table
 
 

@@ -124,3 +124,13 @@ def test_signature_is_counts_and_class_means() -> None:
     for label in range(2):
         torch.testing.assert_close(signature.prototypes[label], features[data.y == label].mean(dim=0))
     assert torch.equal(signature.prototypes[2], torch.zeros(64))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_to_nearly_the_same_model() -> None:
+    config = RunConfig(local_epochs=2, batch_size=16)
+    on_cpu, _, _ = trained(config)
+    on_gpu = build_model("mlp", (1, 4, 4), 3)
+    train(on_gpu, examples(), config, torch.Generator().manual_seed(0), torch.device("cuda"), 3)
+    for name, tensor in get_state(on_gpu).items():
+        torch.testing.assert_close(tensor, get_state(on_cpu)[name], atol=1e-3, rtol=1e-3)

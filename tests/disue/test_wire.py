@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +19,7 @@ from disue.wire import (
     TrainReply,
     TrainRequest,
     WireError,
+    error_reason,
     message_bytes,
 )
 
@@ -154,6 +155,24 @@ def test_a_request_without_config_is_refused() -> None:
     message = Message(RecordDict({"arrays": ArrayRecord(state())}), 1, "train")
     with pytest.raises(WireError, match="no 'config' record"):
         TrainRequest.from_message(message)
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("ValueError: no such file", "ValueError: no such file"),
+        ("", "error code 2"),
+        (
+            "<class 'ray.exceptions.RayTaskError(ClientAppException)'>:<'ray::ClientAppActor.run()\n"
+            "disue.errors.DataError: too few\n\nThe above exception was the direct cause\n"
+            "flwr.clientapp.client_app.ClientAppException: \n"
+            "Exception ClientAppException occurred. Message: too few'>",
+            "too few",
+        ),
+    ],
+)
+def test_a_clients_error_is_one_line(reason: str, line: str) -> None:
+    assert error_reason(Message(Error(2, reason), reply_to=reply_to())) == line
 
 
 def test_bytes_are_those_of_the_payload() -> None:

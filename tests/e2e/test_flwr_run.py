@@ -35,11 +35,9 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def flwr_run(
-    app: Path, superlink: Path, run_config: dict[str, Any], num_supernodes: int, cwd: Path | None = None
-) -> tuple[str, list[str]]:
+def flwr_run(app: Path, superlink: Path, run_config: dict[str, Any], num_supernodes: int) -> tuple[str, list[str]]:
     """Run plain `flwr run` on a SuperLink of its own; return the run's status and the printed lines."""
-    superlink.mkdir()
+    superlink.mkdir(exist_ok=True)
     overrides = superlink / "overrides.toml"
     overrides.write_text(tomli_w.dumps(run_config))
     with private_superlink(superlink) as environment:
@@ -47,7 +45,7 @@ def flwr_run(
         command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
         done = subprocess.run(
             command,
-            cwd=cwd or superlink,
+            cwd=superlink,
             env=environment,
             capture_output=True,
             text=True,
@@ -91,20 +89,15 @@ def test_too_few_nodes_fail_the_run_within_the_join_timeout(tmp_path: Path) -> N
 
 
 def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None:
-    """Ray actors may prefer the directory that the SuperLink was started from; then the hash must tell."""
+    """Ray actors prefer the directory that the SuperLink was started from to the app bundle; the hash tells."""
     link = tmp_path / "link"
-    link.mkdir()
     for package in ray.PACKAGES:
         shutil.copytree(ROOT / package, link / package)
     (link / "client_app" / "training.py").open("a").write("\n# another version\n")
-    overrides = link / "overrides.toml"
-    overrides.write_text(tomli_w.dumps(SMALL | {"num-server-rounds": 1, "output-dir": str(tmp_path / "run")}))
-    with private_superlink(link) as environment:
-        command = [ray._tool("flwr"), "run", str(ROOT), "--stream", "--run-config", str(overrides)]
-        command += ["--federation-config", "num-supernodes=2 client-resources-num-cpus=1"]
-        done = subprocess.run(command, cwd=link, env=environment, capture_output=True, text=True, check=False)
-        status = run_status(done.stdout.splitlines(), environment, link)
-    assert status == "finished:completed" or "other source code" in done.stdout
+    status, log = flwr_run(ROOT, link, SMALL | {"output-dir": str(tmp_path / "run")}, 2)
+    assert status == "finished:failed"
+    ours = [line for line in log if line.startswith("disue.errors.FederationError: min-clients: 0 clients answered")]
+    assert "this client runs other source code" in ours[0]
 
 
 def test_the_readme_job(tmp_path: Path) -> None:
