@@ -48,9 +48,13 @@ class LocalClient:
 
     def model(self, state: State) -> Classifier:
         """Return the run's model with these parameters."""
-        model = build_model(self.config.model, self.shape, self.num_classes)
+        model = self.initial_model()
         model.load_state_dict(state)
         return model
+
+    def initial_model(self) -> Classifier:
+        """Return the model that the run started from; the run seed gives it."""
+        return build_model(self.config.model, self.shape, self.num_classes, self.config.seed)
 
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""
@@ -78,7 +82,7 @@ def train_locally(message: Message, context: Context) -> Message:
     signature = None
     if request.signature:
         universal = client.model(request.universal or request.start)
-        signature = make_signature(universal, client.data.train, client.device)
+        signature = make_signature(universal, client.initial_model(), client.data.train, client.device)
     model = client.model(request.start)
     rng = client.rng("train", request.server_round)
     result = train(model, client.data.train, client.config, rng, client.device, client.num_classes)

@@ -62,7 +62,7 @@ class RunConfig(BaseModel):
 
     clusterer: str = Field("agglomerative", description="clustering algorithm")
     num_clusters: int = Field(0, ge=0, description="number of clusters; 0: chosen from the signatures")
-    signature: str = Field("prototypes", description="what clients are compared by")
+    signature: str = Field("initial-prototypes", description="what clients are compared by")
     signature_memory: float = Field(
         0.5, ge=0.0, lt=1.0, description="share of the earlier rounds in a client's running signature"
     )

@@ -10,26 +10,32 @@ from torch import Tensor
 class Signature:
     """Label counts and class prototypes of one client.
 
+    A prototype is the mean feature vector of the client's examples of one class, and zeros where it has none.
+
     Attributes
     ----------
     label_counts : (classes,) float tensor
         Training examples per class.
     prototypes : (classes, features) float tensor
-        Mean feature vector per class under the universal expert that opened the round; zeros where
-        the client has no example of the class.
+        Under the universal expert that opened the round: what a proxy sample is compared with.
+    initial_prototypes : (classes, features) float tensor
+        Under the initial model of the run: one feature space for all clients and all rounds, so that clients
+        who were seen in different rounds can be compared.
 
     Raises
     ------
     ValueError
-        If the shapes do not fit each other, or a value is not finite.
+        If the shapes do not fit each other, or a value is negative where it must not be, or not finite.
     """
 
     label_counts: Tensor
     prototypes: Tensor
+    initial_prototypes: Tensor
 
     def __post_init__(self) -> None:
-        counts, prototypes = self.label_counts, self.prototypes
-        if counts.ndim != 1 or prototypes.ndim != 2 or len(counts) != len(prototypes):
-            raise ValueError(f"the signature's shapes {tuple(counts.shape)} and {tuple(prototypes.shape)} do not fit")
-        if not bool(torch.isfinite(prototypes).all() and torch.isfinite(counts).all() and (counts >= 0).all()):
+        counts, shape = self.label_counts, self.prototypes.shape
+        if counts.ndim != 1 or len(shape) != 2 or len(counts) != shape[0] or self.initial_prototypes.shape != shape:
+            shapes = [tuple(tensor.shape) for tensor in vars(self).values()]
+            raise ValueError(f"the signature's shapes {shapes} do not fit")
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in vars(self).values()) or bool((counts < 0).any()):
             raise ValueError("the signature has values that are negative or not finite")

@@ -5,7 +5,7 @@ A model travels as the record ``arrays`` (or ``expert``), settings as ``config``
 """
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -162,7 +162,7 @@ class TrainReply:
         )
         if self.signature is not None:
             content["signature"] = ArrayRecord(
-                {"label-counts": self.signature.label_counts, "prototypes": self.signature.prototypes}
+                {field.name.replace("_", "-"): getattr(self.signature, field.name) for field in fields(Signature)}
             )
         return Message(content, reply_to=reply_to)
 
@@ -235,7 +235,7 @@ class EvaluateReply:
     universal_accuracy: float
     universal_loss: float
     expert_accuracy: float
-    personal_accuracy: float | None = field(default=None)
+    personal_accuracy: float | None = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -295,7 +295,7 @@ def _read_optional_state(message: Message, key: str) -> State | None:
 def _read_signature(record: ArrayRecord) -> Signature:
     tensors = record.to_torch_state_dict()
     try:
-        return Signature(tensors["label-counts"], tensors["prototypes"])
+        return Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from disue.models import flatten, subtract
 from disue.naming import by_name
 from disue.registry import Registry
+from disue.signature import Signature
 from strategies.updates import ClientUpdate
 
 SIGNATURES: Registry[Callable[[ClientUpdate], Tensor]] = Registry("signature")
@@ -41,15 +42,34 @@ def whole_update(update: ClientUpdate) -> Tensor:
 
 @SIGNATURES.register("prototypes")
 def prototypes(update: ClientUpdate) -> Tensor:
-    """Return the client's class prototypes, each scaled by the square root of its class share.
+    """Return the client's class prototypes under the universal expert that opened the round.
 
-    They do not depend on the client's weights, only on its data under the shared universal expert.
+    Each is scaled by the square root of its class share. They tell labels, inputs and how the two belong
+    together, whatever the client's weights; but rounds have different feature spaces.
     """
+    signature = _signature_of(update)
+    return _scaled(signature.prototypes, signature.label_counts)
+
+
+@SIGNATURES.register("initial-prototypes")
+def initial_prototypes(update: ClientUpdate) -> Tensor:
+    """Return the client's class prototypes under the initial model, scaled as in `prototypes`.
+
+    The feature space is the same in all rounds: it does not forget how clients differ while the universal
+    expert learns to see no difference, and clients from different rounds can be compared.
+    """
+    signature = _signature_of(update)
+    return _scaled(signature.initial_prototypes, signature.label_counts)
+
+
+def _signature_of(update: ClientUpdate) -> Signature:
     if update.signature is None:
         raise ValueError(f"{update.name} sent no signature")
-    counts = update.signature.label_counts
-    scaled = update.signature.prototypes * (counts / counts.sum()).sqrt().unsqueeze(1)
-    return F.normalize(scaled.reshape(-1), dim=0)
+    return update.signature
+
+
+def _scaled(vectors: Tensor, counts: Tensor) -> Tensor:
+    return F.normalize((vectors * (counts / counts.sum()).sqrt().unsqueeze(1)).reshape(-1), dim=0)
 
 
 class SignatureBook:

@@ -114,16 +114,17 @@ def test_steps_are_counted(count: int, batch_size: int, epochs: int, steps: int)
     assert np.isfinite(loss)
 
 
-def test_signature_is_counts_and_class_means() -> None:
+def test_signature_is_counts_and_class_means_under_both_models() -> None:
     data = examples(20, classes=2)
-    model = build_model("mlp", (1, 4, 4), 3)
-    signature = make_signature(model, data, CPU)
-    with torch.no_grad():
-        features = model.body(data.x)
+    universal, initial = (build_model("mlp", (1, 4, 4), 3, seed) for seed in (1, 2))
+    signature = make_signature(universal, initial, data, CPU)
     assert signature.label_counts.tolist() == np.bincount(data.y.numpy(), minlength=3).tolist()
-    for label in range(2):
-        torch.testing.assert_close(signature.prototypes[label], features[data.y == label].mean(dim=0))
-    assert torch.equal(signature.prototypes[2], torch.zeros(64))
+    for model, prototypes in ((universal, signature.prototypes), (initial, signature.initial_prototypes)):
+        with torch.no_grad():
+            features = model.body(data.x)
+        for label in range(2):
+            torch.testing.assert_close(prototypes[label], features[data.y == label].mean(dim=0))
+        assert torch.equal(prototypes[2], torch.zeros(64))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

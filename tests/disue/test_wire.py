@@ -78,7 +78,7 @@ def test_evaluate_reply_round_trip(personal: float | None) -> None:
 
 
 def test_train_reply_round_trip() -> None:
-    signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 4))
+    signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 4), torch.randn(2, 4))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
     got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), wants_signature=True)
     assert same(got.state, sent.state)
@@ -87,11 +87,16 @@ def test_train_reply_round_trip() -> None:
     assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
 
 
+def signature_record(**changes: torch.Tensor) -> ArrayRecord:
+    tensors = {"label_counts": torch.ones(2), "prototypes": torch.ones(2, 3), "initial_prototypes": torch.ones(2, 3)}
+    return ArrayRecord({key.replace("_", "-"): value for key, value in (tensors | changes).items()})
+
+
 def broken(**changes: object) -> Message:
     content: dict[str, object] = {
         "arrays": ArrayRecord(state()),
         "metrics": MetricRecord({"num-examples": 3, "train-loss": 0.1, "steps": 1}),
-        "signature": ArrayRecord({"label-counts": torch.ones(2), "prototypes": torch.ones(2, 3)}),
+        "signature": signature_record(),
     }
     content |= {key.replace("_", "-"): value for key, value in changes.items()}
     return Message(RecordDict({k: v for k, v in content.items() if v is not None}), reply_to=reply_to())  # type: ignore[dict-item]
@@ -118,14 +123,10 @@ def broken(**changes: object) -> Message:
         ({"metrics": MetricRecord({"num-examples": 2.5})}, "num-examples is 2.5"),
         ({"signature": None}, "no 'signature' record"),
         ({"signature": ArrayRecord({"prototypes": torch.ones(2, 3)})}, "lacks 'label-counts'"),
-        (
-            {"signature": ArrayRecord({"label-counts": torch.ones(3), "prototypes": torch.ones(2, 3)})},
-            "do not fit",
-        ),
-        (
-            {"signature": ArrayRecord({"label-counts": -torch.ones(2), "prototypes": torch.ones(2, 3)})},
-            "negative or not",
-        ),
+        ({"signature": signature_record(initial_prototypes=torch.ones(2, 4))}, "do not fit"),
+        ({"signature": signature_record(prototypes=torch.full((2, 3), float("nan")))}, "not finite"),
+        ({"signature": signature_record(label_counts=torch.ones(3))}, "do not fit"),
+        ({"signature": signature_record(label_counts=-torch.ones(2))}, "negative or not"),
     ],
 )
 def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:

@@ -48,9 +48,12 @@ def test_in_the_whole_update_every_parameter_has_the_same_length(make_updates) -
         assert float(part.norm()) == pytest.approx(len(sizes) ** -0.5)
 
 
-def test_prototypes_are_scaled_by_the_square_root_of_the_share(make_updates) -> None:  # type: ignore[no-untyped-def]
-    signature = Signature(torch.tensor([3.0, 0.0, 1.0]), torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]))
-    vector = SIGNATURES["prototypes"](replace(make_updates(1)[0], signature=signature))
+@pytest.mark.parametrize("name", ["prototypes", "initial-prototypes"])
+def test_prototypes_are_scaled_by_the_square_root_of_the_share(make_updates, name: str) -> None:  # type: ignore[no-untyped-def]
+    wanted, other = torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 2.0]]), torch.ones(3, 2)
+    pair = (wanted, other) if name == "prototypes" else (other, wanted)
+    signature = Signature(torch.tensor([3.0, 0.0, 1.0]), *pair)
+    vector = SIGNATURES[name](replace(make_updates(1)[0], signature=signature))
     expected = np.array([0.75**0.5, 0.0, 0.0, 0.0, 0.0, 2.0 * 0.25**0.5])
     np.testing.assert_allclose(vector.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
 
