@@ -18,18 +18,20 @@ def main(directories: list[Path]) -> None:
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
     for directory in directories:
         summary = json.loads((directory / "summary.json").read_text())
+        if summary["status"] != "completed":
+            sys.exit(f"{directory}: the run ended as '{summary['status']}': {summary.get('error')}")
         groups[summary["dataset"], summary["scenario"], summary["method"]].append(summary)
     print("| dataset | scenario | method | seed |", " | ".join(c.replace("_", " ") for c in COLUMNS), "|")
     print("| --- " * (4 + len(COLUMNS)) + "|")
     for key, summaries in groups.items():
         for summary in sorted(summaries, key=lambda s: s["seed"]):
             _print_row(*key, str(summary["seed"]), values=[summary[c] for c in COLUMNS])
-        means = [mean(s[c] for s in summaries) for c in COLUMNS]
+        means = [None if summaries[0][c] is None else mean(s[c] for s in summaries) for c in COLUMNS]
         _print_row(*key, f"mean of {len(summaries)}", values=means, bold=True)
 
 
-def _print_row(*cells: str, values: list[float], bold: bool = False) -> None:
-    numbers = [f"{value:.3f}" if isinstance(value, float) else str(value) for value in values]
+def _print_row(*cells: str, values: list[Any], bold: bool = False) -> None:
+    numbers = ["-" if v is None else f"{v:.3f}" if isinstance(v, float) else str(v) for v in values]
     texts = [f"**{text}**" if bold else text for text in (*cells, *numbers)]
     print("|", " | ".join(texts), "|")
 

@@ -17,26 +17,34 @@ def _to_kebab(name: str) -> str:
 class RunConfig(BaseModel):
     """One run, resolved. Keys are kebab-case outside (``num-server-rounds``), snake_case here."""
 
-    model_config = ConfigDict(alias_generator=_to_kebab, populate_by_name=True, extra="forbid", frozen=True)
+    model_config = ConfigDict(
+        alias_generator=_to_kebab, populate_by_name=True, extra="forbid", frozen=True, strict=True, allow_inf_nan=False
+    )
 
-    num_server_rounds: int = Field(10, ge=1, description="federated rounds")
-    seed: int = Field(0, ge=0, description="the one seed from which every random choice is derived")
+    num_server_rounds: int = Field(10, ge=1, le=10**6, description="federated rounds")
+    seed: int = Field(0, ge=0, le=2**63 - 1, description="the one seed from which every random choice is derived")
     method: str = Field("disue", description="strategy")
 
     dataset: str = Field("digits", description="task data")
     data_dir: str = Field("", description="where dataset files are looked for first; empty: the usual places")
     scenario: str = Field("label-groups", description="how clients differ")
-    num_groups: int = Field(3, ge=1, description="planted groups, in scenarios that have them")
+    num_groups: int = Field(3, ge=1, le=1000, description="planted groups, in scenarios that have them")
     alpha: float = Field(0.1, gt=0.0, description="Dirichlet concentration; small is skewed")
-    train_examples: int = Field(200, ge=0, description="most training examples per client, on average; 0: all")
-    test_examples: int = Field(100, ge=0, description="most test examples per client, on average; 0: all")
-    global_test_size: int = Field(2000, ge=1, description="most examples in the balanced global test set")
+    train_examples: int = Field(
+        200, ge=0, le=10**9, description="most training examples per client, on average; 0: all"
+    )
+    test_examples: int = Field(100, ge=0, le=10**9, description="most test examples per client, on average; 0: all")
+    global_test_size: int = Field(
+        2000, ge=1, le=10**9, description="most examples in the balanced global test set (at least one per class)"
+    )
     proxy: Literal["holdout"] = Field("holdout", description="the server's proxy set")
-    proxy_size: int = Field(0, ge=0, description="unlabelled proxy examples; 0: a sixth of the data, at most 2000")
+    proxy_size: int = Field(
+        0, ge=0, le=10**9, description="unlabelled proxy examples; 0: a sixth of the data, at most 2000"
+    )
 
     model: str = Field("cnn", description="network architecture")
-    local_epochs: int = Field(2, ge=1, description="epochs of local training per round")
-    batch_size: int = Field(32, ge=1, description="mini-batch of local training")
+    local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
+    batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
     learning_rate: float = Field(0.03, gt=0.0, description="SGD learning rate of local training")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
     weight_decay: float = Field(0.0, ge=0.0, description="SGD weight decay")
@@ -50,32 +58,44 @@ class RunConfig(BaseModel):
     blend: float = Field(0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
 
-    min_clients: int = Field(2, ge=1, description="fewest clients that must have joined")
+    min_clients: int = Field(2, ge=1, le=10**6, description="fewest clients that must have joined")
     join_timeout: float = Field(20.0, gt=0.0, description="seconds to wait for min-clients")
     fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
-    fraction_evaluate: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation")
-    evaluate_every: int = Field(1, ge=1, description="evaluate on the clients every n rounds, and after the last")
+    fraction_evaluate: float = Field(
+        1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
+    )
+    evaluate_every: int = Field(
+        1, ge=1, le=10**6, description="evaluate on the clients every n rounds, and after the last"
+    )
     round_timeout: float = Field(600.0, gt=0.0, description="seconds that a phase waits for its replies")
     min_success_fraction: float = Field(
         0.5, gt=0.0, le=1.0, description="share of sampled clients that must answer for a round to count"
     )
 
     clusterer: str = Field("agglomerative", description="clustering algorithm")
-    num_clusters: int = Field(0, ge=0, description="number of clusters; 0: chosen from the signatures")
+    num_clusters: int = Field(0, ge=0, le=1000, description="number of clusters; 0: chosen from the signatures")
     signature: str = Field("initial-prototypes", description="what clients are compared by")
     signature_memory: float = Field(
-        0.5, ge=0.0, lt=1.0, description="share of the earlier rounds in a client's running signature"
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="share of the past in a client's running signature; initial-prototypes stay as they are",
     )
 
     teacher: str = Field("prototype", description="how the experts vote on a proxy sample")
-    prior_correction: bool = Field(True, description="take each cluster's label prior out of its expert's logits")
-    temperature: float = Field(1.0, gt=0.0, description="softmax temperature of distillation")
-    distill_steps: int = Field(200, ge=0, description="most optimiser steps of distillation per round; 0: none")
-    distill_batch_size: int = Field(128, ge=1, description="mini-batch of distillation")
+    prior_correction: bool = Field(
+        True,
+        description="take each cluster's label prior out of its expert's logits; with local-loss=balanced none is in",
+    )
+    temperature: float = Field(1.0, ge=0.01, description="softmax temperature of distillation")
+    distill_steps: int = Field(
+        200, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
+    )
+    distill_batch_size: int = Field(128, ge=1, le=10**6, description="mini-batch of distillation")
     distill_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of distillation")
 
-    output_dir: str = Field("", description="run directory; empty: runs/<date-time>-<method>")
-    resume_from: Literal[""] = Field("", description="reserved: this version cannot resume a run")
+    output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
+    resume_from: str = Field("", max_length=0, description="reserved: this version cannot resume a run")
 
     @classmethod
     def from_flower(cls, run_config: Mapping[str, Any]) -> "RunConfig":

@@ -13,5 +13,9 @@ class DataError(DisueError):
     """A dataset is missing, damaged, or too small for what was asked of it."""
 
 
+class WireError(DisueError):
+    """A message does not have the agreed form."""
+
+
 class FederationError(DisueError):
     """The clients that are there cannot carry the run (too few, too many failures, wrong code)."""

@@ -29,4 +29,6 @@ def by_name(names: Iterable[str]) -> list[str]:
     >>> by_name(["client-10", "client-2", "ward"])
     ['client-2', 'client-10', 'ward']
     """
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    return sorted(
+        names, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+    )

@@ -39,3 +39,5 @@ class Signature:
             raise ValueError(f"the signature's shapes {shapes} do not fit")
         if not all(bool(torch.isfinite(tensor).all()) for tensor in vars(self).values()) or bool((counts < 0).any()):
             raise ValueError("the signature has values that are negative or not finite")
+        if not bool(counts.sum() > 0):
+            raise ValueError("the signature counts no example")

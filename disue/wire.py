@@ -10,14 +10,10 @@ from dataclasses import dataclass, fields
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
-from disue.errors import DisueError, FederationError
+from disue.errors import FederationError, WireError
 from disue.models import State
 from disue.signature import Signature
 from disue.source import source_hash
-
-
-class WireError(DisueError):
-    """A message does not have the agreed form."""
 
 
 def _config(**values: int | bool) -> ConfigRecord:
@@ -95,16 +91,16 @@ class HelloReply:
     @classmethod
     def from_message(cls, message: Message) -> "HelloReply":
         """Read the reply; raise `WireError` if it has another form."""
-        try:
-            metrics = message.content.metric_records["metrics"]
-            return cls(
-                name=str(message.content.config_records["config"]["name"]),
-                num_examples=int(metrics["num-examples"]),  # type: ignore[arg-type]
-                group=int(metrics["group"]),  # type: ignore[arg-type]
-                num_partitions=int(metrics["num-partitions"]),  # type: ignore[arg-type]
-            )
-        except KeyError as error:
-            raise WireError(f"the hello reply lacks {error}") from None
+        config = message.content.config_records.get("config", ConfigRecord())
+        if not isinstance(name := config.get("name"), str):
+            raise WireError(f"the hello reply's name is {name!r}; expected text")
+        metrics = _read_metrics(message)
+        return cls(
+            name=name,
+            num_examples=_integer(metrics, "num-examples", at_least=1),
+            group=_integer(metrics, "group", at_least=-1),
+            num_partitions=_integer(metrics, "num-partitions", at_least=0),
+        )
 
 
 @dataclass(frozen=True)
@@ -178,19 +174,16 @@ class TrainReply:
         """
         state = _read_state(message, "arrays")
         _check_state(state, like)
-        metrics = message.content.metric_records.get("metrics", MetricRecord())
-        num_examples = metrics.get("num-examples")
-        if not isinstance(num_examples, int) or num_examples <= 0:
-            raise WireError(f"num-examples is {num_examples!r}; expected an integer above 0")
+        metrics = _read_metrics(message)
         record = message.content.array_records.get("signature")
         if wants_signature and record is None:
             raise WireError("the reply has no 'signature' record")
         return cls(
             state=state,
-            num_examples=num_examples,
-            train_loss=float(metrics.get("train-loss", float("nan"))),  # type: ignore[arg-type]
-            steps=int(metrics.get("steps", 0)),  # type: ignore[arg-type]
-            signature=None if record is None else _read_signature(record),
+            num_examples=_integer(metrics, "num-examples", at_least=1),
+            train_loss=_number(metrics, "train-loss"),
+            steps=_integer(metrics, "steps", at_least=0),
+            signature=None if record is None else _read_signature(record, like),
         )
 
 
@@ -254,18 +247,14 @@ class EvaluateReply:
     @classmethod
     def from_message(cls, message: Message) -> "EvaluateReply":
         """Read the reply; raise `WireError` if it lacks a number."""
-        try:
-            metrics = message.content.metric_records["metrics"]
-            personal = metrics.get("personal-accuracy")
-            return cls(
-                num_examples=int(metrics["num-examples"]),  # type: ignore[arg-type]
-                universal_accuracy=float(metrics["universal-accuracy"]),  # type: ignore[arg-type]
-                universal_loss=float(metrics["universal-loss"]),  # type: ignore[arg-type]
-                expert_accuracy=float(metrics["expert-accuracy"]),  # type: ignore[arg-type]
-                personal_accuracy=None if personal is None else float(personal),  # type: ignore[arg-type]
-            )
-        except KeyError as error:
-            raise WireError(f"the evaluation reply lacks {error}") from None
+        metrics = _read_metrics(message)
+        return cls(
+            num_examples=_integer(metrics, "num-examples", at_least=1),
+            universal_accuracy=_number(metrics, "universal-accuracy"),
+            universal_loss=_number(metrics, "universal-loss"),
+            expert_accuracy=_number(metrics, "expert-accuracy"),
+            personal_accuracy=_number(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
+        )
 
 
 def error_reason(message: Message) -> str:
@@ -292,14 +281,41 @@ def _read_optional_state(message: Message, key: str) -> State | None:
     return _read_state(message, key) if key in message.content.array_records else None
 
 
-def _read_signature(record: ArrayRecord) -> Signature:
+def _read_metrics(message: Message) -> MetricRecord:
+    try:
+        return message.content.metric_records["metrics"]
+    except KeyError:
+        raise WireError("the message has no 'metrics' record") from None
+
+
+def _integer(metrics: MetricRecord, key: str, at_least: int) -> int:
+    value = metrics.get(key)
+    if not isinstance(value, int) or value < at_least:
+        raise WireError(f"{key} is {value!r}; expected an integer, at least {at_least}")
+    return value
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics.get(key)
+    if not isinstance(value, int | float):
+        raise WireError(f"{key} is {value!r}; expected a number")
+    return float(value)
+
+
+def _read_signature(record: ArrayRecord, like: State) -> Signature:
     tensors = record.to_torch_state_dict()
     try:
-        return Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
+        signature = Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:
         raise WireError(str(error)) from None
+    if signature.prototypes.shape != like["head.weight"].shape:
+        raise WireError(
+            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
+            f"expected {tuple(like['head.weight'].shape)} (classes, features)"
+        )
+    return signature
 
 
 def _check_state(state: State, like: State) -> None:

@@ -82,7 +82,8 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
             batch_size=config.distill_batch_size,
             temperature=config.temperature,
         ),
-        prior_correction=config.prior_correction,
+        # What was trained with the balanced loss carries no prior that could be taken out.
+        prior_correction=config.prior_correction and config.local_loss != "balanced",
         signature_memory=config.signature_memory,
         expert_share=expert_share,
     )

@@ -1,10 +1,12 @@
 """The run directory: what a run leaves behind, written as it happens."""
 
 import csv
+import itertools
 import json
 import math
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.metrics import Score, agreement_with_groups, churn, worst_decile
 from disue.models import State
+from disue.naming import by_name
 from strategies.base import FederatedStrategy, RoundOutcome
 from strategies.roster import Client
 
@@ -26,24 +29,36 @@ Row = dict[str, Any]
 
 
 def default_directory(config: RunConfig) -> Path:
-    """Return the absolute run directory for a config: its ``output-dir``, or ``runs/<date-time>-<method>``."""
+    """Return the absolute run directory for a config: its ``output-dir``, or a new ``runs/<date-time>-<method>``.
+
+    Raises
+    ------
+    ConfigError
+        If ``output-dir`` begins with the home of a user who does not exist.
+    """
     if config.output_dir:
-        return Path(config.output_dir).expanduser().absolute()
-    return Path("runs").absolute() / f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}"
+        try:
+            return Path(config.output_dir).expanduser().absolute()
+        except RuntimeError as error:
+            raise ConfigError(f"output-dir: '{config.output_dir}' cannot be used ({error})") from None
+    name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}"
+    candidates = (Path("runs").absolute() / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
+    return next(path for path in candidates if not path.exists())
 
 
 def check_directory(directory: Path) -> None:
     """Raise `ConfigError` if a run cannot be written there; nothing is left behind.
 
-    It is tried, by making the directory and a file in it: permissions alone do not tell, least of all to root.
+    The directory must be missing or empty. That it can be written is tried, by making it and a file in it:
+    permissions alone do not tell, least of all to root.
     """
-    if (directory / "metrics.jsonl").exists():
-        raise ConfigError(f"output-dir: '{directory}' already holds a run; name another directory")
-    missing = [path for path in (directory, *directory.parents) if not path.exists()]
     made: list[Path] = []
     try:
+        if directory.is_dir() and any(directory.iterdir()):
+            raise ConfigError(f"output-dir: '{directory}' is not empty; name another directory")
+        missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
-            path.mkdir()
+            path.mkdir(exist_ok=True)
             made.append(path)
         with tempfile.TemporaryFile(dir=directory):
             pass
@@ -51,7 +66,8 @@ def check_directory(directory: Path) -> None:
         raise ConfigError(f"output-dir: '{directory}' cannot be written ({error.strerror})") from None
     finally:
         for path in reversed(made):
-            path.rmdir()
+            with suppress(OSError):  # somebody else writes there by now
+                path.rmdir()
 
 
 class Recorder:
@@ -81,7 +97,7 @@ class Recorder:
         self.directory = directory
         self.config = config
         self.on_round = on_round
-        self.groups = {client.name: client.group for client in clients}
+        self.clients = {client.name: client for client in clients}
         self._rows: list[Row] = []
         self._clusters: dict[str, int] = {}
         settings = {
@@ -92,15 +108,15 @@ class Recorder:
         self._write("config.toml", tomli_w.dumps(settings))
         self._write("metrics.jsonl", "")
 
-    def record_round(self, outcome: RoundOutcome, universal: Score, average: Score) -> Row:
-        """Append one row to ``metrics.jsonl`` and return it."""
+    def record_round(self, outcome: RoundOutcome, clients: list[Client], universal: Score, average: Score) -> Row:
+        """Append one row to ``metrics.jsonl`` and return it; ``clients`` are those that are connected now."""
+        self.clients |= {client.name: client for client in clients}
         experts = [reply.expert_accuracy for reply in outcome.evaluations.values()]
         personal = [
             reply.personal_accuracy for reply in outcome.evaluations.values() if reply.personal_accuracy is not None
         ]
-        known = [name for name in outcome.clusters if name in self.groups]
         agreement = agreement_with_groups(
-            [outcome.clusters[name] for name in known], [self.groups[name] for name in known]
+            list(outcome.clusters.values()), [self.clients[name].group for name in outcome.clusters]
         )
         row: Row = {
             "round": outcome.server_round,
@@ -136,15 +152,16 @@ class Recorder:
             self.on_round(row)
         return row
 
-    def finish(self, strategy: FederatedStrategy, clients: list[Client]) -> Row:
+    def finish(self, strategy: FederatedStrategy) -> Row:
         """Write models, ``clients.csv`` and ``summary.json``; return the summary."""
         self._save(strategy.universal, self.directory / "universal.safetensors")
         (self.directory / "experts").mkdir(exist_ok=True)
         for number, expert in strategy.experts.items():
             self._save(expert, self.directory / "experts" / f"expert-{number}.safetensors")
-        self._write_clients(strategy, clients)
+        self._write_clients(strategy)
         summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
-        summary |= {key: sum(row[key] for row in self._rows) for key in self._rows[-1] if _is_total(key)}
+        totals = {key for row in self._rows for key in row if _is_total(key)}
+        summary |= {key: sum(row.get(key) or 0 for row in self._rows) for key in sorted(totals)}
         self._write("summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
@@ -161,10 +178,10 @@ class Recorder:
             "dataset": self.config.dataset,
             "seed": self.config.seed,
             "rounds": len(self._rows),
-            "clients": len(self.groups),
+            "clients": len(self.clients),
         }
 
-    def _write_clients(self, strategy: FederatedStrategy, clients: list[Client]) -> None:
+    def _write_clients(self, strategy: FederatedStrategy) -> None:
         columns = [
             "client",
             "group",
@@ -178,7 +195,7 @@ class Recorder:
         with path.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
-            for client in clients:
+            for client in (self.clients[name] for name in by_name(self.clients)):
                 reply = strategy.outcome.evaluations.get(client.name)
                 accuracies = (reply.universal_accuracy, reply.expert_accuracy, reply.personal_accuracy) if reply else ()
                 group = "" if client.group < 0 else client.group

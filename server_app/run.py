@@ -66,7 +66,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     roster = Roster(config.seed, config.round_timeout)
     roster.gather(grid, config.min_clients, config.join_timeout)
     clients = roster.clients
-    preflight(config, len(clients))
+    check_sizes(config, len(clients))
     federation = build_federation(config, _agreed_partitions(clients))
     strategy = make_strategy(config, roster, federation, device)
     model = build_model(config.model, federation.dataset.shape, federation.dataset.num_classes, config.seed)
@@ -84,7 +84,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             return None
         universal = evaluate(strategy.universal)
         average = universal if strategy.average is strategy.universal else evaluate(strategy.average)
-        row = recorder.record_round(strategy.outcome, universal, average)
+        row = recorder.record_round(strategy.outcome, roster.clients, universal, average)
         return MetricRecord(
             {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
         )
@@ -97,10 +97,10 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             timeout=config.round_timeout,
             evaluate_fn=after_round,
         )
+        return recorder.finish(strategy)
     except BaseException as error:
         recorder.fail(error)
         raise
-    return recorder.finish(strategy, clients)
 
 
 def _agreed_partitions(clients: list[Client]) -> int:

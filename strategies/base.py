@@ -1,5 +1,6 @@
 """What all methods share: the moments of a round, who takes part, and what happens when clients fail."""
 
+import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,10 +13,10 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from disue.errors import FederationError
+from disue.errors import FederationError, WireError
 from disue.models import State
 from disue.naming import by_name
-from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, WireError, error_reason, message_bytes
+from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, error_reason, message_bytes
 from strategies.roster import Client, Roster
 from strategies.updates import ClientUpdate
 
@@ -87,6 +88,7 @@ class FederatedStrategy(Strategy):
         self._sampled: list[Client] = []
         self._starts: dict[str, State] = {}
         self._phase_started = 0.0
+        self._problems: list[str] = []
 
     # --- what a method decides ---------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class FederatedStrategy(Strategy):
         """Ask clients how good the universal expert and their own expert are on their test data."""
         last = server_round == self.participation.num_rounds
         if not last and server_round % self.participation.evaluate_every:
-            return []
+            return self._sent([])
         fraction = 1.0 if last else self.participation.fraction_evaluate
         return self._sent(
             [
@@ -202,16 +204,19 @@ class FederatedStrategy(Strategy):
     def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
         updates: dict[str, ClientUpdate] = {}
         losses: dict[str, float] = {}
+        self._problems.clear()
         for message in replies:
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
-                log(WARNING, "%s failed: %s", name, error_reason(message))
+                self._problems.append(f"{name} failed: {error_reason(message)}")
+                log(WARNING, self._problems[-1])
                 continue
             try:
                 reply = TrainReply.from_message(message, self.universal, self.needs_signature)
             except WireError as error:
                 self.outcome.clients_rejected += 1
-                log(WARNING, "%s: update rejected: %s", name, error)
+                self._problems.append(f"{name}: update rejected: {error}")
+                log(WARNING, self._problems[-1])
                 continue
             updates[name] = ClientUpdate(name, self._starts[name], reply.state, reply.num_examples, reply.signature)
             losses[name] = reply.train_loss
@@ -225,10 +230,10 @@ class FederatedStrategy(Strategy):
         return ordered
 
     def _require_enough(self, usable: int) -> None:
-        needed = self.participation.min_success_fraction * len(self._sampled)
-        if usable < max(1.0, needed):
+        needed = max(1, math.ceil(self.participation.min_success_fraction * len(self._sampled) - 1e-9))
+        if usable < needed:
             raise FederationError(
                 f"min-success-fraction: {usable} of {len(self._sampled)} clients sent a usable update in round "
-                f"{self.outcome.server_round}, and at least {self.participation.min_success_fraction:g} of them are "
-                "needed; the log names each client's problem"
+                f"{self.outcome.server_round} and {needed} are needed; "
+                + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
             )

@@ -39,6 +39,29 @@ def _agglomerative(num_clusters: int, _random_state: int) -> Clusterer:
     return estimator
 
 
+class FixedNumClusters:
+    """A clusterer with a given number of clusters, or as many as there are clients where these are fewer.
+
+    Parameters
+    ----------
+    make : callable
+        ``make(num_clusters, random_state)`` gives a clusterer.
+    num_clusters : int
+    random_state : int (default: 0)
+        Seed of the clusterer.
+    """
+
+    def __init__(self, make: Callable[[int, int], Clusterer], num_clusters: int, random_state: int = 0) -> None:
+        self.make = make
+        self.num_clusters = num_clusters
+        self.random_state = random_state
+
+    def fit_predict(self, X: FloatArray) -> IntArray:
+        """Return a label per row of ``X`` (clients, features)."""
+        number = min(self.num_clusters, len(X))
+        return _labels(self.make, number, self.random_state, X)
+
+
 class ChosenNumClusters:
     """A clusterer that chooses its number of clusters, one included.
 
@@ -80,14 +103,20 @@ class ChosenNumClusters:
         self.silhouette_ = -1.0
         best = np.zeros(len(X), dtype=np.int64)
         for number in range(2, min(self.max_clusters, len(X) // 2) + 1):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # k-means on fewer distinct points than clusters
-                labels = self.make(number, self.random_state).fit_predict(X)
+            labels = _labels(self.make, number, self.random_state, X)
             if len(np.unique(labels)) > 1:
                 silhouette = float(silhouette_score(X, labels))
                 if silhouette > self.silhouette_:
                     self.silhouette_, best = silhouette, labels
         return best if self.silhouette_ >= self.min_silhouette else np.zeros(len(X), dtype=np.int64)
+
+
+def _labels(make: Callable[[int, int], Clusterer], number: int, random_state: int, X: FloatArray) -> IntArray:
+    if number == 1:
+        return np.zeros(len(X), dtype=np.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # k-means on fewer distinct points than clusters
+        return make(number, random_state).fit_predict(X)
 
 
 def make_clusterer(name: str, num_clusters: int, random_state: int) -> Clusterer:
@@ -99,4 +128,6 @@ def make_clusterer(name: str, num_clusters: int, random_state: int) -> Clusterer
         If there is no such clusterer.
     """
     make = CLUSTERERS[name]
-    return make(num_clusters, random_state) if num_clusters else ChosenNumClusters(make, random_state=random_state)
+    if num_clusters:
+        return FixedNumClusters(make, num_clusters, random_state)
+    return ChosenNumClusters(make, random_state=random_state)

@@ -108,7 +108,7 @@ class Distiller:
             steps=taken,
             average_loss=average_loss,
             student_loss=best_loss,
-            kept_average=best_loss >= average_loss,
+            kept_average=not best_loss < average_loss,
         )
 
     def _loss(self, logits: Tensor, soft_targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 "Distilled Universal Expert", arXiv:2506.20285.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -87,6 +88,7 @@ class DisUE(FederatedStrategy):
         self.prior_correction = prior_correction
         self.expert_share = expert_share
         self.signatures = SignatureBook(signature_memory)
+        self.knowledge: dict[int, tuple[Tensor, Tensor]] = {}  # label counts and prototypes of each cluster
 
     def start_for(self, name: str) -> State:
         """Return the universal expert, or its mixture with the client's own expert."""
@@ -99,11 +101,10 @@ class DisUE(FederatedStrategy):
         """Cluster the clients, average each cluster into its expert, and distil the experts."""
         self.average = weighted_average(updates)
         with self.outcome.timed("clustering"):
-            self.clusters = self._group_clients(updates)
-            members = self._members(updates)
-            self._update_experts(members)
+            before, self.clusters = self.clusters, self._group_clients(updates)
+            self._update_experts(self._members(updates), before)
         with self.outcome.timed("distillation"):
-            return self._distil(server_round, members)
+            return self._distil(server_round)
 
     # --- phase C: clustering and aggregation -------------------------------------------------------
 
@@ -119,20 +120,32 @@ class DisUE(FederatedStrategy):
             members.setdefault(self.clusters[update.name], []).append(update)
         return dict(sorted(members.items()))
 
-    def _update_experts(self, members: dict[int, list[ClientUpdate]]) -> None:
-        alive = set(self.clusters.values())
-        self.experts = {k: expert for k, expert in self.experts.items() if k in alive}
-        self.experts |= {k: weighted_average(updates) for k, updates in members.items()}
-        self.experts = dict(sorted(self.experts.items()))
+    def _update_experts(self, members: dict[int, list[ClientUpdate]], before: dict[str, int]) -> None:
+        """Average the clusters that were sampled; the others keep their expert, and a split hands its on."""
+        experts, knowledge = dict(self.experts), dict(self.knowledge)
+        self.experts, self.knowledge = {}, {}
+        for k in sorted(set(self.clusters.values())):
+            if k in members:
+                self.experts[k] = weighted_average(members[k])
+                self.knowledge[k] = merge_prototypes([update.signature for update in members[k] if update.signature])
+                continue
+            parents = Counter(
+                before[name] for name, cluster in self.clusters.items() if cluster == k and name in before
+            )
+            parent = k if k in experts else parents.most_common(1)[0][0]
+            if parent != k:
+                log(INFO, "cluster %s is new and was not sampled: it starts with the expert of cluster %s", k, parent)
+            self.experts[k], self.knowledge[k] = experts[parent], knowledge[parent]
 
     # --- phase U: universal distillation -----------------------------------------------------------
 
-    def _distil(self, server_round: int, members: dict[int, list[ClientUpdate]]) -> State:
-        if len(members) < 2 or self.distiller.steps == 0:
-            return self.average  # one expert is the average: there is nothing to distil
-        evidence = self._evidence(members)
-        weights = self.teacher(evidence)
-        targets = teacher_logits(evidence, weights, self.prior_correction)
+    def _distil(self, server_round: int) -> State:
+        """Teach the average what the experts know; one expert is the average, and nothing is taught."""
+        self.outcome.extra |= {"num_teachers": len(self.experts), "guard_kept_average": 0, "distill_steps": 0}
+        if len(self.experts) < 2 or self.distiller.steps == 0:
+            return self.average
+        evidence = self._evidence()
+        targets = teacher_logits(evidence, self.teacher(evidence), self.prior_correction)
         result = self.distiller.distil(
             self._model(self.average),
             self.server.proxy,
@@ -142,13 +155,6 @@ class DisUE(FederatedStrategy):
         )
         if result.kept_average:
             log(WARNING, "round %s: the guard kept the average, the student was not better", server_round)
-        log(
-            INFO,
-            "distillation: %s steps, divergence %.4f -> %.4f",
-            result.steps,
-            result.average_loss,
-            result.student_loss,
-        )
         self.outcome.extra |= {
             "guard_kept_average": int(result.kept_average),
             "distill_steps": result.steps,
@@ -157,21 +163,16 @@ class DisUE(FederatedStrategy):
         }
         return result.state
 
-    def _evidence(self, members: dict[int, list[ClientUpdate]]) -> Evidence:
-        logits = [predict_logits(self._model(self.experts[k]), self.server.proxy, self.server.device) for k in members]
-        merged = [
-            merge_prototypes(
-                torch.stack([update.signature.label_counts for update in updates if update.signature]),
-                torch.stack([update.signature.prototypes for update in updates if update.signature]),
-            )
-            for updates in members.values()
-        ]
+    def _evidence(self) -> Evidence:
+        proxy, device = self.server.proxy, self.server.device
+        logits = [predict_logits(self._model(expert), proxy, device) for expert in self.experts.values()]
+        known = [self.knowledge[k] for k in self.experts]
         opening = self._model(self.universal)  # what the clients' prototypes were computed with
         return Evidence(
             expert_logits=torch.stack(logits),
-            label_counts=torch.stack([counts for counts, _ in merged]),
-            features=predict_logits(opening.body, self.server.proxy, self.server.device),
-            prototypes=torch.stack([prototypes for _, prototypes in merged]),
+            label_counts=torch.stack([counts for counts, _ in known]),
+            features=predict_logits(opening.body, proxy, device),
+            prototypes=torch.stack([prototypes for _, prototypes in known]),
         )
 
     def _model(self, state: State) -> Classifier:

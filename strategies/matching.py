@@ -1,5 +1,6 @@
 """Stable cluster identity: cluster 2 of this round is cluster 2 of the last one."""
 
+import itertools
 from collections.abc import Mapping
 
 import numpy as np
@@ -9,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 def match_clusters(previous: Mapping[str, int], labels: Mapping[str, int]) -> dict[str, int]:
     """Rename new clusters after the old ones that share most clients with them.
 
-    One to one, by the assignment with the largest total overlap (Kuhn 1955); a new cluster that overlaps
-    with no old one gets the smallest free number.
+    One to one, by the assignment with the largest total overlap (Kuhn 1955); a new cluster that continues
+    no old one gets the smallest number that none of the old ones had.
 
     Parameters
     ----------
@@ -32,9 +33,9 @@ def match_clusters(previous: Mapping[str, int], labels: Mapping[str, int]) -> di
             overlap[new.index(label), old.index(previous[name])] += 1
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     renamed = {new[i]: old[j] for i, j in zip(rows, columns, strict=True) if overlap[i, j] > 0}
-    taken = set(renamed.values())
+    taken = set(old)
     for label in new:
         if label not in renamed:
-            renamed[label] = next(number for number in range(len(taken) + 1) if number not in taken)
+            renamed[label] = next(number for number in itertools.count() if number not in taken)
             taken.add(renamed[label])
     return {name: renamed[label] for name, label in labels.items()}

@@ -7,10 +7,10 @@ from logging import INFO, WARNING
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from disue.errors import FederationError
+from disue.errors import FederationError, WireError
 from disue.naming import by_name
 from disue.seeding import numpy_rng
-from disue.wire import HelloReply, HelloRequest, WireError, error_reason
+from disue.wire import HelloReply, HelloRequest, error_reason
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Roster:
         self.seed = seed
         self.timeout = timeout
         self._clients: dict[str, Client] = {}
+        self._asked: set[int] = set()
 
     @property
     def clients(self) -> list[Client]:
@@ -75,12 +76,14 @@ class Roster:
             )
 
     def refresh(self, grid: Grid) -> list[str]:
-        """Forget nodes that are gone, say hello to new ones, and return what went wrong with them."""
+        """Forget nodes that are gone, say hello to each new one once, and return what went wrong with them."""
         present = set(grid.get_node_ids())
         self._clients = {name: client for name, client in self._clients.items() if client.node_id in present}
-        new = sorted(present - {client.node_id for client in self._clients.values()})
+        self._asked &= present
+        new = sorted(present - self._asked)  # a node that refused or kept silent is not waited for every round
         if not new:
             return []
+        self._asked |= set(new)
         problems = []
         replies = grid.send_and_receive([HelloRequest().to_message(node) for node in new], timeout=self.timeout)
         for reply in replies:
@@ -90,6 +93,7 @@ class Roster:
                     raise WireError(error_reason(reply))
                 hello = HelloReply.from_message(reply)
                 if hello.name in self._clients:
+                    self._asked.discard(node_id)  # the other one may be a dead connection that is still listed
                     raise WireError(f"a second client calls itself '{hello.name}'")
             except WireError as error:
                 problems.append(str(error))

@@ -108,5 +108,6 @@ def gram_embedding(vectors: Sequence[Tensor]) -> NDArray[np.float64]:
     stacked = F.normalize(torch.stack(list(vectors)).double(), dim=1)
     values, basis = np.linalg.eigh((stacked @ stacked.T).numpy())
     kept = values > 1e-9 * max(values[-1], 1e-300)
+    kept[-1] = True  # vectors that are all zero are one point
     coordinates: NDArray[np.float64] = basis[:, kept] * np.sqrt(values[kept])
     return coordinates

@@ -4,7 +4,7 @@ A teacher gives each expert a weight per sample. The vote is the weighted mean o
 each with its cluster's label prior taken out if that is wished.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from disue.metrics import log_prior
 from disue.registry import Registry
+from disue.signature import Signature
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,9 @@ def teacher_logits(evidence: Evidence, weights: Tensor, prior_correction: bool) 
     return torch.einsum("ks,ksc->sc", weights, logits)
 
 
-def merge_prototypes(label_counts: Tensor, prototypes: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the label counts and prototypes of a cluster from those of its clients.
-
-    ``label_counts``: (clients, classes), ``prototypes``: (clients, classes, features); the prototypes are
-    averaged class by class with the counts as weights.
-    """
-    totals = label_counts.sum(dim=0)
-    weighted = torch.einsum("nc,ncf->cf", label_counts, prototypes)
+def merge_prototypes(signatures: Sequence[Signature]) -> tuple[Tensor, Tensor]:
+    """Return the label counts, (classes,), and prototypes, (classes, features), of the clients' pooled data."""
+    counts = torch.stack([signature.label_counts for signature in signatures])
+    weighted = torch.einsum("nc,ncf->cf", counts, torch.stack([signature.prototypes for signature in signatures]))
+    totals = counts.sum(dim=0)
     return totals, weighted / totals.clamp(min=1.0).unsqueeze(1)

@@ -5,7 +5,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from disue.cli.config_table import config_table
@@ -16,7 +15,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_imports_point_down_only() -> None:
-    pytest.importorskip("importlinter", reason="import-linter comes with the extra 'dev'")
     command = [
         sys.executable,
         "-c",

@@ -25,12 +25,13 @@ def honest(name: str, request: TrainRequest, message: Message) -> Message:
     return TrainReply(shifted(request.start, 1.0), int(digits) + 1, 0.5, 1).to_message(message)
 
 
-def answering_app(train: Behaviour = honest) -> ClientApp:
+def answering_app(train: Behaviour = honest, on_hello: Callable[[str], None] = lambda name: None) -> ClientApp:
     """Return a ClientApp with no data: it says hello, and trains as told."""
     app = ClientApp()
 
     @app.query()
     def hello(message: Message, context: Context) -> Message:
+        on_hello(client_name(context.node_config))
         return HelloReply(client_name(context.node_config), 10, -1, 0).to_message(message)
 
     @app.train()
@@ -49,9 +50,13 @@ def answering_app(train: Behaviour = honest) -> ClientApp:
 class ChangingGrid(InlineGrid):
     """An inline grid whose nodes come and go."""
 
-    def forget(self, node_id: int) -> None:
+    def forget(self, node_id: int) -> Context:
         """Take a node away."""
-        del self._contexts[node_id]
+        return self._contexts.pop(node_id)
+
+    def bring_back(self, context: Context) -> None:
+        """Connect a node again under the id that it had."""
+        self._contexts[context.node_id] = context
 
     def add_node(self, node_config: dict[str, object]) -> None:
         """Add a node under an id that was never used."""

@@ -1,5 +1,6 @@
 """The console command `disue`: argument parsing and error lines; the work is imported when it is asked for."""
 
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -78,8 +79,14 @@ def simulate(
     run(clients, engine.value, gpus_per_client, assignments or [], output)
 
 
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command; bad input ends with one line and status 2, a run that failed with status 1."""
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, _end)  # so that engines stop what they started, as on Ctrl-C
     try:
         app()
     except DisueError as error:

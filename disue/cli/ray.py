@@ -9,7 +9,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,13 +18,15 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import tomli_w
 
 import disue
+from disue import errors
 from disue.config import RunConfig
 from disue.errors import DisueError, FederationError
 from disue.source import PACKAGES
@@ -53,8 +54,8 @@ def run_ray(
 
     Raises
     ------
-    FederationError
-        If the SuperLink does not start, or the run does not finish; with the reason from its log.
+    DisueError
+        What the app raised; a `FederationError` if the SuperLink does not start, or the run does not finish.
     """
     with tempfile.TemporaryDirectory(prefix="disue-", ignore_cleanup_errors=True) as home:
         work = Path(home)
@@ -71,7 +72,7 @@ def run_ray(
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
             status = run_status(log, environment, work)
         if status != "finished:completed":
-            raise FederationError(_reason(log, status))
+            raise _failure(log, status, Path(config.output_dir))
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
     return summary
 
@@ -180,12 +181,19 @@ def _complete_lines(path: Path) -> list[str]:
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def _reason(log: list[str], status: str) -> str:
-    """Return our own error from the log of a failed run, or its last lines where it was another one."""
-    raised = re.findall(r"disue\.errors\.\w+: (.*)", "\n".join(log))
+def _failure(log: list[str], status: str, directory: Path) -> DisueError:
+    """Return our own error from the log of a failed run, or its last lines where it was another one.
+
+    The whole log is kept in the run directory, if the run came as far as to make one.
+    """
+    if directory.is_dir():
+        (directory / "flower.log").write_text("\n".join(log) + "\n")
+    raised = re.findall(r"^disue\.errors\.(\w+): (.*)", "\n".join(log), flags=re.MULTILINE)
     if raised:
-        return str(raised[-1])
-    return f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:])
+        kind, message = raised[-1]
+        error: DisueError = getattr(errors, kind, FederationError)(message)
+        return error
+    return FederationError(f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:]))
 
 
 def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -200,16 +208,17 @@ def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: P
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and the process group that it leads."""
-    for stop_signal in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(process.pid, stop_signal)
-        except ProcessLookupError:
-            break
-        try:
-            process.wait(timeout=10.0)
-        except subprocess.TimeoutExpired:
-            continue
+    """Stop a process and all its descendants: Flower's and Ray's lead sessions of their own."""
+    try:
+        tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for kill in (psutil.Process.terminate, psutil.Process.kill):
+        for member in tree:
+            with suppress(psutil.NoSuchProcess):
+                kill(member)
+        _, tree = psutil.wait_procs(tree, timeout=10.0)
+    process.wait()
 
 
 def _free_port() -> int:

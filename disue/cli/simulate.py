@@ -1,6 +1,8 @@
 """`disue simulate`: check, run, show."""
 
 import logging
+import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disue.config import RunConfig, parse_assignments
+from disue.errors import ConfigError
 
 Row = dict[str, Any]
 
@@ -31,7 +34,11 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
     from server_app.recorder import default_directory
     from server_app.run import preflight
 
-    config = config.model_copy(update={"output_dir": str(default_directory(config))})
+    _check_gpus(config, engine, gpus_per_client)
+    places = {"output_dir": str(default_directory(config))}
+    if config.data_dir:
+        places["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))  # the engine runs elsewhere
+    config = config.model_copy(update=places)
     preflight(config, clients)
 
     console = Console(highlight=False)
@@ -50,6 +57,17 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
         summary = run_ray(config, clients, gpus_per_client, show)
     console.print(_summary_table(summary))
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
+
+
+def _check_gpus(config: RunConfig, engine: str, gpus_per_client: float) -> None:
+    import torch
+
+    if not math.isfinite(gpus_per_client):
+        raise ConfigError(f"--gpus-per-client: got {gpus_per_client}; expected a number, at least 0")
+    if gpus_per_client and not torch.cuda.is_available():
+        raise ConfigError(f"--gpus-per-client: got {gpus_per_client:g}; torch sees no GPU here, use 0")
+    if engine == "ray" and config.device == "cuda" and not gpus_per_client:
+        raise ConfigError("device: got 'cuda'; the ray engine gives clients a GPU with --gpus-per-client above 0 only")
 
 
 def run_inline(config: RunConfig, num_clients: int, on_round: Callable[[Row], None] | None = None) -> Row:

@@ -7,6 +7,7 @@ downloaded by torchvision.
 import gzip
 import logging
 import math
+import os
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -94,10 +95,19 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
     DataError
         If its files are neither there nor to be downloaded, or are damaged.
     """
-    directory = Path(data_dir).expanduser() if data_dir else None
-    if directory is not None and not directory.is_dir():
-        raise DataError(f"data-dir: '{data_dir}' is not a directory")
-    return DATASETS[name](directory)
+    load = DATASETS[name]
+    return load(_directory(data_dir) if data_dir else None)
+
+
+def _directory(data_dir: str) -> Path:
+    try:
+        directory = Path(data_dir).expanduser()
+        readable = os.access(directory, os.R_OK | os.X_OK) and directory.is_dir()
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"data-dir: '{data_dir}' cannot be used ({error})") from None
+    if not readable:
+        raise DataError(f"data-dir: '{data_dir}' is not a directory that can be read")
+    return directory
 
 
 def _cache_directory(data_dir: Path | None) -> Path:
@@ -197,6 +207,12 @@ def _idx_dataset(
         Examples(read_idx(files[part, "x"]).unsqueeze(1), read_idx(files[part, "y"]).long())
         for part in ("train", "test")
     )
+    for part, examples in (("train", train), ("test", test)):
+        if len(examples.x) != len(examples.y) or int(examples.y.max()) >= len(class_names):
+            raise DataError(
+                f"{name}: the {part} files do not fit: {len(examples.x)} images, {len(examples.y)} labels "
+                f"up to {int(examples.y.max())}, {len(class_names)} classes"
+            )
     return Dataset(name, class_names, train, test, (mean,), (std,))
 
 

@@ -14,6 +14,7 @@ from disue.seeding import derive_seed, numpy_rng
 
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1
+MIN_PROXY_SIZE = 10
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,10 @@ def _build(
     make_scenario = SCENARIOS[scenario_name]
     dataset = load_dataset(dataset_name, data_dir)
     train_labels, test_labels = dataset.train.y.numpy(), dataset.test.y.numpy()
+    if 0 < train_examples < MIN_TRAIN_EXAMPLES:
+        raise DataError(f"train-examples: got {train_examples}; use 0 (all) or at least {MIN_TRAIN_EXAMPLES}")
+    if 0 < proxy_size < MIN_PROXY_SIZE:
+        raise DataError(f"proxy-size: got {proxy_size}; use 0 (chosen) or at least {MIN_PROXY_SIZE}")
 
     rng = numpy_rng(seed, "federation")
     proxy, train_pool = _draw_proxy(train_labels, proxy_size, num_clients, dataset.name, rng)

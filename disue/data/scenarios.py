@@ -137,7 +137,9 @@ def _shards(given: ScenarioInput) -> Scenario:
     )
     shares = np.zeros((given.num_clients, given.num_classes))
     np.add.at(shares, owners, np.clip(overlap, 0.0, None))
-    return Scenario(shares / shares.sum(axis=0), np.full(given.num_clients, NO_GROUP))
+    totals = shares.sum(axis=0)
+    shares = np.divide(shares, totals, out=given.equal_shares(), where=totals > 0.0)
+    return Scenario(shares, np.full(given.num_clients, NO_GROUP))
 
 
 def balanced_dirichlet_shares(

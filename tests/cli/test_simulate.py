@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
             "data-dir: '/no/such/place' is not a directory",
         ),
         (["--output", "/proc/nowhere"], "output-dir: '/proc/nowhere' cannot be"),
-        (["--set", "device=cuda"], "device: got 'cuda'; torch sees no GPU"),
+        (["--gpus-per-client", "nan"], "--gpus-per-client: got nan"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -62,8 +63,6 @@ def test_bad_input_is_one_line_and_status_2(
     arguments: list[str],
     words: str,
 ) -> None:
-    if "device=cuda" in arguments and torch.cuda.is_available():
-        pytest.skip("there is a GPU here")
     monkeypatch.chdir(tmp_path)
     for engine in ("inline", "ray"):
         monkeypatch.setattr(sys, "argv", ["disue", "simulate", "--engine", engine, *arguments])
@@ -74,6 +73,27 @@ def test_bad_input_is_one_line_and_status_2(
         assert words in printed.err
         assert printed.err.count("\n") == 1
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("arguments", [["--set", "device=cuda"], ["--gpus-per-client", "0.5"]])
+def test_a_gpu_that_is_not_there_is_status_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["disue", "simulate", "--engine", "inline", *arguments])
+    with pytest.raises(SystemExit) as caught:
+        main()
+    assert caught.value.code == 2
+    assert "torch sees no GPU here" in capsys.readouterr().err
+
+
+def test_a_relative_data_directory_counts_from_here(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    done = disue("simulate", "--engine", "inline", *QUICK, "--set", "data-dir=data", "--output", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    settings = tomllib.loads((tmp_path / "out" / "config.toml").read_text())["run"]
+    assert settings["data-dir"] == str(tmp_path / "data")
+    assert settings["output-dir"] == str(tmp_path / "out")
 
 
 def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:

@@ -25,9 +25,17 @@ def test_flower_round_trip_keeps_every_value() -> None:
         ({"num-sever-rounds": 3}, ["num-sever-rounds", "did you mean 'num-server-rounds'"]),
         ({"alpha": -1.0}, ["alpha: got -1.0", "greater than 0"]),
         ({"num-server-rounds": "many"}, ["num-server-rounds: got 'many'", "integer"]),
+        ({"num-server-rounds": 2.5}, ["num-server-rounds: got 2.5", "integer"]),
+        ({"seed": True}, ["seed: got True", "integer"]),
+        ({"alpha": float("inf")}, ["alpha: got inf", "finite"]),
+        ({"alpha": float("nan")}, ["alpha: got nan"]),
+        ({"dataset": 7}, ["dataset: got 7", "string"]),
+        ({"seed": 2**63}, ["seed: got 9223372036854775808", "less than or equal to"]),
+        ({"num-groups": 10**20}, ["num-groups: got 100000000000000000000", "1000"]),
+        ({"temperature": 1e-300}, ["temperature: got 1e-300", "0.01"]),
         ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
-        ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'"]),
+        ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'", "at most 0"]),
     ],
 )
 def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object], words: list[str]) -> None:

@@ -69,6 +69,14 @@ def test_a_damaged_idx_file_is_named(tmp_path: Path, content: bytes, reason: str
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 1, 2, 3, 10]])
+def test_labels_that_do_not_fit_the_images_are_named(tmp_path: Path, labels: list[int]) -> None:
+    write_idx_files(tmp_path, gzipped=False)
+    (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.array(labels, dtype=np.uint8)))
+    with pytest.raises(DataError, match="mnist: the train files do not fit: 5 images"):
+        load_dataset("mnist", str(tmp_path))
+
+
 def test_a_truncated_gzip_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.gz"
     path.write_bytes(gzip.compress(idx_bytes(TRAIN_X))[:40])
@@ -158,6 +166,8 @@ def test_no_files_and_no_network_is_one_line_with_advice(
 def test_a_missing_directory_and_an_unknown_dataset_are_named() -> None:
     with pytest.raises(DataError, match="data-dir: '/no/such/place' is not a directory"):
         load_dataset("mnist", "/no/such/place")
+    with pytest.raises(DataError, match="data-dir: '~nobody-here' cannot be used"):
+        load_dataset("mnist", "~nobody-here")
     with pytest.raises(ConfigError, match=r"dataset: 'digit' does not exist \(did you mean 'digits'\?\)"):
         load_dataset("digit")
 

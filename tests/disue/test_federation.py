@@ -72,6 +72,8 @@ def test_proxy_and_global_test_set_show_all_views_equally() -> None:
     ("config", "clients", "words"),
     [
         (RunConfig(proxy_size=1_000_000), 12, ["proxy-size: got 1000000", "1347", "at most 1323"]),
+        (RunConfig(train_examples=1), 12, ["train-examples: got 1; use 0 (all) or at least 2"]),
+        (RunConfig(proxy_size=3), 12, ["proxy-size: got 3; use 0 (chosen) or at least 10"]),
         (RunConfig(), 1000, ["1347 training examples for 1000 clients"]),
         (RunConfig(), 600, ["test examples for 600 clients"]),
     ],

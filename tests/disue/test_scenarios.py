@@ -114,6 +114,11 @@ def test_shards_give_each_client_two_contiguous_pieces() -> None:
     np.testing.assert_allclose(shares.sum(axis=1), 1.0)
 
 
+def test_shards_of_a_pool_that_lacks_a_class() -> None:
+    given_input = ScenarioInput(4, np.array([8, 0, 8]), 1, 1.0, np.random.default_rng(0))
+    np.testing.assert_allclose(SCENARIOS["shards"](given_input).shares.sum(axis=0), 1.0)
+
+
 def test_rotation_turns_by_group() -> None:
     scenario = SCENARIOS["rotation"](scenario_input(4, 4, 0.1, 0))
     x = torch.arange(2 * 3 * 3).reshape(2, 1, 3, 3).to(torch.uint8)

@@ -32,7 +32,7 @@ def _identity() -> Iterator[None]:
 
 def state(seed: int = 0) -> State:
     g = torch.Generator().manual_seed(seed)
-    return {"b": torch.randn(3, 2, generator=g), "a": torch.randn(2, generator=g)}
+    return {"head.weight": torch.randn(2, 3, generator=g), "a": torch.randn(2, generator=g)}
 
 
 def same(first: State | None, second: State | None) -> bool:
@@ -64,6 +64,23 @@ def test_evaluate_request_round_trip(expert: State | None) -> None:
     assert got.personalise
 
 
+shapes = st.lists(st.integers(1, 4), max_size=3)
+
+
+@given(
+    st.dictionaries(st.text("abc.", min_size=1), shapes, min_size=1), st.integers(0, 10**6), st.booleans(), st.data()
+)
+@settings(deadline=None, max_examples=50)
+def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, flag: bool, data: st.DataObject) -> None:
+    seed = data.draw(st.integers(0, 99))
+    model = {name: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for name, shape in drawn.items()}
+    request = TrainRequest.from_message(TrainRequest(model, number, signature=flag).to_message(3))
+    assert same(request.start, model)
+    assert (request.server_round, request.signature, request.universal) == (number, flag, None)
+    sent = TrainReply(model, number + 1, 0.5, number)
+    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, wants_signature=False).state, model)
+
+
 @given(st.text(min_size=1), st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6))
 @settings(deadline=None)
 def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int) -> None:
@@ -78,7 +95,7 @@ def test_evaluate_reply_round_trip(personal: float | None) -> None:
 
 
 def test_train_reply_round_trip() -> None:
-    signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 4), torch.randn(2, 4))
+    signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 3), torch.randn(2, 3))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
     got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), wants_signature=True)
     assert same(got.state, sent.state)
@@ -106,7 +123,7 @@ def broken(**changes: object) -> Message:
     ("message_changes", "reason"),
     [
         ({"arrays": None}, "no 'arrays' record"),
-        ({"arrays": ArrayRecord({"a": state()["a"]})}, r"parameters differ: \['b'\]"),
+        ({"arrays": ArrayRecord({"a": state()["a"]})}, r"parameters differ: \['head.weight'\]"),
         ({"arrays": ArrayRecord(state() | {"a": torch.zeros(3)})}, r"parameter a is torch.float32 \(3,\)"),
         ({"arrays": ArrayRecord(state() | {"a": torch.zeros(2).double()})}, "parameter a is torch.float64"),
         (
@@ -117,13 +134,21 @@ def broken(**changes: object) -> Message:
             {"arrays": ArrayRecord(state() | {"a": torch.tensor([0.0, float("inf")])})},
             "a has values that are not finite",
         ),
-        ({"metrics": None}, "num-examples is None"),
+        ({"metrics": None}, "no 'metrics' record"),
+        ({"metrics": MetricRecord({"num-examples": [3]})}, r"num-examples is \[3\]"),
+        ({"metrics": MetricRecord({"num-examples": 3, "train-loss": [0.1], "steps": 1})}, r"train-loss is \[0.1\]"),
+        ({"metrics": MetricRecord({"num-examples": 3, "train-loss": 0.1, "steps": 1.5})}, "steps is 1.5"),
         ({"metrics": MetricRecord({"num-examples": 0})}, "num-examples is 0"),
         ({"metrics": MetricRecord({"num-examples": -4})}, "num-examples is -4"),
         ({"metrics": MetricRecord({"num-examples": 2.5})}, "num-examples is 2.5"),
         ({"signature": None}, "no 'signature' record"),
         ({"signature": ArrayRecord({"prototypes": torch.ones(2, 3)})}, "lacks 'label-counts'"),
         ({"signature": signature_record(initial_prototypes=torch.ones(2, 4))}, "do not fit"),
+        (
+            {"signature": signature_record(initial_prototypes=torch.ones(2, 5), prototypes=torch.ones(2, 5))},
+            r"prototypes are \(2, 5\); expected \(2, 3\)",
+        ),
+        ({"signature": signature_record(label_counts=torch.zeros(2))}, "counts no example"),
         ({"signature": signature_record(prototypes=torch.full((2, 3), float("nan")))}, "not finite"),
         ({"signature": signature_record(label_counts=torch.ones(3))}, "do not fit"),
         ({"signature": signature_record(label_counts=-torch.ones(2))}, "negative or not"),

@@ -2,11 +2,14 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tomli_w
 
@@ -110,3 +113,22 @@ def test_the_readme_job(tmp_path: Path) -> None:
     assert summary["ari"] == 1.0
     assert "round 10/10" in done.stdout
     assert f"artefacts: {next((tmp_path / 'runs').iterdir())}" in done.stdout.replace("\n", "")
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, ending: signal.Signals) -> None:
+    command = [str(Path(sys.executable).parent / "disue"), "simulate", "--set", "num-server-rounds=1000"]
+    process = subprocess.Popen([*command, "--output", str(tmp_path / "run")], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 180
+    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.5)
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert any("raylet" in child.name() for child in started)
+    process.send_signal(ending)
+    assert process.wait(timeout=60) not in (0, 2)
+    _, alive = psutil.wait_procs(started, timeout=20)
+    assert alive == []
+    rows = metrics.read_text().count("\n")
+    time.sleep(5)
+    assert metrics.read_text().count("\n") == rows

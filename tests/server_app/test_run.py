@@ -19,7 +19,7 @@ from disue.errors import ConfigError, DataError, FederationError
 from disue.metrics import score
 from disue.models import build_model
 from server_app.app import app as server_app
-from server_app.recorder import check_directory
+from server_app.recorder import check_directory, default_directory
 from server_app.run import execute, preflight
 
 ROUND_KEYS = {
@@ -132,6 +132,8 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
             4,
             "data-dir: '/no/such/place' is not a directory",
         ),
+        ({"output-dir": "~nobody-here/x"}, 4, "output-dir: '~nobody-here/x' cannot be used"),
+        ({"output-dir": "/tmp/" + "x" * 300}, 4, "cannot be written (File name too long)"),
         ({"output-dir": "/proc/nowhere"}, 4, "output-dir: '/proc/nowhere' cannot be written"),
     ],
 )
@@ -152,7 +154,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
 def test_an_output_directory_with_a_run_in_it_is_left_alone(run) -> None:  # type: ignore[no-untyped-def]
     result = run()
     before = (result.directory / "metrics.jsonl").read_text()
-    with pytest.raises(ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="is not empty"):
         preflight(result.config, 6)
     assert (result.directory / "metrics.jsonl").read_text() == before
 
@@ -163,6 +165,27 @@ def test_an_output_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
         check_directory(tmp_path / "file")
     with pytest.raises(ConfigError, match="cannot be written"):
         check_directory(tmp_path / "file" / "below")
+
+
+def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        check_directory(tmp_path)
+    assert (tmp_path / "config.toml").read_text() == "mine"
+
+
+def test_default_directories_never_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        default_directory(RunConfig()).mkdir(parents=True)
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_rounds_with_one_cluster_and_rounds_with_several_make_one_summary(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=9, fraction_train=0.34, num_server_rounds=4)
+    assert {row["num_clusters"] for row in result.rows} >= {1}
+    assert result.summary["distill_steps"] == result.rows[-1]["distill_steps"]
+    assert result.summary["guard_kept_average"] == sum(row["guard_kept_average"] for row in result.rows)
 
 
 def test_a_run_that_fails_says_so_in_its_summary(tmp_path: Path) -> None:

@@ -36,6 +36,13 @@ def test_few_or_equal_clients_are_one_cluster(name: str, points: np.ndarray) -> 
     assert set(make_clusterer(name, 0, random_state=0).fit_predict(points)) == {0}
 
 
+@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+@pytest.mark.parametrize("clients", [1, 2, 3])
+def test_more_clusters_than_clients_is_a_client_each(name: str, clients: int) -> None:
+    labels = make_clusterer(name, 5, random_state=0).fit_predict(np.eye(clients))
+    assert len(set(labels)) == clients
+
+
 def test_the_same_seed_gives_the_same_labels() -> None:
     points = np.random.default_rng(0).standard_normal((30, 5))
     first, second = (make_clusterer("kmeans", 4, random_state=7).fit_predict(points) for _ in range(2))

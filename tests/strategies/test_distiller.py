@@ -50,6 +50,13 @@ def test_the_guard_keeps_the_average_when_the_student_is_not_better() -> None:
         assert torch.equal(tensor, before[name])
 
 
+def test_the_guard_keeps_the_average_when_the_teacher_is_not_a_number() -> None:
+    student, x, targets = problem()
+    result = Distiller(steps=20).distil(student, x, targets * float("nan"), torch.Generator().manual_seed(0), CPU)
+    assert result.kept_average
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in result.state.values())
+
+
 def test_it_stops_early_when_nothing_improves() -> None:
     result = distil(Distiller(steps=1000, learning_rate=30.0, check_every=10, patience=2))
     assert result.steps == 20

@@ -33,9 +33,20 @@ def test_one_client_that_moves_moves_alone() -> None:
     }
 
 
-def test_a_split_keeps_the_name_for_the_larger_part_and_takes_the_smallest_free_number() -> None:
+def test_a_split_keeps_the_name_for_the_larger_part_and_takes_a_number_that_was_free() -> None:
     previous = {"a": 1, "b": 1, "c": 1, "d": 0}
     assert match_clusters(previous, {"a": 0, "b": 0, "c": 1, "d": 2}) == {"a": 1, "b": 1, "c": 2, "d": 0}
+
+
+def test_a_number_that_just_ended_is_not_given_to_another_cluster() -> None:
+    previous = {"a": 0, "b": 0, "c": 1, "d": 2, "e": 2}
+    assert match_clusters(previous, {"a": 0, "b": 1, "c": 2, "d": 2, "e": 2}) == {
+        "a": 0,
+        "b": 3,
+        "c": 2,
+        "d": 2,
+        "e": 2,
+    }
 
 
 def test_without_a_past_numbers_start_at_zero() -> None:

@@ -3,8 +3,8 @@ import time
 import pytest
 from tests_support import ChangingGrid, answering_app
 
-from disue.errors import FederationError
-from disue.naming import client_name
+from disue.errors import DataError, FederationError
+from disue.naming import by_name, client_name
 from strategies.roster import Roster
 
 
@@ -73,6 +73,56 @@ def test_a_client_that_comes_back_under_a_new_node_id_keeps_its_name() -> None:
     assert made.name_of(new["a"]) == "a"
 
 
+def test_a_node_that_was_offline_for_a_round_takes_part_again() -> None:
+    nodes = grid(["a", "b"])
+    made = Roster(0)
+    made.gather(nodes, 2, 1.0)
+    (node_id,) = (client.node_id for client in made.clients if client.name == "a")
+    away = nodes.forget(node_id)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["b"]
+    nodes.bring_back(away)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+
+
+def test_a_restarted_client_takes_over_once_its_dead_connection_is_gone() -> None:
+    nodes = grid(["a", "b"])
+    made = Roster(0)
+    made.gather(nodes, 2, 1.0)
+    (dead,) = (client.node_id for client in made.clients if client.name == "a")
+    nodes.add_node({"name": "a"})
+    made.refresh(nodes)  # both are listed
+    nodes.forget(dead)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert made.clients[0].node_id != dead
+
+
+def test_a_node_that_cannot_say_hello_is_asked_once() -> None:
+    asked: list[str] = []
+
+    def refuse(name: str) -> None:
+        asked.append(name)
+        if name == "b":
+            raise RuntimeError("no data here")
+
+    nodes = ChangingGrid(answering_app(on_hello=refuse), {}, [{"name": "a"}, {"name": "b"}])
+    made = Roster(0)
+    made.gather(nodes, min_clients=1, join_timeout=1.0)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a"]
+    assert asked == ["a", "b"]
+    with pytest.raises(FederationError, match="1 clients answered and 2 are needed; the first problem was: .*no data"):
+        Roster(0).gather(nodes, min_clients=2, join_timeout=1.0)
+
+
 def test_names_come_from_the_node_config() -> None:
     assert client_name({"name": "hospital-a", "partition-id": 3}) == "hospital-a"
     assert client_name({"partition-id": 3}) == "client-3"
+    with pytest.raises(DataError, match="neither 'name' nor 'partition-id'"):
+        client_name({})
+
+
+def test_any_text_is_a_name() -> None:
+    assert by_name(["²", "10", "9", "a10", "a9", ""]) == ["", "9", "10", "a9", "a10", "²"]

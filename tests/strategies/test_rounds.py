@@ -124,6 +124,34 @@ def test_evaluation_every_other_round_and_personal_accuracy_in_the_last() -> Non
     assert seen == [(1, 0, False), (2, 2, False), (3, 0, False), (4, 2, False), (5, 4, True)]
 
 
+def test_a_round_without_evaluation_has_no_evaluation_time() -> None:
+    seconds: list[float] = []
+
+    class Watched(FedAvg):
+        def aggregate_evaluate(self, server_round, replies):  # type: ignore[no-untyped-def]
+            result = super().aggregate_evaluate(server_round, replies)
+            seconds.append(self.outcome.seconds["evaluation"])
+            return result
+
+    def slow(name: str, request: TrainRequest, message: Message) -> Message:
+        time.sleep(0.1)
+        return honest(name, request, message)
+
+    grid = ChangingGrid(answering_app(slow), {}, [{"name": "a"}, {"name": "b"}])
+    roster = Roster(seed=0)
+    roster.gather(grid, 2, 1.0)
+    Watched(roster, Participation(num_rounds=2, evaluate_every=2)).start(grid, ArrayRecord(START), num_rounds=2)
+    assert seconds[0] < 0.05
+
+
+def test_seven_hundredths_of_a_hundred_is_seven() -> None:
+    strategy = FedAvg(Roster(0), Participation(num_rounds=1, min_success_fraction=0.07))
+    strategy._sampled = [None] * 100  # type: ignore[list-item]
+    strategy._require_enough(7)
+    with pytest.raises(FederationError, match="6 of 100 clients sent a usable update in round 0 and 7 are needed"):
+        strategy._require_enough(6)
+
+
 def test_bytes_grow_with_the_number_of_clients() -> None:
     few, many = (fedavg(clients=count)[0].outcome for count in (2, 4))
     assert many.bytes_down == pytest.approx(2 * few.bytes_down, rel=0.01)

@@ -22,6 +22,10 @@ def test_embedding_of_equal_vectors_is_one_point() -> None:
     assert np.ptp(points) < 1e-12
 
 
+def test_embedding_of_nothing_but_zeros_is_one_point() -> None:
+    assert gram_embedding([torch.zeros(4)] * 3).tolist() == [[0.0]] * 3
+
+
 def test_updates_are_relative_to_each_clients_own_start(make_updates) -> None:  # type: ignore[no-untyped-def]
     update: ClientUpdate = make_updates(1)[0]
     moved = replace(

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from disue.metrics import PRIOR_PSEUDO_COUNT
+from disue.signature import Signature
 from strategies.teachers import TEACHERS, Evidence, merge_prototypes, teacher_logits
 
 K, N, C, F = 3, 7, 4, 5
@@ -95,8 +96,8 @@ def test_prototypes_of_a_cluster_are_those_of_its_pooled_data() -> None:
         means = torch.stack([x[y == c].mean(dim=0) if (y == c).any() else torch.zeros(F) for c in range(C)])
         return counts, means
 
-    counts, prototypes = zip(*(summarise(x, y) for x, y in data), strict=True)
-    merged = merge_prototypes(torch.stack(counts), torch.stack(prototypes))
+    summaries = [summarise(x, y) for x, y in data]
+    merged = merge_prototypes([Signature(c, p, p) for c, p in summaries])
     pooled = summarise(torch.cat([x for x, _ in data]), torch.cat([y for _, y in data]))
     torch.testing.assert_close(merged[0], pooled[0])
     torch.testing.assert_close(merged[1], pooled[1])
