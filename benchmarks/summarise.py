@@ -5,6 +5,7 @@ One row per run, and one row per method with the mean over its seeds.
 
 import json
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
@@ -15,14 +16,16 @@ COLUMNS = ("universal_accuracy", "expert_accuracy", "personal_accuracy", "worst_
 
 def main(directories: list[Path]) -> None:
     """Print the table for these run directories."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     for directory in directories:
         summary = json.loads((directory / "summary.json").read_text())
         if summary["status"] != "completed":
             sys.exit(f"{directory}: the run ended as '{summary['status']}': {summary.get('error')}")
-        groups[summary["dataset"], summary["scenario"], summary["method"]].append(summary)
-    print("| dataset | scenario | method | seed |", " | ".join(c.replace("_", " ") for c in COLUMNS), "|")
-    print("| --- " * (4 + len(COLUMNS)) + "|")
+        run = tomllib.loads((directory / "config.toml").read_text())["run"]
+        key = ("dataset", "scenario", "num-groups", "method")
+        groups[tuple(str(run[name]) for name in key)].append(summary)
+    print("| dataset | scenario | groups | method | seed |", " | ".join(c.replace("_", " ") for c in COLUMNS), "|")
+    print("| --- " * (5 + len(COLUMNS)) + "|")
     for key, summaries in groups.items():
         for summary in sorted(summaries, key=lambda s: s["seed"]):
             _print_row(*key, str(summary["seed"]), values=[summary[c] for c in COLUMNS])
