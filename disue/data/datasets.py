@@ -269,7 +269,8 @@ def _torchvision_dataset(
     data_dir: Path | None,
     *,
     name: str,
-    open_part: Callable[[Any, Path, str, bool], Any],
+    torchvision_class: str,
+    part_argument: Callable[[str], dict[str, Any]],
     advice: str,
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -278,11 +279,11 @@ def _torchvision_dataset(
     parts = {}
     class_names: tuple[str, ...] = ()
     for part in ("train", "test"):
-        open_here = partial(open_part, torchvision().datasets, root, part)
+        open_part = partial(getattr(torchvision().datasets, torchvision_class), root, **part_argument(part))
         try:
-            source = open_here(False)
+            source = open_part(download=False)
         except RuntimeError:  # "Dataset not found or corrupted": torchvision checked the files' sums
-            source = _download(name, partial(open_here, True), advice, [root])
+            source = _download(name, partial(open_part, download=True), advice, [root])
         x = np.ascontiguousarray(source.data)
         x = x if x.shape[1] == 3 else x.transpose(0, 3, 1, 2)
         labels = source.targets if hasattr(source, "targets") else source.labels
@@ -291,13 +292,20 @@ def _torchvision_dataset(
     return Dataset(name, class_names, parts["train"], parts["test"], mean, std)
 
 
+def _train_flag(part: str) -> dict[str, Any]:
+    return {"train": part == "train"}
+
+
+def _split_name(part: str) -> dict[str, Any]:
+    return {"split": part}
+
+
 DATASETS.register("cifar10")(
     partial(
         _torchvision_dataset,
         name="cifar10",
-        open_part=lambda datasets, root, part, download: datasets.CIFAR10(
-            root, train=part == "train", download=download
-        ),
+        torchvision_class="CIFAR10",
+        part_argument=_train_flag,
         advice="put the unpacked folder cifar-10-batches-py",
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2470, 0.2435, 0.2616),
@@ -307,9 +315,8 @@ DATASETS.register("cifar100")(
     partial(
         _torchvision_dataset,
         name="cifar100",
-        open_part=lambda datasets, root, part, download: datasets.CIFAR100(
-            root, train=part == "train", download=download
-        ),
+        torchvision_class="CIFAR100",
+        part_argument=_train_flag,
         advice="put the unpacked folder cifar-100-python",
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
@@ -319,7 +326,8 @@ DATASETS.register("svhn")(
     partial(
         _torchvision_dataset,
         name="svhn",
-        open_part=lambda datasets, root, part, download: datasets.SVHN(root, split=part, download=download),
+        torchvision_class="SVHN",
+        part_argument=_split_name,
         advice="put train_32x32.mat and test_32x32.mat",
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),

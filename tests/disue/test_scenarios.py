@@ -41,6 +41,13 @@ def test_shares_are_a_division_of_every_class(drawn: tuple[str, int, int, float,
     assert (scenario.shares >= 0.0).all()
     np.testing.assert_allclose(scenario.shares.sum(axis=0), 1.0)
     assert scenario.groups.shape == (clients,)
+    if name in GROUPED:  # groups differ in size by one client at most, and members share one distribution
+        sizes = np.bincount(scenario.groups)
+        assert len(sizes) == min(groups, clients)
+        assert sizes.max() - sizes.min() <= 1
+        for group in range(len(sizes)):
+            members = scenario.shares[scenario.groups == group]
+            np.testing.assert_allclose(members, members[:1].repeat(len(members), axis=0))
 
 
 @given(sizes)
