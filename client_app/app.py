@@ -85,7 +85,7 @@ def train_locally(message: Message, context: Context) -> Message:
         signature = make_signature(universal, client.initial_model(), client.data.train, client.device)
     model = client.model(request.start)
     rng = client.rng("train", request.server_round)
-    result = train(model, client.data.train, client.config, rng, client.device, client.num_classes)
+    result = train(model, client.data.train, client.config, request.objective, rng, client.device, client.num_classes)
     return TrainReply(
         state=get_state(model),
         num_examples=len(client.data.train),
@@ -107,14 +107,14 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     test = client.data.test
     universal = score(client.model(request.universal), test, client.device)
     own_prior = None
-    if client.config.local_loss == "balanced":
+    if request.objective.local_loss == "balanced":
         own_prior = log_prior(label_counts(client.data.train.y, client.num_classes))
     expert = client.model(request.expert or request.universal)
     expert_score = score(expert, test, client.device, own_prior)
     personal_accuracy = None
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
-        train(expert, client.data.train, client.config, rng, client.device, client.num_classes)
+        train(expert, client.data.train, client.config, request.objective, rng, client.device, client.num_classes)
         personal_accuracy = score(expert, test, client.device, own_prior).accuracy
     return EvaluateReply(
         num_examples=len(test),

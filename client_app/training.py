@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.metrics import log_prior
+from disue.objective import LocalObjective
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ def train(
     model: nn.Module,
     examples: Examples,
     config: RunConfig,
+    objective: LocalObjective,
     generator: torch.Generator,
     device: torch.device,
     num_classes: int,
@@ -41,10 +43,9 @@ def train(
     examples : Examples
         The client's training data.
     config : RunConfig
-        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``; ``prox-mu`` adds
-        mu/2 ||w - w0||^2 (FedProx, Li et al. 2020, eq. 2); ``local-loss=balanced`` trains on
-        ``logits + log p(y)`` with the client's own label shares p (balanced softmax, Ren et al. 2020; FedLC,
-        Zhang et al. 2022), so that the logits themselves carry no prior.
+        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``.
+    objective : LocalObjective
+        What is minimised, as the server's method wants it.
     generator : torch.Generator
         On the CPU; it alone decides the order of the examples.
     device : torch.device
@@ -52,9 +53,9 @@ def train(
     """
     model.to(device).train()
     x, y = examples.x.to(device), examples.y.to(device)
-    shift = log_prior(label_counts(examples.y, num_classes)).to(device) if config.local_loss == "balanced" else None
+    shift = log_prior(label_counts(examples.y, num_classes)).to(device) if objective.local_loss == "balanced" else None
     parameters = list(model.parameters())
-    anchors = [parameter.detach().clone() for parameter in parameters] if config.prox_mu > 0.0 else None
+    anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
     optimizer = torch.optim.SGD(
         parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
     )
@@ -68,7 +69,7 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             if anchors is not None:
-                _add_proximal_gradient(parameters, anchors, config.prox_mu)
+                _add_proximal_gradient(parameters, anchors, objective.prox_mu)
             optimizer.step()
             losses.append(loss.detach() * len(batch))
             steps += 1

@@ -14,6 +14,9 @@ def _to_kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
+LocalLoss = Literal["cross-entropy", "balanced"]
+
+
 class RunConfig(BaseModel):
     """One run, resolved. Keys are kebab-case outside (``num-server-rounds``), snake_case here."""
 
@@ -48,8 +51,8 @@ class RunConfig(BaseModel):
     learning_rate: float = Field(0.03, gt=0.0, description="SGD learning rate of local training")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
     weight_decay: float = Field(0.0, ge=0.0, description="SGD weight decay")
-    prox_mu: float = Field(0.0, ge=0.0, description="weight of FedProx's proximal term")
-    local_loss: Literal["cross-entropy", "balanced"] = Field(
+    prox_mu: float = Field(-1.0, ge=-1.0, description="weight of the proximal term; -1: 0.01 for fedprox, else 0")
+    local_loss: LocalLoss = Field(
         "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
     )
     initialisation: Literal["universal", "expert", "blend"] = Field(

@@ -12,13 +12,25 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 
 from disue.errors import FederationError, WireError
 from disue.models import State
+from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.source import source_hash
 
 
-def _config(**values: int | bool) -> ConfigRecord:
-    named = {key.replace("_", "-"): value for key, value in values.items()}
-    return ConfigRecord({"source-hash": source_hash(), **named})
+def _config(server_round: int, objective: LocalObjective, **flags: bool) -> ConfigRecord:
+    return ConfigRecord(
+        {
+            "source-hash": source_hash(),
+            "server-round": server_round,
+            "local-loss": objective.local_loss,
+            "prox-mu": objective.prox_mu,
+            **flags,
+        }
+    )
+
+
+def _read_objective(config: ConfigRecord) -> LocalObjective:
+    return LocalObjective(local_loss=config["local-loss"], prox_mu=config["prox-mu"])  # type: ignore[arg-type]
 
 
 def _read_config(message: Message) -> ConfigRecord:
@@ -41,7 +53,7 @@ class HelloRequest:
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        return Message(RecordDict({"config": _config()}), node_id, MessageType.QUERY)
+        return Message(RecordDict({"config": ConfigRecord({"source-hash": source_hash()})}), node_id, MessageType.QUERY)
 
     @staticmethod
     def check(message: Message) -> None:
@@ -111,13 +123,14 @@ class TrainRequest:
     server_round: int
     universal: State | None = None
     signature: bool = False
+    objective: LocalObjective = PLAIN
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
         content = RecordDict(
             {
                 "arrays": ArrayRecord(self.start),
-                "config": _config(server_round=self.server_round, signature=self.signature),
+                "config": _config(self.server_round, self.objective, signature=self.signature),
             }
         )
         if self.universal is not None:
@@ -133,6 +146,7 @@ class TrainRequest:
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             universal=_read_optional_state(message, "universal"),
             signature=bool(config["signature"]),
+            objective=_read_objective(config),
         )
 
 
@@ -195,13 +209,14 @@ class EvaluateRequest:
     server_round: int
     expert: State | None = None
     personalise: bool = False
+    objective: LocalObjective = PLAIN
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
         content = RecordDict(
             {
                 "arrays": ArrayRecord(self.universal),
-                "config": _config(server_round=self.server_round, personalise=self.personalise),
+                "config": _config(self.server_round, self.objective, personalise=self.personalise),
             }
         )
         if self.expert is not None:
@@ -217,6 +232,7 @@ class EvaluateRequest:
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             expert=_read_optional_state(message, "expert"),
             personalise=bool(config["personalise"]),
+            objective=_read_objective(config),
         )
 
 

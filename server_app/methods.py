@@ -8,6 +8,7 @@ from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, Federation
 from disue.errors import ConfigError
 from disue.models import MODELS, build_model
+from disue.objective import LocalObjective
 from disue.registry import Registry
 from disue.seeding import derive_seed
 from strategies.base import FederatedStrategy, Participation
@@ -54,9 +55,14 @@ def _participation(config: RunConfig) -> Participation:
     )
 
 
+def _objective(config: RunConfig, prox_mu: float = 0.0) -> LocalObjective:
+    """Return the configured objective; ``prox_mu`` is the method's own where the config leaves it open."""
+    return LocalObjective(config.local_loss, prox_mu if config.prox_mu < 0.0 else config.prox_mu)
+
+
 @METHODS.register("fedavg")
 def _fedavg(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
-    return FedAvg(roster, _participation(config))
+    return FedAvg(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("disue")
@@ -86,4 +92,5 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
         prior_correction=config.prior_correction and config.local_loss != "balanced",
         signature_memory=config.signature_memory,
         expert_share=expert_share,
+        objective=_objective(config),
     )

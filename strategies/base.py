@@ -16,6 +16,7 @@ from flwr.serverapp.strategy import Strategy
 from disue.errors import FederationError, WireError
 from disue.models import State
 from disue.naming import by_name
+from disue.objective import PLAIN, LocalObjective
 from disue.wire import EvaluateReply, EvaluateRequest, TrainReply, TrainRequest, error_reason, message_bytes
 from strategies.roster import Client, Roster
 from strategies.updates import ClientUpdate
@@ -73,13 +74,16 @@ class FederatedStrategy(Strategy):
         The clients that are connected.
     participation : Participation
         Who is asked, and how many must answer.
+    objective : LocalObjective
+        What clients minimise.
     """
 
     needs_signature = False
 
-    def __init__(self, roster: Roster, participation: Participation) -> None:
+    def __init__(self, roster: Roster, participation: Participation, objective: LocalObjective = PLAIN) -> None:
         self.roster = roster
         self.participation = participation
+        self.objective = objective
         self.universal: State = {}
         self.average: State = {}
         self.clusters: dict[str, int] = {}
@@ -123,6 +127,7 @@ class FederatedStrategy(Strategy):
                 server_round=server_round,
                 universal=self.universal if self.needs_signature and start is not self.universal else None,
                 signature=self.needs_signature,
+                objective=self.objective,
             )
             messages.append(request.to_message(client.node_id))
         return self._sent(messages)
@@ -160,6 +165,7 @@ class FederatedStrategy(Strategy):
                     server_round=server_round,
                     expert=self.expert_for(client.name),
                     personalise=last,
+                    objective=self.objective,
                 ).to_message(client.node_id)
                 for client in self.roster.sample(fraction, "evaluate", server_round)
             ]

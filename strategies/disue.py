@@ -14,6 +14,7 @@ from torch import Tensor
 
 from disue.metrics import predict_logits
 from disue.models import Classifier, State, interpolate
+from disue.objective import PLAIN, LocalObjective
 from disue.seeding import torch_rng
 from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
@@ -62,6 +63,8 @@ class DisUE(FederatedStrategy):
     expert_share : float (default: 0.0)
         What clients start from: 0 the universal expert (the paper), 1 their own cluster's expert, and in
         between a mixture of both.
+    objective : LocalObjective
+        What clients minimise.
     """
 
     needs_signature = True
@@ -78,8 +81,9 @@ class DisUE(FederatedStrategy):
         prior_correction: bool = True,
         signature_memory: float = 0.5,
         expert_share: float = 0.0,
+        objective: LocalObjective = PLAIN,
     ) -> None:
-        super().__init__(roster, participation)
+        super().__init__(roster, participation, objective)
         self.server = server
         self.signature = signature
         self.clusterer = clusterer

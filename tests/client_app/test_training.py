@@ -9,6 +9,7 @@ from disue.config import RunConfig
 from disue.data import Examples
 from disue.metrics import log_prior
 from disue.models import build_model, flatten, get_state
+from disue.objective import PLAIN, LocalObjective
 
 CPU = torch.device("cpu")
 
@@ -20,9 +21,11 @@ def examples(count: int = 40, classes: int = 3) -> Examples:
     return Examples(x, y)
 
 
-def trained(config: RunConfig, seed: int = 0, data: Examples | None = None) -> tuple[nn.Module, float, int]:
+def trained(
+    config: RunConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
+) -> tuple[nn.Module, float, int]:
     model = build_model("mlp", (1, 4, 4), 3)
-    result = train(model, data or examples(), config, torch.Generator().manual_seed(seed), CPU, 3)
+    result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, 3)
     return model, result.loss, result.steps
 
 
@@ -41,7 +44,7 @@ def test_one_full_batch_step_is_gradient_descent() -> None:
 
 
 def test_proximal_term_against_autograd() -> None:
-    config = RunConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05, prox_mu=0.7)
+    config = RunConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05)
     data = examples()
     reference = build_model("mlp", (1, 4, 4), 3)
     anchor = [p.detach().clone() for p in reference.parameters()]
@@ -52,7 +55,7 @@ def test_proximal_term_against_autograd() -> None:
         with torch.no_grad():
             for p in reference.parameters():
                 p -= 0.05 * p.grad
-    model, _, _ = trained(config)
+    model, _, _ = trained(config, objective=LocalObjective(prox_mu=0.7))
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
 
@@ -61,7 +64,7 @@ def test_a_large_mu_keeps_the_client_near_its_start() -> None:
     start = flatten(list(get_state(build_model("mlp", (1, 4, 4), 3)).values()))
 
     def moved(mu: float) -> float:
-        model, _, _ = trained(RunConfig(local_epochs=5, prox_mu=mu, momentum=0.0))
+        model, _, _ = trained(RunConfig(local_epochs=5, momentum=0.0), objective=LocalObjective(prox_mu=mu))
         return float((flatten(list(get_state(model).values())) - start).norm())
 
     assert moved(20.0) < 0.5 * moved(0.0)
@@ -69,7 +72,7 @@ def test_a_large_mu_keeps_the_client_near_its_start() -> None:
 
 def test_the_balanced_loss_is_cross_entropy_on_shifted_logits() -> None:
     data = examples()
-    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1, local_loss="balanced")
+    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
     reference = build_model("mlp", (1, 4, 4), 3)
     counts = np.bincount(data.y.numpy(), minlength=3) + 0.1
     shift = torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
@@ -77,7 +80,7 @@ def test_the_balanced_loss_is_cross_entropy_on_shifted_logits() -> None:
     with torch.no_grad():
         for p in reference.parameters():
             p -= 0.1 * p.grad
-    model, _, _ = trained(config)
+    model, _, _ = trained(config, objective=LocalObjective("balanced"))
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
 
@@ -88,7 +91,7 @@ def test_the_balanced_loss_takes_the_prior_out() -> None:
     data = Examples(torch.zeros(100, 1, 4, 4), y)
     config = {"local_epochs": 300, "batch_size": 100, "learning_rate": 0.1}
     plain, _, _ = trained(RunConfig(**config), data=data)
-    balanced, _, _ = trained(RunConfig(**config, local_loss="balanced"), data=data)
+    balanced, _, _ = trained(RunConfig(**config), data=data, objective=LocalObjective("balanced"))
     with torch.no_grad():
         torch.testing.assert_close(
             plain(data.x[:1]).log_softmax(1)[0], log_prior(label_counts(y, 3)), atol=0.05, rtol=0.0
@@ -132,6 +135,6 @@ def test_a_gpu_trains_to_nearly_the_same_model() -> None:
     config = RunConfig(local_epochs=2, batch_size=16)
     on_cpu, _, _ = trained(config)
     on_gpu = build_model("mlp", (1, 4, 4), 3)
-    train(on_gpu, examples(), config, torch.Generator().manual_seed(0), torch.device("cuda"), 3)
+    train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), 3)
     for name, tensor in get_state(on_gpu).items():
         torch.testing.assert_close(tensor, get_state(on_cpu)[name], atol=1e-3, rtol=1e-3)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from disue import wire
 from disue.errors import FederationError
 from disue.models import State
+from disue.objective import LocalObjective
 from disue.signature import Signature
 from disue.wire import (
     EvaluateReply,
@@ -47,13 +48,14 @@ def reply_to() -> Message:
 
 @pytest.mark.parametrize("universal", [None, state(1)])
 def test_train_request_round_trip(universal: State | None) -> None:
-    sent = TrainRequest(start=state(), server_round=4, universal=universal, signature=True)
+    objective = LocalObjective("balanced", 0.25)
+    sent = TrainRequest(start=state(), server_round=4, universal=universal, signature=True, objective=objective)
     message = sent.to_message(7)
     got = TrainRequest.from_message(message)
     assert message.metadata.dst_node_id == 7
     assert same(got.start, sent.start)
     assert same(got.universal, universal)
-    assert (got.server_round, got.signature) == (4, True)
+    assert (got.server_round, got.signature, got.objective) == (4, True, objective)
 
 
 @pytest.mark.parametrize("expert", [None, state(1)])
