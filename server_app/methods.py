@@ -14,9 +14,17 @@ from disue.seeding import derive_seed
 from strategies.base import FederatedStrategy, Participation
 from strategies.clusterers import CLUSTERERS, make_clusterer
 from strategies.distiller import Distiller
-from strategies.disue import DisUE, Server
+from strategies.disue import DisUE
 from strategies.fedavg import FedAvg
+from strategies.fedavg_ft import FedAvgFT
+from strategies.feddf import FedDF
+from strategies.fedlc import FedLC
+from strategies.fedprox import FedProx
+from strategies.fesem import FeSEM
+from strategies.local import Local
+from strategies.oracle import Oracle
 from strategies.roster import Roster
+from strategies.server import Server
 from strategies.signatures import SIGNATURES
 from strategies.teachers import TEACHERS
 
@@ -60,9 +68,70 @@ def _objective(config: RunConfig, prox_mu: float = 0.0) -> LocalObjective:
     return LocalObjective(config.local_loss, prox_mu if config.prox_mu < 0.0 else config.prox_mu)
 
 
+def _server(config: RunConfig, federation: Federation, device: torch.device) -> Server:
+    model = build_model(config.model, federation.dataset.shape, federation.dataset.num_classes)
+    return Server(model, federation.proxy(), device, config.seed)
+
+
+def _distiller(config: RunConfig) -> Distiller:
+    return Distiller(
+        steps=config.distill_steps,
+        learning_rate=config.distill_learning_rate,
+        batch_size=config.distill_batch_size,
+        temperature=config.temperature,
+    )
+
+
+def _random_state(config: RunConfig) -> int:
+    return derive_seed(config.seed, "clusterer") % 2**31
+
+
+@METHODS.register("local")
+def _local(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return Local(roster, _participation(config), _objective(config))
+
+
 @METHODS.register("fedavg")
 def _fedavg(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
     return FedAvg(roster, _participation(config), _objective(config))
+
+
+@METHODS.register("fedprox")
+def _fedprox(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    objective = _objective(config, prox_mu=0.01)
+    return FedProx(roster, _participation(config), objective, mu=objective.prox_mu)
+
+
+@METHODS.register("fedlc")
+def _fedlc(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return FedLC(roster, _participation(config), _objective(config))
+
+
+@METHODS.register("fedavg-ft")
+def _fedavg_ft(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return FedAvgFT(roster, _participation(config), _objective(config))
+
+
+@METHODS.register("feddf")
+def _feddf(config: RunConfig, roster: Roster, federation: Federation, device: torch.device) -> FederatedStrategy:
+    server = _server(config, federation, device)
+    return FedDF(roster, _participation(config), server, _distiller(config), _objective(config))
+
+
+@METHODS.register("fesem")
+def _fesem(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return FeSEM(
+        roster,
+        _participation(config),
+        num_clusters=config.num_clusters or config.num_groups,
+        objective=_objective(config),
+        random_state=_random_state(config),
+    )
+
+
+@METHODS.register("oracle")
+def _oracle(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return Oracle(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("disue")
@@ -71,23 +140,11 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
     return DisUE(
         roster,
         _participation(config),
-        Server(
-            model=build_model(config.model, federation.dataset.shape, federation.dataset.num_classes),
-            proxy=federation.proxy(),
-            device=device,
-            seed=config.seed,
-        ),
+        _server(config, federation, device),
         signature=SIGNATURES[config.signature],
-        clusterer=make_clusterer(
-            config.clusterer, config.num_clusters, random_state=derive_seed(config.seed, "clusterer") % 2**31
-        ),
+        clusterer=make_clusterer(config.clusterer, config.num_clusters, _random_state(config)),
         teacher=TEACHERS[config.teacher],
-        distiller=Distiller(
-            steps=config.distill_steps,
-            learning_rate=config.distill_learning_rate,
-            batch_size=config.distill_batch_size,
-            temperature=config.temperature,
-        ),
+        distiller=_distiller(config),
         # What was trained with the balanced loss carries no prior that could be taken out.
         prior_correction=config.prior_correction and config.local_loss != "balanced",
         signature_memory=config.signature_memory,

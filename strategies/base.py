@@ -79,6 +79,7 @@ class FederatedStrategy(Strategy):
     """
 
     needs_signature = False
+    always_personalise = False
 
     def __init__(self, roster: Roster, participation: Participation, objective: LocalObjective = PLAIN) -> None:
         self.roster = roster
@@ -164,7 +165,7 @@ class FederatedStrategy(Strategy):
                     universal=self.universal,
                     server_round=server_round,
                     expert=self.expert_for(client.name),
-                    personalise=last,
+                    personalise=last or self.always_personalise,
                     objective=self.objective,
                 ).to_message(client.node_id)
                 for client in self.roster.sample(fraction, "evaluate", server_round)

@@ -46,9 +46,9 @@ def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.Monk
     seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
     original = DisUE._update_experts
 
-    def watch(self: DisUE, members: dict[int, list[ClientUpdate]], before: dict[str, int]) -> None:
-        original(self, members, before)
-        seen.append((dict(self.clusters), [u for us in members.values() for u in us], dict(self.experts)))
+    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
+        original(self, updates, before)
+        seen.append((dict(self.clusters), updates, dict(self.experts)))
 
     monkeypatch.setattr(DisUE, "_update_experts", watch)
     run(clients=9, num_server_rounds=1, num_clusters=3)
@@ -66,9 +66,9 @@ def test_with_partial_participation_only_sampled_clients_count_and_identities_ar
     averaged: list[set[str]] = []
     original = DisUE._update_experts
 
-    def watch(self: DisUE, members: dict[int, list[ClientUpdate]], before: dict[str, int]) -> None:
-        averaged.append({u.name for us in members.values() for u in us})
-        original(self, members, before)
+    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
+        averaged.append({update.name for update in updates})
+        original(self, updates, before)
 
     monkeypatch.setattr(DisUE, "_update_experts", watch)
     result = run(clients=12, fraction_train=0.5, num_server_rounds=6, seed=13)
@@ -138,10 +138,10 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     names = [u.name for u in updates]
     strategy.experts, strategy.knowledge = {}, {}
     strategy.clusters = dict.fromkeys(names, 0)
-    strategy._update_experts({0: updates}, before={})
+    strategy._update_experts(updates, before={})
     together = strategy.experts[0]
     strategy.clusters = dict(zip(names, (0, 0, 1, 1), strict=True))
-    strategy._update_experts({0: updates[:2]}, before=dict.fromkeys(names, 0))
+    strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
     assert strategy.experts[1] is together
     assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])
 

@@ -1,0 +1,52 @@
+"""FedDF: FedAvg, then the mean of the clients' logits is distilled into the average.
+
+Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020, algorithm 1.
+Published settings of the distillation: Adam 1e-3 with cosine annealing, batch 128, early stopping.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from disue.models import State
+from disue.objective import PLAIN, LocalObjective
+from strategies.aggregators import weighted_average
+from strategies.base import FederatedStrategy, Participation
+from strategies.distiller import Distiller
+from strategies.roster import Roster
+from strategies.server import Server
+from strategies.updates import ClientUpdate
+
+
+class FedDF(FederatedStrategy):
+    """One model, taught by the ensemble of this round's clients.
+
+    Parameters
+    ----------
+    roster, participation, objective
+        See `FederatedStrategy`.
+    server : Server
+        Model, proxy set, device and seed.
+    distiller : Distiller
+        Teaches the average.
+    """
+
+    def __init__(
+        self,
+        roster: Roster,
+        participation: Participation,
+        server: Server,
+        distiller: Distiller,
+        objective: LocalObjective = PLAIN,
+    ) -> None:
+        super().__init__(roster, participation, objective)
+        self.server = server
+        self.distiller = distiller
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+        """Average the clients, and distil the mean of their logits into the average (eq. 3)."""
+        self.clusters |= {update.name: 0 for update in updates}
+        self.average = weighted_average(updates)
+        with self.outcome.timed("distillation"):
+            targets = torch.stack([self.server.proxy_logits(update.state) for update in updates]).mean(dim=0)
+            return self.server.distil(self.distiller, self.average, targets, self.outcome)

@@ -1,0 +1,123 @@
+"""Each baseline reproduces what its paper says of it, on the real clients."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from disue.errors import ConfigError
+from server_app.methods import METHODS
+
+
+def model(directory: Path, name: str = "universal") -> dict[str, torch.Tensor]:
+    return load_file(directory / f"{name}.safetensors")
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_fedprox_with_mu_0_is_fedavg_bit_for_bit_and_with_its_default_it_is_not(run) -> None:  # type: ignore[no-untyped-def]
+    fedavg = model(run(method="fedavg").directory)
+    assert equal(model(run(method="fedprox", prox_mu=0.0).directory), fedavg)
+    assert not equal(model(run(method="fedprox").directory), fedavg)
+    assert equal(model(run(method="fedprox").directory), model(run(method="fedavg", prox_mu=0.01).directory))
+
+
+def test_fedlc_is_fedavg_with_the_balanced_loss(run) -> None:  # type: ignore[no-untyped-def]
+    fedlc, fedavg = run(method="fedlc"), run(method="fedavg", local_loss="balanced")
+    assert equal(model(fedlc.directory), model(fedavg.directory))
+    assert fedlc.summary["expert_accuracy"] == fedavg.summary["expert_accuracy"]
+
+
+def test_under_label_skew_fedlc_serves_its_clients_better_than_fedavg(run) -> None:  # type: ignore[no-untyped-def]
+    """With the client's own label shares added back where it uses the model."""
+    settings = {
+        "clients": 12,
+        "alpha": 0.3,
+        "num_server_rounds": 8,
+        "local_epochs": 2,
+        "learning_rate": 0.1,
+        "seed": 21,
+    }
+    fedlc, fedavg = run(method="fedlc", **settings), run(method="fedavg", **settings)
+    assert fedlc.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"] + 0.02
+
+
+def test_disue_with_one_cluster_is_fedavg_bit_for_bit(run) -> None:  # type: ignore[no-untyped-def]
+    disue = run(num_clusters=1)
+    assert disue.summary["num_clusters"] == 1
+    assert equal(model(disue.directory), model(run(method="fedavg").directory))
+
+
+def test_fine_tuning_makes_the_shared_model_personal(run) -> None:  # type: ignore[no-untyped-def]
+    fedavg, tuned = run(method="fedavg"), run(method="fedavg-ft")
+    assert equal(model(tuned.directory), model(fedavg.directory))
+    assert all(row["expert_accuracy"] == row["personal_accuracy"] for row in tuned.rows)
+    assert tuned.summary["expert_accuracy"] == fedavg.summary["personal_accuracy"]
+    assert tuned.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"]
+
+
+def test_feddf_distils_the_clients_and_without_steps_it_is_fedavg(run) -> None:  # type: ignore[no-untyped-def]
+    feddf, fedavg = run(method="feddf", num_server_rounds=1), run(method="fedavg", num_server_rounds=1)
+    assert feddf.rows[0]["divergence_student"] < feddf.rows[0]["divergence_average"]
+    assert feddf.rows[0]["average_accuracy"] == fedavg.rows[0]["universal_accuracy"]
+    assert not equal(model(feddf.directory), model(fedavg.directory))
+    untaught = run(method="feddf", num_server_rounds=1, distill_steps=0)
+    assert equal(model(untaught.directory), model(fedavg.directory))
+
+
+def test_local_clients_share_nothing(run) -> None:  # type: ignore[no-untyped-def]
+    """A client's model does not depend on who else is there."""
+    alone = run(method="local", clients=4, seed=22)
+    assert alone.summary["num_clusters"] == 4
+    assert len(list((alone.directory / "experts").iterdir())) == 4
+    partly = run(method="local", clients=4, seed=22, fraction_train=0.5, num_server_rounds=1)
+    fully = run(method="local", clients=4, seed=22, num_server_rounds=1)
+    names = {path.stem for path in (partly.directory / "experts").iterdir()}
+    assert len(names) == 2
+    models = [model(fully.directory / "experts", f"expert-{k}") for k in range(4)]
+    for name in names:
+        assert any(equal(model(partly.directory / "experts", name), other) for other in models)
+
+
+@pytest.mark.parametrize("scenario", ["label-groups", "rotation", "label-swap"])
+def test_the_oracle_has_the_planted_groups(run, scenario: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(method="oracle", clients=9, scenario=scenario)
+    assert [row["ari"] for row in result.rows] == [1.0, 1.0]
+    assert result.summary["num_clusters"] == 3
+
+
+def test_where_labels_disagree_separate_models_win(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {"clients": 9, "scenario": "label-swap", "num_server_rounds": 4, "local_epochs": 2, "seed": 23}
+    oracle, fedavg = run(method="oracle", **settings), run(method="fedavg", **settings)
+    assert oracle.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"] + 0.2
+
+
+def test_the_oracle_needs_planted_groups(run) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigError, match="method: 'oracle' needs planted groups"):
+        run(method="oracle", scenario="dirichlet")
+
+
+def test_fesem_gives_every_client_the_nearest_centre(run) -> None:  # type: ignore[no-untyped-def]
+    """From the same start, clients whose data differ in labels separate within a round."""
+    result = run(method="fesem", clients=9, num_server_rounds=3, local_epochs=3, seed=24)
+    assert result.summary["num_clusters"] <= 3
+    assert result.summary["ari"] == 1.0
+    assert len(list((result.directory / "experts").iterdir())) == result.summary["num_clusters"]
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_takes_part_of_the_clients(run, method: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4)
+    assert [row["clients_ok"] for row in result.rows] == [3, 3, 3, 3]
+    summary = json.loads((result.directory / "summary.json").read_text())
+    assert summary["status"] == "completed"
+    assert 0.0 <= summary["churn"] <= 1.0
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_has_the_same_budget(run, method: str) -> None:  # type: ignore[no-untyped-def]
+    assert run(method=method).summary["client_steps"] == run(method="fedavg").summary["client_steps"]
