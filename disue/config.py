@@ -76,7 +76,12 @@ class RunConfig(BaseModel):
     )
 
     clusterer: str = Field("agglomerative", description="clustering algorithm")
-    num_clusters: int = Field(0, ge=0, le=1000, description="number of clusters; 0: chosen from the signatures")
+    num_clusters: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of clusters; 0: chosen from the signatures (fesem and fedgroup: as many as num-groups)",
+    )
     signature: str = Field("initial-prototypes", description="what clients are compared by")
     signature_memory: float = Field(
         0.5,
@@ -84,6 +89,10 @@ class RunConfig(BaseModel):
         lt=1.0,
         description="share of the past in a client's running signature; initial-prototypes stay as they are",
     )
+
+    cfl_eps1: float = Field(0.4, gt=0.0, description="cfl cuts a cluster whose mean update is shorter than this")
+    cfl_eps2: float = Field(1.6, gt=0.0, description="... and one of whose updates is longer than this")
+    warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")
 
     teacher: str = Field("prototype", description="how the experts vote on a proxy sample")
     prior_correction: bool = Field(

@@ -12,6 +12,7 @@ from disue.objective import LocalObjective
 from disue.registry import Registry
 from disue.seeding import derive_seed
 from strategies.base import FederatedStrategy, Participation
+from strategies.cfl import CFL
 from strategies.clusterers import CLUSTERERS, make_clusterer
 from strategies.distiller import Distiller
 from strategies.disue import DisUE
@@ -22,6 +23,7 @@ from strategies.fedlc import FedLC
 from strategies.fedprox import FedProx
 from strategies.fesem import FeSEM
 from strategies.local import Local
+from strategies.oneshot import FLHC, FedGroup
 from strategies.oracle import Oracle
 from strategies.roster import Roster
 from strategies.server import Server
@@ -127,6 +129,23 @@ def _fesem(config: RunConfig, roster: Roster, _federation: Federation, _device: 
         objective=_objective(config),
         random_state=_random_state(config),
     )
+
+
+@METHODS.register("cfl")
+def _cfl(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    return CFL(roster, _participation(config), config.cfl_eps1, config.cfl_eps2, _objective(config))
+
+
+@METHODS.register("flhc")
+def _flhc(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    clusterer = make_clusterer("agglomerative", config.num_clusters, _random_state(config))
+    return FLHC(roster, _participation(config), config.warm_up_rounds, clusterer, _objective(config))
+
+
+@METHODS.register("fedgroup")
+def _fedgroup(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+    number = config.num_clusters or config.num_groups
+    return FedGroup(roster, _participation(config), number, _objective(config), _random_state(config))
 
 
 @METHODS.register("oracle")
