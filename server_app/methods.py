@@ -13,7 +13,7 @@ from disue.registry import Registry
 from disue.seeding import derive_seed
 from strategies.base import FederatedStrategy, Participation
 from strategies.cfl import CFL
-from strategies.clusterers import CLUSTERERS, make_clusterer
+from strategies.clusterers import CLUSTERERS
 from strategies.distiller import Distiller
 from strategies.disue import DisUE
 from strategies.fedavg import FedAvg
@@ -34,10 +34,11 @@ METHODS: Registry[Callable[[RunConfig, Roster, Federation, torch.device], Federa
 
 
 def check_names(config: RunConfig) -> None:
-    """Raise `ConfigError` for the first value that names a part which does not exist."""
+    """Raise `ConfigError` for the first value that names a part which does not exist, or does not fit another."""
     registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, CLUSTERERS, SIGNATURES, TEACHERS]  # type: ignore[type-arg]
     for registry in registries:
         registry[getattr(config, registry.key)]
+    CLUSTERERS[config.clusterer](config.num_clusters, 0)
 
 
 def check_sizes(config: RunConfig, num_clients: int) -> None:
@@ -138,7 +139,7 @@ def _cfl(config: RunConfig, roster: Roster, _federation: Federation, _device: to
 
 @METHODS.register("flhc")
 def _flhc(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
-    clusterer = make_clusterer("agglomerative", config.num_clusters, _random_state(config))
+    clusterer = CLUSTERERS["agglomerative"](config.num_clusters, _random_state(config))
     return FLHC(roster, _participation(config), config.warm_up_rounds, clusterer, _objective(config))
 
 
@@ -161,7 +162,7 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
         _participation(config),
         _server(config, federation, device),
         signature=SIGNATURES[config.signature],
-        clusterer=make_clusterer(config.clusterer, config.num_clusters, _random_state(config)),
+        clusterer=CLUSTERERS[config.clusterer](config.num_clusters, _random_state(config)),
         teacher=TEACHERS[config.teacher],
         distiller=_distiller(config),
         # What was trained with the balanced loss carries no prior that could be taken out.

@@ -6,14 +6,18 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import AgglomerativeClustering, KMeans
+from scipy.spatial.distance import cdist, pdist, squareform
+from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import silhouette_score
 
+from disue.errors import ConfigError
 from disue.registry import Registry
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
+
+MIN_CLUSTER_SIZE = 2
 
 
 class Clusterer(Protocol):
@@ -23,20 +27,11 @@ class Clusterer(Protocol):
         """Return a label per row of ``X`` (clients, features)."""
 
 
-CLUSTERERS: Registry[Callable[[int, int], Clusterer]] = Registry("clusterer")
-"""Name -> ``make(num_clusters, random_state)``."""
+MakeClusterer = Callable[[int, int], Clusterer]
+"""``make(num_clusters, random_state)``."""
 
-
-@CLUSTERERS.register("kmeans")
-def _kmeans(num_clusters: int, random_state: int) -> Clusterer:
-    estimator: Clusterer = KMeans(n_clusters=num_clusters, n_init=10, random_state=random_state)
-    return estimator
-
-
-@CLUSTERERS.register("agglomerative")
-def _agglomerative(num_clusters: int, _random_state: int) -> Clusterer:
-    estimator: Clusterer = AgglomerativeClustering(n_clusters=num_clusters, linkage="average", metric="euclidean")
-    return estimator
+CLUSTERERS: Registry[MakeClusterer] = Registry("clusterer")
+"""Name -> `MakeClusterer`, for which 0 clusters means: choose the number."""
 
 
 class FixedNumClusters:
@@ -51,7 +46,7 @@ class FixedNumClusters:
         Seed of the clusterer.
     """
 
-    def __init__(self, make: Callable[[int, int], Clusterer], num_clusters: int, random_state: int = 0) -> None:
+    def __init__(self, make: MakeClusterer, num_clusters: int, random_state: int = 0) -> None:
         self.make = make
         self.num_clusters = num_clusters
         self.random_state = random_state
@@ -88,7 +83,7 @@ class ChosenNumClusters:
 
     def __init__(
         self,
-        make: Callable[[int, int], Clusterer],
+        make: MakeClusterer,
         max_clusters: int = 20,
         min_silhouette: float = 0.25,
         random_state: int = 0,
@@ -111,23 +106,94 @@ class ChosenNumClusters:
         return best if self.silhouette_ >= self.min_silhouette else np.zeros(len(X), dtype=np.int64)
 
 
-def _labels(make: Callable[[int, int], Clusterer], number: int, random_state: int, X: FloatArray) -> IntArray:
-    if number == 1:
-        return np.zeros(len(X), dtype=np.int64)
+def _labels(make: MakeClusterer, number: int, random_state: int, X: FloatArray) -> IntArray:
+    if number == 1 or number >= len(X):
+        return np.arange(len(X)) % number
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # k-means on fewer distinct points than clusters
         return make(number, random_state).fit_predict(X)
 
 
-def make_clusterer(name: str, num_clusters: int, random_state: int) -> Clusterer:
-    """Return the clusterer for the config values; ``num_clusters=0`` chooses the number.
+def numbered(make: MakeClusterer) -> MakeClusterer:
+    """Give a clusterer that must be told its number of clusters the choice of it, for the number 0."""
+
+    def make_or_choose(num_clusters: int, random_state: int) -> Clusterer:
+        if num_clusters:
+            return FixedNumClusters(make, num_clusters, random_state)
+        return ChosenNumClusters(make, random_state=random_state)
+
+    return make_or_choose
+
+
+@CLUSTERERS.register("kmeans")
+@numbered
+def _kmeans(num_clusters: int, random_state: int) -> Clusterer:
+    estimator: Clusterer = KMeans(n_clusters=num_clusters, n_init=10, random_state=random_state)
+    return estimator
+
+
+@CLUSTERERS.register("agglomerative")
+@numbered
+def _agglomerative(num_clusters: int, _random_state: int) -> Clusterer:
+    estimator: Clusterer = AgglomerativeClustering(n_clusters=num_clusters, linkage="average", metric="euclidean")
+    return estimator
+
+
+@CLUSTERERS.register("spectral")
+@numbered
+class Spectral:
+    """Spectral clustering with a Gaussian kernel as wide as the median distance between clients."""
+
+    def __init__(self, num_clusters: int, random_state: int) -> None:
+        self.num_clusters = num_clusters
+        self.random_state = random_state
+
+    def fit_predict(self, X: FloatArray) -> IntArray:
+        """Return a label per row of ``X`` (clients, features)."""
+        squared = pdist(X, "sqeuclidean")
+        kernel = np.exp(-squareform(squared) / max(float(np.median(squared)), 1e-12))
+        estimator = SpectralClustering(self.num_clusters, affinity="precomputed", random_state=self.random_state)
+        labels: IntArray = estimator.fit_predict(kernel)
+        return labels
+
+
+@CLUSTERERS.register("hdbscan")
+class Hdbscan:
+    """scikit-learn's HDBSCAN; it finds its own number, and noise joins the nearest cluster.
+
+    Without any cluster all clients are one.
 
     Raises
     ------
     ConfigError
-        If there is no such clusterer.
+        If it is given a number of clusters.
     """
-    make = CLUSTERERS[name]
-    if num_clusters:
-        return FixedNumClusters(make, num_clusters, random_state)
-    return ChosenNumClusters(make, random_state=random_state)
+
+    def __init__(self, num_clusters: int, _random_state: int) -> None:
+        if num_clusters:
+            raise ConfigError(f"num-clusters: got {num_clusters}; clusterer 'hdbscan' finds its own number, use 0")
+
+    def fit_predict(self, X: FloatArray) -> IntArray:
+        """Return a label per row of ``X`` (clients, features)."""
+        if len(X) < 2 * MIN_CLUSTER_SIZE:
+            return np.zeros(len(X), dtype=np.int64)
+        labels: IntArray = HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, copy=True).fit_predict(X).astype(np.int64)
+        found = np.unique(labels[labels >= 0])
+        if not len(found):
+            return np.zeros(len(X), dtype=np.int64)
+        centres = np.stack([X[labels == label].mean(axis=0) for label in found])
+        noise = labels < 0
+        labels[noise] = found[cdist(X[noise], centres).argmin(axis=1)]
+        return labels
+
+
+@CLUSTERERS.register("single")
+class Single:
+    """All clients are one cluster: DisUE without clusters is FedAvg."""
+
+    def __init__(self, _num_clusters: int, _random_state: int) -> None:
+        pass
+
+    def fit_predict(self, X: FloatArray) -> IntArray:
+        """Return zeros."""
+        return np.zeros(len(X), dtype=np.int64)

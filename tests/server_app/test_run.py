@@ -121,6 +121,11 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
         ({"method": "fedavgg"}, 4, "method: 'fedavgg' does not exist (did you mean 'fedavg'?); choose from"),
         ({"scenario": "rotations"}, 4, "scenario: 'rotations' does not exist"),
         ({"clusterer": "dbscan"}, 4, "clusterer: 'dbscan' does not exist"),
+        (
+            {"clusterer": "hdbscan", "num-clusters": 2},
+            4,
+            "num-clusters: got 2; clusterer 'hdbscan' finds its own number",
+        ),
         ({"teacher": "x"}, 4, "teacher: 'x' does not exist; choose from mean, prototype"),
         ({"signature": "x"}, 4, "signature: 'x' does not exist"),
         ({"model": "vgg"}, 4, "model: 'vgg' does not exist"),

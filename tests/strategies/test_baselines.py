@@ -50,8 +50,9 @@ def test_under_label_skew_fedlc_serves_its_clients_better_than_fedavg(run) -> No
     assert fedlc.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"] + 0.02
 
 
-def test_disue_with_one_cluster_is_fedavg_bit_for_bit(run) -> None:  # type: ignore[no-untyped-def]
-    disue = run(num_clusters=1)
+@pytest.mark.parametrize("one_cluster", [{"num_clusters": 1}, {"clusterer": "single"}])
+def test_disue_with_one_cluster_is_fedavg_bit_for_bit(run, one_cluster: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
+    disue = run(**one_cluster)
     assert disue.summary["num_clusters"] == 1
     assert equal(model(disue.directory), model(run(method="fedavg").directory))
 

@@ -1,13 +1,21 @@
+import warnings
+
 import numpy as np
 import pytest
 from sklearn.datasets import make_blobs
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from disue.errors import ConfigError
-from strategies.clusterers import CLUSTERERS, make_clusterer
+from strategies.clusterers import CLUSTERERS, Clusterer
+
+NUMBERED = ("kmeans", "agglomerative", "spectral")
 
 
-@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+def make_clusterer(name: str, num_clusters: int, random_state: int) -> Clusterer:
+    return CLUSTERERS[name](num_clusters, random_state)
+
+
+@pytest.mark.parametrize("name", NUMBERED)
 @pytest.mark.parametrize("true_number", [2, 3, 5])
 @pytest.mark.parametrize("given_number", ["given", "chosen"])
 def test_finds_separated_blobs(name: str, true_number: int, given_number: str) -> None:
@@ -16,7 +24,7 @@ def test_finds_separated_blobs(name: str, true_number: int, given_number: str) -
     assert adjusted_rand_score(groups, clusterer.fit_predict(points)) == 1.0
 
 
-@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+@pytest.mark.parametrize("name", [*NUMBERED, "single"])
 @pytest.mark.parametrize("seed", range(10))
 def test_one_cloud_is_one_cluster(name: str, seed: int) -> None:
     points = np.random.default_rng(seed).standard_normal((20, 40))
@@ -36,11 +44,21 @@ def test_few_or_equal_clients_are_one_cluster(name: str, points: np.ndarray) -> 
     assert set(make_clusterer(name, 0, random_state=0).fit_predict(points)) == {0}
 
 
-@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+@pytest.mark.parametrize("name", NUMBERED)
 @pytest.mark.parametrize("clients", [1, 2, 3])
 def test_more_clusters_than_clients_is_a_client_each(name: str, clients: int) -> None:
     labels = make_clusterer(name, 5, random_state=0).fit_predict(np.eye(clients))
     assert len(set(labels)) == clients
+
+
+@pytest.mark.parametrize("name", sorted(CLUSTERERS))
+def test_as_many_features_as_clients_give_no_warning(name: str) -> None:
+    """What an embedding of few clients looks like; scikit-learn may take it for an affinity matrix."""
+    points, groups = make_blobs(12, n_features=12, centers=2, cluster_std=0.3, random_state=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels = make_clusterer(name, 0, 0).fit_predict(points)
+    assert name == "single" or adjusted_rand_score(groups, labels) == 1.0
 
 
 def test_the_same_seed_gives_the_same_labels() -> None:
@@ -54,3 +72,26 @@ def test_an_unknown_clusterer_lists_those_there_are() -> None:
         ConfigError, match=r"clusterer: 'kmean' does not exist \(did you mean 'kmeans'\?\); choose from"
     ):
         make_clusterer("kmean", 0, random_state=0)
+
+
+def test_hdbscan_finds_its_own_number_and_noise_joins_the_nearest_cluster() -> None:
+    points, groups = make_blobs(24, n_features=4, centers=3, cluster_std=0.4, random_state=2)
+    centres = np.stack([points[groups == g].mean(axis=0) for g in range(3)])
+    stray = centres[1] + 0.3 * (centres[0] - centres[1])  # far from all, nearest to the blob of group 1
+    labels = make_clusterer("hdbscan", 0, 0).fit_predict(np.vstack([points, stray]))
+    assert adjusted_rand_score(groups, labels[:-1]) == 1.0
+    assert labels[-1] == labels[:-1][groups == 1][0]
+    assert np.bincount(labels).min() > 1
+
+
+def test_hdbscan_of_nothing_but_noise_is_one_cluster() -> None:
+    assert set(make_clusterer("hdbscan", 0, 0).fit_predict(np.eye(8))) == {0}
+
+
+def test_hdbscan_takes_no_number() -> None:
+    with pytest.raises(ConfigError, match="num-clusters: got 3; clusterer 'hdbscan' finds its own number, use 0"):
+        make_clusterer("hdbscan", 3, 0)
+
+
+def test_single_is_one_cluster_whatever_it_is_given() -> None:
+    assert set(make_clusterer("single", 4, 0).fit_predict(np.eye(5))) == {0}

@@ -103,7 +103,7 @@ def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:
 
 
 @pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes", "initial-prototypes"])
-@pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative"])
+@pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative", "spectral"])
 def test_every_signature_goes_with_every_clusterer(run, signature: str, clusterer: str) -> None:  # type: ignore[no-untyped-def]
     result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14)
     assert result.summary["num_clusters"] == 3
