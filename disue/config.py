@@ -4,7 +4,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from disue.errors import ConfigError
 from disue.registry import suggestion
@@ -107,7 +107,14 @@ class RunConfig(BaseModel):
     distill_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of distillation")
 
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
-    resume_from: str = Field("", max_length=0, description="reserved: this version cannot resume a run")
+    resume_from: str = Field("", description="reserved: this version cannot resume a run")
+
+    @field_validator("resume_from")
+    @classmethod
+    def _cannot_resume(cls, value: str) -> str:
+        if value:
+            raise ValueError("this version cannot resume a run, leave it empty")
+        return value
 
     @classmethod
     def from_flower(cls, run_config: Mapping[str, Any]) -> "RunConfig":
@@ -138,7 +145,7 @@ class RunConfig(BaseModel):
 
 
 def _expectation(error: Any) -> str:
-    message = str(error["msg"])
+    message = str(error["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]
 
 
