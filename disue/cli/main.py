@@ -85,8 +85,9 @@ def _end(number: int, _frame: object) -> None:
 
 def main() -> None:
     """Run the command; bad input ends with one line and status 2, a run that failed with status 1."""
-    for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, _end)  # so that engines stop what they started, as on Ctrl-C
+    for ending in (signal.SIGTERM, signal.SIGHUP):  # so that engines stop what they started, as on Ctrl-C
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
+            signal.signal(ending, _end)
     try:
         app()
     except DisueError as error:

@@ -1,6 +1,7 @@
 """The console command in a real process: output, files, exit status."""
 
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -132,6 +133,21 @@ def test_a_run_that_fails_is_status_1(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "min-success-fraction: 0 of 3 clients" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("ignored", [True, False])
+def test_an_ignored_hangup_stays_ignored(ignored: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `nohup`."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    monkeypatch.setattr(sys, "argv", ["disue", "--version"])
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+        with pytest.raises(SystemExit):
+            main()
+        assert (signal.getsignal(signal.SIGHUP) is signal.SIG_IGN) == ignored
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["simulate", "--help"], ["--version"]])

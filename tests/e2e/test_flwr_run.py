@@ -118,15 +118,23 @@ def test_the_readme_job(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, ending: signal.Signals) -> None:
     command = [str(Path(sys.executable).parent / "disue"), "simulate", "--set", "num-server-rounds=1000"]
-    process = subprocess.Popen([*command, "--output", str(tmp_path / "run")], cwd=tmp_path, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--output", str(tmp_path / "run")],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+    )
     metrics = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 180
-    while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-        time.sleep(0.5)
-    started = psutil.Process(process.pid).children(recursive=True)
-    assert any("raylet" in child.name() for child in started)
-    process.send_signal(ending)
-    assert process.wait(timeout=60) not in (0, 2)
+    try:
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
+            time.sleep(0.5)
+        started = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in started)
+        process.send_signal(ending)
+        assert process.wait(timeout=60) not in (0, 2)
+    finally:
+        process.terminate()
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
     rows = metrics.read_text().count("\n")
