@@ -109,6 +109,13 @@ class RunConfig(BaseModel):
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
     resume_from: str = Field("", description="reserved: this version cannot resume a run")
 
+    @field_validator("prox_mu")
+    @classmethod
+    def _weight_or_left_open(cls, value: float) -> float:
+        if value < 0.0 and value != -1.0:
+            raise ValueError("use 0 or more, or -1 for the method's own")
+        return value
+
     @field_validator("resume_from")
     @classmethod
     def _cannot_resume(cls, value: str) -> str:

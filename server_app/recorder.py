@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -220,8 +220,3 @@ class Recorder:
 
 def _is_total(key: str) -> bool:
     return key.startswith(("bytes_", "seconds_")) or key in ("client_steps", "guard_kept_average")
-
-
-def read_rows(directory: Path) -> list[Mapping[str, Any]]:
-    """Return the rows of a run's ``metrics.jsonl``."""
-    return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]

@@ -33,6 +33,7 @@ def test_flower_round_trip_keeps_every_value() -> None:
         ({"seed": 2**63}, ["seed: got 9223372036854775808", "less than or equal to"]),
         ({"num-groups": 10**20}, ["num-groups: got 100000000000000000000", "1000"]),
         ({"temperature": 1e-300}, ["temperature: got 1e-300", "0.01"]),
+        ({"prox-mu": -0.5}, ["prox-mu: got -0.5; use 0 or more, or -1 for the method's own"]),
         ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
         ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'; this version cannot resume a run, leave it empty"]),
