@@ -7,7 +7,6 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disue import wire
 from disue.errors import FederationError
 from disue.models import State
 from disue.objective import LocalObjective
@@ -24,6 +23,7 @@ from disue.wire import (
     WireError,
     error_reason,
     message_bytes,
+    reading,
 )
 
 
@@ -215,7 +215,7 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         EvaluateRequest(state(), 1).to_message(1),
         DescribeRequest("subspace").to_message(1),
     ]
-    monkeypatch.setattr(wire, "source_hash", lambda: "another")
+    monkeypatch.setattr(reading, "source_hash", lambda: "another")
     checks = (
         HelloRequest.check,
         TrainRequest.from_message,

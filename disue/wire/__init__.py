@@ -1,0 +1,26 @@
+"""What travels between server and clients: small frozen records with one message form each.
+
+A model travels as the record ``arrays`` (or ``expert``), settings as ``config``, numbers as
+``metrics``, and what clustering and gating need as ``signature``.
+"""
+
+from disue.errors import WireError
+from disue.wire.describe import DescribeReply, DescribeRequest
+from disue.wire.evaluate import EvaluateReply, EvaluateRequest
+from disue.wire.hello import HelloReply, HelloRequest
+from disue.wire.reading import error_reason, message_bytes
+from disue.wire.train import TrainReply, TrainRequest
+
+__all__ = [
+    "DescribeReply",
+    "DescribeRequest",
+    "EvaluateReply",
+    "EvaluateRequest",
+    "HelloReply",
+    "HelloRequest",
+    "TrainReply",
+    "TrainRequest",
+    "WireError",
+    "error_reason",
+    "message_bytes",
+]

@@ -1,0 +1,61 @@
+"""What a client's data are like, before it trains."""
+
+from dataclasses import dataclass
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from torch import Tensor
+
+from disue.errors import WireError
+from disue.source import source_hash
+from disue.wire.reading import read_config, read_state
+
+DESCRIBE = f"{MessageType.QUERY}.describe"
+
+
+@dataclass(frozen=True)
+class DescribeRequest:
+    """Asks a client for a description of its data: a signature that needs no training.
+
+    Attributes
+    ----------
+    description : str
+        Which one; `client_app.signature` has them all.
+    """
+
+    description: str
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        config = ConfigRecord({"source-hash": source_hash(), "description": self.description})
+        return Message(RecordDict({"config": config}), node_id, DESCRIBE)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "DescribeRequest":
+        """Read the request; raise `FederationError` if the server runs other source code."""
+        return cls(description=str(read_config(message)["description"]))
+
+
+@dataclass(frozen=True)
+class DescribeReply:
+    """What one client's data are like: a matrix of floats."""
+
+    signature: Tensor
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        return Message(RecordDict({"signature": ArrayRecord({"description": self.signature})}), reply_to=reply_to)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "DescribeReply":
+        """Read the reply; raise `WireError` if it is not a matrix of finite floats."""
+        signature = read_state(message, "signature").get("description")
+        if signature is None:
+            raise WireError("the signature lacks 'description'")
+        if signature.ndim != 2 or not signature.is_floating_point():
+            raise WireError(
+                f"the description is {signature.dtype} {tuple(signature.shape)}; expected a matrix of floats"
+            )
+        if not bool(torch.isfinite(signature).all()):
+            raise WireError("the description has values that are not finite")
+        return cls(signature)

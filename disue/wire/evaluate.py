@@ -1,0 +1,96 @@
+"""Local evaluation: of which models, and how good they are."""
+
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+
+from disue.models import State
+from disue.objective import PLAIN, LocalObjective
+from disue.wire.reading import (
+    integer,
+    make_config,
+    number,
+    read_config,
+    read_metrics,
+    read_objective,
+    read_optional_state,
+    read_state,
+)
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Evaluate the universal expert and the client's own expert (None: they are the same model)."""
+
+    universal: State
+    server_round: int
+    expert: State | None = None
+    personalise: bool = False
+    objective: LocalObjective = PLAIN
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        content = RecordDict(
+            {
+                "arrays": ArrayRecord(self.universal),
+                "config": make_config(self.server_round, self.objective, personalise=self.personalise),
+            }
+        )
+        if self.expert is not None:
+            content["expert"] = ArrayRecord(self.expert)
+        return Message(content, node_id, MessageType.EVALUATE, group_id=str(self.server_round))
+
+    @classmethod
+    def from_message(cls, message: Message) -> "EvaluateRequest":
+        """Read the request; raise `FederationError` if the server runs other source code."""
+        config = read_config(message)
+        return cls(
+            universal=read_state(message, "arrays"),
+            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            expert=read_optional_state(message, "expert"),
+            personalise=bool(config["personalise"]),
+            objective=read_objective(config),
+        )
+
+
+@dataclass(frozen=True)
+class EvaluateReply:
+    """Accuracies on the client's own test data; ``personal_accuracy`` only where it was asked for.
+
+    ``personal_steps`` are the optimiser steps that the fine-tuning took.
+    """
+
+    num_examples: int
+    universal_accuracy: float
+    universal_loss: float
+    expert_accuracy: float
+    personal_accuracy: float | None = None
+    personal_steps: int = 0
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        metrics = MetricRecord(
+            {
+                "num-examples": self.num_examples,
+                "universal-accuracy": self.universal_accuracy,
+                "universal-loss": self.universal_loss,
+                "expert-accuracy": self.expert_accuracy,
+                "personal-steps": self.personal_steps,
+            }
+        )
+        if self.personal_accuracy is not None:
+            metrics["personal-accuracy"] = self.personal_accuracy
+        return Message(RecordDict({"metrics": metrics}), reply_to=reply_to)
+
+    @classmethod
+    def from_message(cls, message: Message) -> "EvaluateReply":
+        """Read the reply; raise `WireError` if it lacks a number."""
+        metrics = read_metrics(message)
+        return cls(
+            num_examples=integer(metrics, "num-examples", at_least=1),
+            universal_accuracy=number(metrics, "universal-accuracy"),
+            universal_loss=number(metrics, "universal-loss"),
+            expert_accuracy=number(metrics, "expert-accuracy"),
+            personal_accuracy=number(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
+            personal_steps=integer(metrics, "personal-steps", at_least=0),
+        )

@@ -1,0 +1,77 @@
+"""Who a node is."""
+
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+
+from disue.errors import WireError
+from disue.source import source_hash
+from disue.wire.reading import integer, read_config, read_metrics
+
+
+@dataclass(frozen=True)
+class HelloRequest:
+    """Asks a node who it is."""
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node."""
+        return Message(RecordDict({"config": ConfigRecord({"source-hash": source_hash()})}), node_id, MessageType.QUERY)
+
+    @staticmethod
+    def check(message: Message) -> None:
+        """Raise `FederationError` if the server runs other source code."""
+        read_config(message)
+
+
+@dataclass(frozen=True)
+class HelloReply:
+    """Who a node is.
+
+    Attributes
+    ----------
+    name : str
+        Its stable name.
+    num_examples : int
+        Its training examples.
+    group : int
+        The planted group that its data come from; -1 where there is none.
+    num_partitions : int
+        The number of clients that the dataset is divided among.
+    """
+
+    name: str
+    num_examples: int
+    group: int
+    num_partitions: int
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        return Message(
+            RecordDict(
+                {
+                    "config": ConfigRecord({"name": self.name}),
+                    "metrics": MetricRecord(
+                        {
+                            "num-examples": self.num_examples,
+                            "group": self.group,
+                            "num-partitions": self.num_partitions,
+                        }
+                    ),
+                }
+            ),
+            reply_to=reply_to,
+        )
+
+    @classmethod
+    def from_message(cls, message: Message) -> "HelloReply":
+        """Read the reply; raise `WireError` if it has another form."""
+        config = message.content.config_records.get("config", ConfigRecord())
+        if not isinstance(name := config.get("name"), str):
+            raise WireError(f"the hello reply's name is {name!r}; expected text")
+        metrics = read_metrics(message)
+        return cls(
+            name=name,
+            num_examples=integer(metrics, "num-examples", at_least=1),
+            group=integer(metrics, "group", at_least=-1),
+            num_partitions=integer(metrics, "num-partitions", at_least=0),
+        )

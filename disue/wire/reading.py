@@ -1,0 +1,92 @@
+"""What the records share: a request's config, and reading what came, with the reason where it is refused."""
+
+import re
+
+from flwr.app import ConfigRecord, Message, MetricRecord
+
+from disue.errors import FederationError, WireError
+from disue.models import State
+from disue.objective import LocalObjective
+from disue.source import source_hash
+
+
+def make_config(server_round: int, objective: LocalObjective, **flags: bool) -> ConfigRecord:
+    """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
+    return ConfigRecord(
+        {
+            "source-hash": source_hash(),
+            "server-round": server_round,
+            "local-loss": objective.local_loss,
+            "prox-mu": objective.prox_mu,
+            **flags,
+        }
+    )
+
+
+def read_config(message: Message) -> ConfigRecord:
+    """Return the request's config, or refuse it when it comes from other source code than this process runs."""
+    try:
+        config = message.content.config_records["config"]
+    except KeyError:
+        raise WireError("the request has no 'config' record") from None
+    if config.get("source-hash") != source_hash():
+        raise FederationError(
+            f"this client runs other source code ({source_hash()}) than the server ({config.get('source-hash')!r}); "
+            "start it from a neutral directory and with the same installed version"
+        )
+    return config
+
+
+def read_objective(config: ConfigRecord) -> LocalObjective:
+    """Return what clients minimise, from a request's config."""
+    return LocalObjective(local_loss=config["local-loss"], prox_mu=config["prox-mu"])  # type: ignore[arg-type]
+
+
+def read_state(message: Message, key: str) -> State:
+    """Return a model; raise `WireError` if the message has none under this key."""
+    try:
+        return dict(message.content.array_records[key].to_torch_state_dict())
+    except KeyError:
+        raise WireError(f"the message has no '{key}' record") from None
+
+
+def read_optional_state(message: Message, key: str) -> State | None:
+    """Return a model, or None if the message has none under this key."""
+    return read_state(message, key) if key in message.content.array_records else None
+
+
+def read_metrics(message: Message) -> MetricRecord:
+    """Return the numbers; raise `WireError` if the message has none."""
+    try:
+        return message.content.metric_records["metrics"]
+    except KeyError:
+        raise WireError("the message has no 'metrics' record") from None
+
+
+def integer(metrics: MetricRecord, key: str, at_least: int) -> int:
+    """Return an integer; raise `WireError` if it is missing, of another type or too small."""
+    value = metrics.get(key)
+    if not isinstance(value, int) or value < at_least:
+        raise WireError(f"{key} is {value!r}; expected an integer, at least {at_least}")
+    return value
+
+
+def number(metrics: MetricRecord, key: str) -> float:
+    """Return a number; raise `WireError` if it is missing or of another type."""
+    value = metrics.get(key)
+    if not isinstance(value, int | float):
+        raise WireError(f"{key} is {value!r}; expected a number")
+    return float(value)
+
+
+def error_reason(message: Message) -> str:
+    """Return why a client failed, in one line; Ray wraps the client's own words in two tracebacks."""
+    reason = message.error.reason or ""
+    said = re.findall(r"ClientAppException occurred\. Message: (.*)", reason)
+    lines = said or reason.strip().splitlines() or [f"error code {message.error.code}"]
+    return str(lines[-1]).rstrip("'>")
+
+
+def message_bytes(message: Message) -> int:
+    """Return the payload of a message in bytes, over all its records (0 for an error)."""
+    return sum(record.count_bytes() for record in message.content.values()) if message.has_content() else 0

@@ -1,0 +1,159 @@
+"""Local training: where to start, and what came out."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+
+from disue.errors import WireError
+from disue.models import State
+from disue.objective import PLAIN, LocalObjective
+from disue.signature import Signature
+from disue.wire.reading import (
+    integer,
+    make_config,
+    number,
+    read_config,
+    read_metrics,
+    read_objective,
+    read_optional_state,
+    read_state,
+)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """Phase L: start here and train.
+
+    Attributes
+    ----------
+    start : State or None
+        Where to start; None: from the chosen candidate.
+    server_round : int
+    candidates : tuple of State
+        Models that the client chooses from, by the loss on its training data.
+    universal : State or None
+        The universal expert, where the signature needs it and it is not the start itself.
+    signature : bool
+        Whether the reply should carry a signature.
+    objective : LocalObjective
+    """
+
+    start: State | None
+    server_round: int
+    candidates: tuple[State, ...] = ()
+    universal: State | None = None
+    signature: bool = False
+    objective: LocalObjective = PLAIN
+
+    def to_message(self, node_id: int) -> Message:
+        """Return the request for one node; without a start the record ``arrays`` is the first candidate."""
+        first, *others = self.candidates if self.start is None else (self.start, *self.candidates)
+        config = make_config(self.server_round, self.objective, signature=self.signature)
+        content = RecordDict({"arrays": ArrayRecord(first), "config": config})
+        config["candidates"] = len(self.candidates)
+        config["start-from-choice"] = self.start is None
+        for i, state in enumerate(others):
+            content[f"candidate-{i}"] = ArrayRecord(state)
+        if self.universal is not None:
+            content["universal"] = ArrayRecord(self.universal)
+        return Message(content, node_id, MessageType.TRAIN, group_id=str(self.server_round))
+
+    @classmethod
+    def from_message(cls, message: Message) -> "TrainRequest":
+        """Read the request; raise `FederationError` if the server runs other source code."""
+        config = read_config(message)
+        from_choice, count = bool(config["start-from-choice"]), int(config["candidates"])  # type: ignore[arg-type]
+        first = read_state(message, "arrays")
+        others = tuple(read_state(message, f"candidate-{i}") for i in range(count - from_choice))
+        return cls(
+            start=None if from_choice else first,
+            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            candidates=(first, *others) if from_choice else others,
+            universal=read_optional_state(message, "universal"),
+            signature=bool(config["signature"]),
+            objective=read_objective(config),
+        )
+
+
+@dataclass(frozen=True)
+class TrainReply:
+    """The trained model and what goes with it; ``choice`` is the candidate that the client chose."""
+
+    state: State
+    num_examples: int
+    train_loss: float
+    steps: int
+    signature: Signature | None = None
+    choice: int | None = None
+
+    def to_message(self, reply_to: Message) -> Message:
+        """Return the reply."""
+        metrics = MetricRecord({"num-examples": self.num_examples, "train-loss": self.train_loss, "steps": self.steps})
+        if self.choice is not None:
+            metrics["choice"] = self.choice
+        content = RecordDict({"arrays": ArrayRecord(self.state), "metrics": metrics})
+        if self.signature is not None:
+            content["signature"] = ArrayRecord(
+                {field.name.replace("_", "-"): getattr(self.signature, field.name) for field in fields(Signature)}
+            )
+        return Message(content, reply_to=reply_to)
+
+    @classmethod
+    def from_message(
+        cls, message: Message, like: State, wants_signature: bool, num_candidates: int = 0
+    ) -> "TrainReply":
+        """Read and check the reply.
+
+        Raises
+        ------
+        WireError
+            If names, shapes or types differ from ``like``, a value is not finite, ``num-examples`` is not a
+            positive integer, the signature is missing, or the choice is not one of the candidates.
+        """
+        state = read_state(message, "arrays")
+        _check_state(state, like)
+        metrics = read_metrics(message)
+        record = message.content.array_records.get("signature")
+        if wants_signature and record is None:
+            raise WireError("the reply has no 'signature' record")
+        choice = integer(metrics, "choice", at_least=0) if num_candidates else None
+        if choice is not None and choice >= num_candidates:
+            raise WireError(f"choice is {choice}; there were {num_candidates} candidates")
+        return cls(
+            state=state,
+            num_examples=integer(metrics, "num-examples", at_least=1),
+            train_loss=number(metrics, "train-loss"),
+            steps=integer(metrics, "steps", at_least=0),
+            signature=None if record is None else _read_signature(record, like),
+            choice=choice,
+        )
+
+
+def _read_signature(record: ArrayRecord, like: State) -> Signature:
+    tensors = record.to_torch_state_dict()
+    try:
+        signature = Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
+    except KeyError as error:
+        raise WireError(f"the signature lacks {error}") from None
+    except ValueError as error:
+        raise WireError(str(error)) from None
+    if signature.prototypes.shape != like["head.weight"].shape:
+        raise WireError(
+            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
+            f"expected {tuple(like['head.weight'].shape)} (classes, features)"
+        )
+    return signature
+
+
+def _check_state(state: State, like: State) -> None:
+    if state.keys() != like.keys():
+        raise WireError(f"the model's parameters differ: {sorted(state.keys() ^ like.keys())}")
+    for name, tensor in state.items():
+        if tensor.shape != like[name].shape or tensor.dtype != like[name].dtype:
+            raise WireError(
+                f"parameter {name} is {tensor.dtype} {tuple(tensor.shape)}; "
+                f"expected {like[name].dtype} {tuple(like[name].shape)}"
+            )
+        if not bool(torch.isfinite(tensor).all()):
+            raise WireError(f"parameter {name} has values that are not finite")
