@@ -3,7 +3,6 @@
 import math
 import time
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,8 +19,6 @@ from disue.models import State
 from disue.naming import by_name
 from disue.objective import PLAIN, LocalObjective
 from disue.wire import (
-    DescribeReply,
-    DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
     TrainReply,
@@ -29,6 +26,7 @@ from disue.wire import (
     error_reason,
     message_bytes,
 )
+from strategies.descriptions import Descriptions
 from strategies.roster import Client, Roster
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
@@ -102,7 +100,7 @@ class FederatedStrategy(Strategy):
         The weighted mean of the last round's models.
     clusters : dict of client to cluster
     experts : dict of cluster to State
-    descriptions : dict of client to tensor
+    descriptions : Descriptions
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
         Who taught what in the last round, where experts taught.
@@ -123,13 +121,12 @@ class FederatedStrategy(Strategy):
         self.average: State = {}
         self.clusters: dict[str, int] = {}
         self.experts: dict[int, State] = {}
-        self.descriptions: dict[str, Tensor] = {}
+        self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
         self._starts: dict[str, State | None] = {}
         self._candidates: tuple[State, ...] = ()
-        self._asked: dict[str, int] = {}
         self._phase_started = 0.0
         self._problems: list[str] = []
 
@@ -257,40 +254,14 @@ class FederatedStrategy(Strategy):
         return None if expert is self.universal else expert
 
     def _ask_for_descriptions(self, grid: Grid) -> None:
-        """Ask each client that is new, or that came back as another node, what its data are like.
-
-        Who did not answer, or not well, is asked again when it is sampled.
-        """
-        sampled = {client.name for client in self._sampled}
-        asked = [
-            client
-            for client in self.roster.clients
-            if self._asked.get(client.name) != client.node_id
-            or (client.name in sampled and client.name not in self.descriptions)
-        ]
-        if not asked:
+        messages = self.descriptions.requests(self.needs_description, self._sampled)
+        if not messages:
             return
-        self._asked |= {client.name: client.node_id for client in asked}
-        messages = [DescribeRequest(self.needs_description).to_message(client.node_id) for client in asked]
         replies = list(grid.send_and_receive(messages, timeout=self.roster.timeout))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
         self.outcome.bytes_up += sum(map(message_bytes, replies))
-        fresh: dict[str, Tensor] = {}
-        for reply in replies:
-            name = self.roster.name_of(reply.metadata.src_node_id)
-            try:
-                if reply.has_error():
-                    raise WireError(error_reason(reply))
-                fresh[name] = DescribeReply.from_message(reply).signature
-            except WireError as error:
-                self._problem(f"{name} could not describe its data: {error}")
-        shapes = Counter(tuple(tensor.shape) for tensor in (self.descriptions | fresh).values())
-        for name in by_name(fresh):
-            shape, usual = tuple(fresh[name].shape), shapes.most_common(1)[0][0]
-            if shape == usual:
-                self.descriptions[name] = fresh[name]
-            else:
-                self._problem(f"{name}: description rejected: it is {shape}; expected {usual} like the other clients'")
+        self.descriptions.take_in(replies)
+        self._problems += self.descriptions.problems
 
     def _problem(self, what: str) -> None:
         self._problems.append(what)

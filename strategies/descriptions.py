@@ -1,0 +1,78 @@
+"""What clients say of their data before they train."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from logging import WARNING
+
+from flwr.app import Message
+from flwr.common.logger import log
+from torch import Tensor
+
+from disue.errors import WireError
+from disue.naming import by_name
+from disue.wire import DescribeReply, DescribeRequest, error_reason
+from strategies.roster import Client, Roster
+
+
+class Descriptions(Mapping[str, Tensor]):
+    """Client -> what it said of its data; all of one shape.
+
+    Parameters
+    ----------
+    roster : Roster
+        The clients that are connected.
+
+    Attributes
+    ----------
+    problems : list of str
+        What went wrong with the clients that were asked last.
+    """
+
+    def __init__(self, roster: Roster) -> None:
+        self.roster = roster
+        self.problems: list[str] = []
+        self._known: dict[str, Tensor] = {}
+        self._asked: dict[str, int] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def requests(self, description: str, sampled: Iterable[Client]) -> list[Message]:
+        """Return what to ask: each client that is new, or that came back as another node.
+
+        Who did not answer, or not well, is asked again when it is sampled.
+        """
+        wanted = {client.name for client in sampled} - self._known.keys()
+        asked = [c for c in self.roster.clients if self._asked.get(c.name) != c.node_id or c.name in wanted]
+        self._asked |= {client.name: client.node_id for client in asked}
+        return [DescribeRequest(description).to_message(client.node_id) for client in asked]
+
+    def take_in(self, replies: Sequence[Message]) -> None:
+        """Keep what was said; a description of another shape than most clients' is refused."""
+        self.problems = []
+        fresh: dict[str, Tensor] = {}
+        for reply in replies:
+            name = self.roster.name_of(reply.metadata.src_node_id)
+            try:
+                if reply.has_error():
+                    raise WireError(error_reason(reply))
+                fresh[name] = DescribeReply.from_message(reply).signature
+            except WireError as error:
+                self._problem(f"{name} could not describe its data: {error}")
+        shapes = Counter(tuple(tensor.shape) for tensor in (self._known | fresh).values())
+        for name in by_name(fresh):
+            shape, usual = tuple(fresh[name].shape), shapes.most_common(1)[0][0]
+            if shape == usual:
+                self._known[name] = fresh[name]
+            else:
+                self._problem(f"{name}: description rejected: it is {shape}; expected {usual} like the other clients'")
+
+    def _problem(self, what: str) -> None:
+        self.problems.append(what)
+        log(WARNING, what)
