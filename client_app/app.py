@@ -1,6 +1,6 @@
 """The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from flwr.app import Context, Message
@@ -14,7 +14,7 @@ from disue.data import ClientData, build_federation
 from disue.device import prepare_device
 from disue.errors import DataError
 from disue.metrics import log_prior, score
-from disue.models import Classifier, State, build_model, get_state
+from disue.models import MODELS, Classifier, State, build_model, get_state
 from disue.naming import client_name
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
@@ -46,6 +46,7 @@ class LocalClient:
         except KeyError as error:
             raise DataError(f"{self.name}: the node config has no {error}") from None
         self.num_partitions = partitions
+        self.model_name = own_model(context.node_config, self.config, partition)
         federation = build_federation(self.config, partitions)
         self.data: ClientData = federation.client(partition)
         self.num_classes = federation.dataset.num_classes
@@ -53,13 +54,13 @@ class LocalClient:
         self.device = prepare_device(self.config.device)
 
     def model(self, state: State) -> Classifier:
-        """Return the run's model with these parameters."""
-        model = self.initial_model()
+        """Return a model of the client's own architecture with these parameters."""
+        model = build_model(self.model_name, self.shape, self.num_classes)
         model.load_state_dict(state)
         return model
 
     def initial_model(self) -> Classifier:
-        """Return the model that the run started from; the run seed gives it."""
+        """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""
         return build_model(self.config.model, self.shape, self.num_classes, self.config.seed)
 
     def own_prior(self, objective: LocalObjective) -> Tensor | None:
@@ -79,6 +80,20 @@ class LocalClient:
         return torch_rng(self.config.seed, purpose, self.name, server_round)
 
 
+def own_model(node_config: Mapping[str, object], config: RunConfig, partition: int) -> str:
+    """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    if name := node_config.get("model"):
+        MODELS.pick(str(name), "model in the node config")
+        return str(name)
+    return config.model_of(partition)
+
+
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
@@ -89,6 +104,7 @@ def hello(message: Message, context: Context) -> Message:
         num_examples=len(client.data.train),
         group=client.data.group,
         num_partitions=client.num_partitions,
+        model=client.model_name,
     ).to_message(message)
 
 

@@ -50,6 +50,11 @@ class RunConfig(BaseModel):
     )
 
     model: str = Field("cnn", description="network architecture")
+    client_models: str = Field(
+        "",
+        description="architectures, separated by commas, that the clients get in turn by partition-id; empty: all have "
+        "`model`",
+    )
     local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
     batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
     learning_rate: float = Field(0.03, gt=0.0, description="SGD learning rate of local training")
@@ -150,6 +155,13 @@ class RunConfig(BaseModel):
             raise ValueError("use holdout, dataset:NAME, path:DIR or generator")
         return value
 
+    @field_validator("client_models")
+    @classmethod
+    def _names_between_commas(cls, value: str) -> str:
+        if value and not all(name.strip() for name in value.split(",")):
+            raise ValueError("use names of models, separated by commas")
+        return value
+
     @field_validator("resume_from")
     @classmethod
     def _cannot_resume(cls, value: str) -> str:
@@ -179,6 +191,15 @@ class RunConfig(BaseModel):
             first = error.errors()[0]
             key = str(first["loc"][0])
             raise ConfigError(f"{key}: got {first['input']!r}; {_expectation(first)}") from None
+
+    @property
+    def models_in_turn(self) -> list[str]:
+        """The architectures that the clients' partitions have in turn."""
+        return [name.strip() for name in self.client_models.split(",")] if self.client_models else [self.model]
+
+    def model_of(self, partition: int) -> str:
+        """Return the architecture of the client with this partition, where its node config names none."""
+        return self.models_in_turn[partition % len(self.models_in_turn)]
 
     def to_flower(self) -> dict[str, bool | float | int | str]:
         """Return the config as Flower keeps it: kebab-case keys, scalar values."""

@@ -41,10 +41,14 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         """Return the part called ``name``; raise `ConfigError` that lists the names there are."""
+        return self.pick(name, self.key)
+
+    def pick(self, name: str, key: str) -> T:
+        """Return the part called ``name``, which another key than the registry's own asks for."""
         if name not in self._parts:
             names = list(self._parts)
             raise ConfigError(
-                f"{self.key}: '{name}' does not exist{suggestion(name, names)}; choose from {', '.join(names)}"
+                f"{key}: '{name}' does not exist{suggestion(name, names)}; choose from {', '.join(names)}"
             )
         return self._parts[name]
 

@@ -1,6 +1,6 @@
 """From config values to a strategy."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import torch
@@ -47,10 +47,41 @@ def check_names(config: RunConfig) -> None:
     registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS]  # type: ignore[type-arg]
     for registry in registries:
         registry[getattr(config, registry.key)]
+    for model in config.models_in_turn:
+        check_model(config, model, "client-models")
     if config.clusterer in CLUSTERERS:
         CLUSTERERS[config.clusterer](config.num_clusters, 0)
     if config.method == "feddf" and config.proxy == "generator":
         raise ConfigError("proxy: got 'generator'; method 'feddf' needs holdout, dataset:NAME or path:DIR")
+
+
+def check_model(config: RunConfig, model: str, key: str = "model") -> None:
+    """Raise `ConfigError` for an architecture that no client of the configured run may have.
+
+    Parameters
+    ----------
+    config : RunConfig
+    model : str
+        A client's architecture.
+    key : str
+        Where it comes from; it is named in the error.
+    """
+    MODELS.pick(model, key)
+    reason = why_one_model(config)
+    if model != config.model and reason:
+        raise ConfigError(f"{key}: got '{model}' beside model '{config.model}'; {reason}")
+
+
+def why_one_model(config: RunConfig) -> str:
+    """Return why all clients must have the run's own architecture; empty: they need not."""
+    return f"method '{config.method}' needs one architecture"
+
+
+def check_main_model(config: RunConfig, models: Iterable[str]) -> None:
+    """Raise `ConfigError` if the run's own architecture is none of the clients'."""
+    found = sorted(set(models))
+    if config.model not in found:
+        raise ConfigError(f"model: got '{config.model}'; no client has it, use one that they have: {', '.join(found)}")
 
 
 def check_sizes(config: RunConfig, num_clients: int) -> None:

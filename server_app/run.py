@@ -1,6 +1,7 @@
 """One run, from the validated config to the finished run directory."""
 
 from collections.abc import Callable
+from functools import partial
 from logging import INFO
 
 from flwr.app import ArrayRecord, MetricRecord
@@ -13,7 +14,7 @@ from disue.device import prepare_device
 from disue.errors import FederationError
 from disue.metrics import Score, score
 from disue.models import State, build_model, get_state
-from server_app.methods import check_groups, check_names, check_sizes, make_strategy
+from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.recorder import Recorder, Row, check_directory, default_directory
 from strategies.proxies import load_proxy
 from strategies.roster import Client, Roster
@@ -38,6 +39,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     check_directory(default_directory(config))
     if num_clients is not None:
         check_sizes(config, num_clients)
+        check_main_model(config, map(config.model_of, range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
         if config.proxy != "generator":
@@ -67,10 +69,11 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     """
     preflight(config)
     device = prepare_device(config.device)
-    roster = Roster(config.seed, config.round_timeout)
+    roster = Roster(config.seed, config.round_timeout, partial(check_model, config))
     roster.gather(grid, config.min_clients, config.join_timeout)
     clients = roster.clients
     check_sizes(config, len(clients))
+    check_main_model(config, (client.model for client in clients))
     federation = build_federation(config, _agreed_partitions(clients))
     check_groups(config, federation)
     strategy = make_strategy(config, roster, federation, device)

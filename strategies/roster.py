@@ -1,13 +1,15 @@
 """Who takes part: clients by stable name, sampled with the run seed."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from disue.errors import FederationError, WireError
+from disue.errors import ConfigError, DisueError, FederationError, WireError
+from disue.models import MODELS
 from disue.naming import by_name
 from disue.seeding import numpy_rng
 from disue.wire import HelloReply, HelloRequest, error_reason
@@ -22,6 +24,7 @@ class Client:
     num_examples: int
     group: int
     num_partitions: int
+    model: str
 
 
 class Roster:
@@ -33,11 +36,16 @@ class Roster:
         The run seed; it alone decides who is sampled.
     timeout : float (default: 600.0)
         Seconds to wait for the answers to a hello.
+    check_model : callable
+        Raises `ConfigError` for an architecture that a client may not have.
     """
 
-    def __init__(self, seed: int, timeout: float = 600.0) -> None:
+    def __init__(
+        self, seed: int, timeout: float = 600.0, check_model: Callable[[str], object] = MODELS.__getitem__
+    ) -> None:
         self.seed = seed
         self.timeout = timeout
+        self.check_model = check_model
         self._clients: dict[str, Client] = {}
         self._asked: set[int] = set()
 
@@ -57,7 +65,8 @@ class Roster:
         Raises
         ------
         FederationError
-            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello.
+            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello, or one has
+            an architecture that it may not have.
         """
         deadline = time.monotonic() + join_timeout
         while len(list(grid.get_node_ids())) < min_clients:
@@ -69,13 +78,16 @@ class Roster:
                 )
             time.sleep(0.2)
         problems = self.refresh(grid)
+        for problem in problems:
+            if isinstance(problem, FederationError):
+                raise problem
         if len(self._clients) < min_clients:
             raise FederationError(
                 f"min-clients: {len(self._clients)} clients answered and {min_clients} are needed"
                 + (f"; the first problem was: {problems[0]}" if problems else "")
             )
 
-    def refresh(self, grid: Grid) -> list[str]:
+    def refresh(self, grid: Grid) -> list[DisueError]:
         """Forget nodes that are gone, say hello to each new one once, and return what went wrong with them."""
         present = set(grid.get_node_ids())
         self._clients = {name: client for name, client in self._clients.items() if client.node_id in present}
@@ -84,7 +96,7 @@ class Roster:
         if not new:
             return []
         self._asked |= set(new)
-        problems = []
+        problems: list[DisueError] = []
         replies = grid.send_and_receive([HelloRequest().to_message(node) for node in new], timeout=self.timeout)
         for reply in replies:
             node_id = reply.metadata.src_node_id
@@ -95,15 +107,22 @@ class Roster:
                 if hello.name in self._clients:
                     self._asked.discard(node_id)  # the other one may be a dead connection that is still listed
                     raise WireError(f"a second client calls itself '{hello.name}'")
-            except WireError as error:
-                problems.append(str(error))
+                self._require_fitting_model(hello)
+            except (WireError, FederationError) as error:
+                problems.append(error)
                 log(WARNING, "node %s cannot take part: %s", node_id, error)
                 continue
             self._clients[hello.name] = Client(
-                hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions
+                hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model
             )
         log(INFO, "%s clients take part", len(self._clients))
         return problems
+
+    def _require_fitting_model(self, hello: HelloReply) -> None:
+        try:
+            self.check_model(hello.model)
+        except ConfigError as error:
+            raise FederationError(f"{hello.name}: {error}") from None
 
     def sample(self, fraction: float, purpose: str, server_round: int) -> list[Client]:
         """Return a seeded sample of the clients, sorted by name; at least one."""

@@ -32,7 +32,8 @@ def answering_app(train: Behaviour = honest, on_hello: Callable[[str], None] = l
     @app.query()
     def hello(message: Message, context: Context) -> Message:
         on_hello(client_name(context.node_config))
-        return HelloReply(client_name(context.node_config), 10, -1, 0).to_message(message)
+        model = str(context.node_config.get("model", "mlp"))
+        return HelloReply(client_name(context.node_config), 10, -1, 0, model).to_message(message)
 
     @app.train()
     def fit(message: Message, context: Context) -> Message:

@@ -37,19 +37,22 @@ class HelloReply:
         The planted group that its data come from; -1 where there is none.
     num_partitions : int
         The number of clients that the dataset is divided among.
+    model : str
+        The architecture that it trains.
     """
 
     name: str
     num_examples: int
     group: int
     num_partitions: int
+    model: str
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
         return Message(
             RecordDict(
                 {
-                    "config": ConfigRecord({"name": self.name}),
+                    "config": ConfigRecord({"name": self.name, "model": self.model}),
                     "metrics": MetricRecord(
                         {
                             "num-examples": self.num_examples,
@@ -66,12 +69,17 @@ class HelloReply:
     def from_message(cls, message: Message) -> "HelloReply":
         """Read the reply; raise `WireError` if it has another form."""
         config = message.content.config_records.get("config", ConfigRecord())
-        if not isinstance(name := config.get("name"), str):
-            raise WireError(f"the hello reply's name is {name!r}; expected text")
         metrics = read_metrics(message)
         return cls(
-            name=name,
+            name=_text(config, "name"),
             num_examples=integer(metrics, "num-examples", at_least=1),
             group=integer(metrics, "group", at_least=-1),
             num_partitions=integer(metrics, "num-partitions", at_least=0),
+            model=_text(config, "model"),
         )
+
+
+def _text(config: ConfigRecord, key: str) -> str:
+    if not isinstance(value := config.get(key), str):
+        raise WireError(f"the hello reply's {key} is {value!r}; expected text")
+    return value

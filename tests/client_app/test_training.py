@@ -3,15 +3,26 @@ import pytest
 import torch
 from torch import nn
 
+from client_app.app import own_model
 from client_app.signature import DESCRIPTIONS, make_signature
 from client_app.training import label_counts, train
 from disue.config import RunConfig
 from disue.data import Examples
+from disue.errors import ConfigError
 from disue.metrics import log_prior
 from disue.models import build_model, flatten, get_state
 from disue.objective import PLAIN, LocalObjective
 
 CPU = torch.device("cpu")
+
+
+def test_a_clients_own_model_is_the_node_configs_then_the_ones_in_turn_then_the_runs() -> None:
+    config = RunConfig(model="resnet18", client_models="mlp,cnn")
+    assert own_model({"model": "resnet18", "partition-id": 1}, config, 1) == "resnet18"
+    assert own_model({"partition-id": 1}, config, 1) == "cnn"
+    assert own_model({"partition-id": 1}, RunConfig(model="mlp"), 1) == "mlp"
+    with pytest.raises(ConfigError, match="^model in the node config: 'mpl' does not exist .*'mlp'.*; choose from mlp"):
+        own_model({"model": "mpl"}, config, 0)
 
 
 def examples(count: int = 40, classes: int = 3) -> Examples:

@@ -36,6 +36,7 @@ def test_flower_round_trip_keeps_every_value() -> None:
         ({"prox-mu": -0.5}, ["prox-mu: got -0.5; use 0 or more, or -1 for the method's own"]),
         ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
+        ({"client-models": "mlp,,cnn"}, ["client-models: got 'mlp,,cnn'; use names of models, separated by commas"]),
         ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'; this version cannot resume a run, leave it empty"]),
     ],
 )
@@ -46,6 +47,11 @@ def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object],
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_clients_have_their_models_in_turn() -> None:
+    assert [RunConfig(client_models="mlp, cnn").model_of(i) for i in range(5)] == ["mlp", "cnn", "mlp", "cnn", "mlp"]
+    assert [RunConfig(model="mlp").model_of(i) for i in range(3)] == ["mlp"] * 3
 
 
 def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:

@@ -126,10 +126,10 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, wants_signature=False).state, model)
 
 
-@given(st.text(min_size=1), st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6))
+@given(st.text(min_size=1), st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6), st.text(min_size=1))
 @settings(deadline=None)
-def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int) -> None:
-    sent = HelloReply(name, examples, group, partitions)
+def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int, model: str) -> None:
+    sent = HelloReply(name, examples, group, partitions, model)
     assert HelloReply.from_message(sent.to_message(reply_to())) == sent
 
 

@@ -129,6 +129,16 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
         ({"teacher": "x"}, 4, "teacher: 'x' does not exist; choose from mean, class-weighted, confidence, prototype"),
         ({"signature": "x"}, 4, "signature: 'x' does not exist"),
         ({"model": "vgg"}, 4, "model: 'vgg' does not exist"),
+        (
+            {"client-models": "cnn,mpl"},
+            4,
+            "client-models: 'mpl' does not exist (did you mean 'mlp'?); choose from mlp, cnn, resnet18",
+        ),
+        (
+            {"client-models": "cnn,mlp", "method": "fedavg"},
+            4,
+            "client-models: got 'mlp' beside model 'cnn'; method 'fedavg' needs one architecture",
+        ),
         ({"num-clusters": 5}, 4, "num-clusters: got 5; there are 4 clients"),
         ({"min-clients": 5}, 4, "min-clients: got 5; there are 4 clients"),
         ({"proxy-size": 10_000}, 4, "proxy-size: got 10000"),

@@ -3,7 +3,7 @@ import time
 import pytest
 from tests_support import ChangingGrid, answering_app
 
-from disue.errors import DataError, FederationError
+from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
 from strategies.roster import Roster
 
@@ -115,6 +115,33 @@ def test_a_node_that_cannot_say_hello_is_asked_once() -> None:
     assert asked == ["a", "b"]
     with pytest.raises(FederationError, match="1 clients answered and 2 are needed; the first problem was: .*no data"):
         Roster(0).gather(nodes, min_clients=2, join_timeout=1.0)
+
+
+def only_mlp(model: str) -> None:
+    if model != "mlp":
+        raise ConfigError(f"model: got '{model}'; all must have mlp")
+
+
+def test_an_architecture_that_cannot_take_part_ends_the_run_before_it_starts() -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "a"}, {"name": "b", "model": "cnn"}])
+    made = Roster(0)
+    made.gather(nodes, 2, 1.0)
+    assert [client.model for client in made.clients] == ["mlp", "cnn"]
+    with pytest.raises(FederationError, match="^b: model: got 'cnn'; all must have mlp$"):
+        Roster(0, check_model=only_mlp).gather(nodes, 1, 1.0)
+    nodes.add_node({"name": "c", "model": "mpl"})
+    with pytest.raises(FederationError, match="^c: model: 'mpl' does not exist .*; choose from mlp, cnn"):
+        Roster(0).gather(nodes, 1, 1.0)
+
+
+def test_a_newcomer_with_an_architecture_that_cannot_take_part_does_not() -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "a"}])
+    made = Roster(0, check_model=only_mlp)
+    made.gather(nodes, 1, 1.0)
+    nodes.add_node({"name": "b", "model": "cnn"})
+    nodes.add_node({"name": "c", "model": "mlp"})
+    assert [str(problem) for problem in made.refresh(nodes)] == ["b: model: got 'cnn'; all must have mlp"]
+    assert [client.name for client in made.clients] == ["a", "c"]
 
 
 def test_names_come_from_the_node_config() -> None:
