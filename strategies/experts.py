@@ -1,20 +1,40 @@
-"""The models of clusters over time: fresh where a cluster was sampled, kept otherwise, inherited by a split."""
+"""The models of clusters over time: fresh where a cluster was sampled, kept otherwise, inherited by a split.
+
+Where clients have different architectures a cluster has an expert of each: those of one are a team.
+"""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from disue.models import State
 from strategies.aggregators import weighted_average
 from strategies.updates import ClientUpdate
 
+
+class Team(NamedTuple):
+    """The clients of one architecture in one cluster: those whose updates can be averaged."""
+
+    cluster: int
+    model: str
+
+    def label(self, main: str) -> str:
+        """Return what its expert is called, where ``main`` is the run's own architecture: 0, and 0-mlp beside it."""
+        return f"{self.cluster}" if self.model == main else f"{self.cluster}-{self.model}"
+
+
 T = TypeVar("T")
+K = TypeVar("K", int, Team)
+"""A cluster, or a part of one."""
 
 
-def renew(
-    known: Mapping[int, T], fresh: Mapping[int, T], clusters: Mapping[str, int], before: Mapping[str, int]
-) -> dict[int, T]:
-    """Return what belongs to each cluster that has a client now.
+def teams_of(clusters: Mapping[str, int], models: Mapping[str, str]) -> dict[str, Team]:
+    """Return the team of every client in a cluster, given the architectures of (at least) these clients."""
+    return {name: Team(cluster, models[name]) for name, cluster in clusters.items()}
+
+
+def renew(known: Mapping[K, T], fresh: Mapping[K, T], clusters: Mapping[str, K], before: Mapping[str, K]) -> dict[K, T]:
+    """Return what belongs to each cluster, or each team, that has a client now.
 
     Parameters
     ----------
@@ -31,7 +51,7 @@ def renew(
         A cluster that is neither fresh nor known gets what the old cluster of most of its clients had; it is
         left out if they had none.
     """
-    renewed: dict[int, T] = {}
+    renewed: dict[K, T] = {}
     for cluster in sorted(set(clusters.values())):
         parents = Counter(before[name] for name in clusters if clusters[name] == cluster and name in before)
         heirs = [parent for parent, _ in parents.most_common() if parent in known]
@@ -44,16 +64,16 @@ def renew(
     return renewed
 
 
-def cluster_averages(members: Mapping[int, Sequence[ClientUpdate]], average: State) -> dict[int, State]:
+def cluster_averages(members: Mapping[K, Sequence[ClientUpdate]], average: State) -> dict[K, State]:
     """Return the weighted mean of each cluster that was sampled; where that is all clients, ``average`` itself."""
     if len(members) == 1:
         return dict.fromkeys(members, average)
     return {number: weighted_average(group) for number, group in members.items()}
 
 
-def members_of(updates: Sequence[ClientUpdate], clusters: Mapping[str, int]) -> dict[int, list[ClientUpdate]]:
-    """Return the round's updates by cluster, in the order of the cluster numbers."""
-    members: dict[int, list[ClientUpdate]] = {}
+def members_of(updates: Sequence[ClientUpdate], clusters: Mapping[str, K]) -> dict[K, list[ClientUpdate]]:
+    """Return the round's updates by cluster, or by team, in the order of the cluster numbers."""
+    members: dict[K, list[ClientUpdate]] = {}
     for update in updates:
         members.setdefault(clusters[update.name], []).append(update)
     return dict(sorted(members.items()))
