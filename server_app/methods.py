@@ -74,7 +74,14 @@ def check_model(config: RunConfig, model: str, key: str = "model") -> None:
 
 def why_one_model(config: RunConfig) -> str:
     """Return why all clients must have the run's own architecture; empty: they need not."""
-    return f"method '{config.method}' needs one architecture"
+    if config.method != "disue":
+        return f"method '{config.method}' needs one architecture"
+    if config.clusterer == "ifca":
+        return "clusterer 'ifca' needs one architecture"
+    if config.clusterer in CLUSTERERS and SIGNATURES[config.signature].from_update:
+        others = " or ".join(name for name, kind in SIGNATURES.items() if kind.from_update is None)
+        return f"signature '{config.signature}' compares updates of one architecture, use {others}"
+    return ""
 
 
 def check_main_model(config: RunConfig, models: Iterable[str]) -> None:
@@ -133,8 +140,8 @@ def _objective(config: RunConfig, prox_mu: float = 0.0) -> LocalObjective:
 
 
 def _server(config: RunConfig, federation: Federation, device: torch.device) -> Server:
-    model = build_model(config.model, federation.dataset.shape, federation.dataset.num_classes)
-    return Server(model, device, config.seed)
+    shape, num_classes = federation.dataset.shape, federation.dataset.num_classes
+    return Server(lambda name: build_model(name, shape, num_classes, config.seed), config.model, device, config.seed)
 
 
 def _proxy(config: RunConfig, federation: Federation, device: torch.device) -> ProxySource:

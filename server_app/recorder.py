@@ -5,11 +5,12 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from disue.models import State
 from disue.naming import by_name
 from server_app.pictures import save_sheet
 from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.experts import Team
 from strategies.roster import Client
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
@@ -110,8 +112,26 @@ class Recorder:
         self._write("config.toml", tomli_w.dumps(settings))
         self._write("metrics.jsonl", "")
 
-    def record_round(self, outcome: RoundOutcome, clients: list[Client], universal: Score, average: Score) -> Row:
-        """Append one row to ``metrics.jsonl`` and return it; ``clients`` are those that are connected now."""
+    def record_round(
+        self,
+        outcome: RoundOutcome,
+        clients: list[Client],
+        universal: Score,
+        average: Score,
+        others: Mapping[str, Score] = MappingProxyType({}),
+    ) -> Row:
+        """Append one row to ``metrics.jsonl`` and return it.
+
+        Parameters
+        ----------
+        outcome : RoundOutcome
+        clients : list of Client
+            Those that are connected now.
+        universal, average : Score
+            Of the run's own architecture, on the global test set.
+        others : mapping of architecture to Score
+            Of the other universal models.
+        """
         self.clients |= {client.name: client for client in clients}
         experts = [reply.expert_accuracy for reply in outcome.evaluations.values()]
         personal = [
@@ -124,6 +144,7 @@ class Recorder:
             "round": outcome.server_round,
             "universal_accuracy": universal.accuracy,
             "universal_loss": universal.loss,
+            **{f"universal_accuracy_{model}": score.accuracy for model, score in others.items()},
             "average_accuracy": average.accuracy,
             "expert_accuracy": float(np.mean(experts)) if experts else None,
             "personal_accuracy": float(np.mean(personal)) if personal else None,
@@ -161,10 +182,13 @@ class Recorder:
 
     def finish(self, strategy: FederatedStrategy) -> Row:
         """Write models, ``clients.csv`` and ``summary.json``; return the summary."""
-        self._save(strategy.universal, self.directory / "universal.safetensors")
         (self.directory / "experts").mkdir(exist_ok=True)
-        for number, expert in strategy.experts.items():
-            self._save(expert, self.directory / "experts" / f"expert-{number}.safetensors")
+        for model, universal in strategy.universals.items():
+            name = "universal" if model == strategy.model else f"universal-{model}"
+            self._save(universal, model, self.directory / f"{name}.safetensors")
+            for cluster, expert in strategy.experts_of(model).items():
+                name = f"expert-{Team(cluster, model).label(strategy.model)}"
+                self._save(expert, model, self.directory / "experts" / f"{name}.safetensors")
         self._write_clients(strategy)
         self._write_lesson(strategy)
         summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
@@ -193,6 +217,7 @@ class Recorder:
         columns = [
             "client",
             "group",
+            "model",
             "cluster",
             "examples",
             "universal_accuracy",
@@ -207,8 +232,9 @@ class Recorder:
                 reply = strategy.outcome.evaluations.get(client.name)
                 accuracies = (reply.universal_accuracy, reply.expert_accuracy, reply.personal_accuracy) if reply else ()
                 group = "" if client.group < 0 else client.group
+                cluster = strategy.clusters.get(client.name, "")
                 writer.writerow(
-                    [client.name, group, strategy.clusters.get(client.name, ""), client.num_examples]
+                    [client.name, group, client.model, cluster, client.num_examples]
                     + [f"{value:.4f}" if value is not None else "" for value in accuracies]
                 )
         path.replace(self.directory / "clients.csv")
@@ -227,9 +253,9 @@ class Recorder:
             ]
         self._write("teaching.csv", "".join(lines))
 
-    def _save(self, state: State, path: Path) -> None:
+    def _save(self, state: State, model: str, path: Path) -> None:
         # One key only: safetensors writes several in an order that changes from file to file.
-        metadata = {"disue": json.dumps({"model": self.config.model, "dataset": self.config.dataset})}
+        metadata = {"disue": json.dumps({"model": model or self.config.model, "dataset": self.config.dataset})}
         part = path.with_suffix(".part")
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata)
         part.replace(path)

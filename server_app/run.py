@@ -77,13 +77,16 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     federation = build_federation(config, _agreed_partitions(clients))
     check_groups(config, federation)
     strategy = make_strategy(config, roster, federation, device)
-    model = build_model(config.model, federation.dataset.shape, federation.dataset.num_classes, config.seed)
-    start = get_state(model)
+    build = partial(
+        build_model, shape=federation.dataset.shape, num_classes=federation.dataset.num_classes, seed=config.seed
+    )
+    start = get_state(build(config.model))
     test = federation.global_test()
     recorder = Recorder(default_directory(config), config, clients, on_round)
     log(INFO, "run directory: %s", recorder.directory)
 
-    def evaluate(state: State) -> Score:
+    def evaluate(state: State, name: str = config.model) -> Score:
+        model = build(name)
         model.load_state_dict(state)
         return score(model, test, device)
 
@@ -92,7 +95,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             return None
         universal = evaluate(strategy.universal)
         average = universal if strategy.average is strategy.universal else evaluate(strategy.average)
-        row = recorder.record_round(strategy.outcome, roster.clients, universal, average)
+        others = {name: evaluate(state, name) for name, state in strategy.universals.items() if name != strategy.model}
+        row = recorder.record_round(strategy.outcome, roster.clients, universal, average, others)
         return MetricRecord(
             {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
         )

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -78,8 +78,8 @@ class RoundOutcome:
 class FederatedStrategy(Strategy):
     """A Flower strategy over stable client names.
 
-    A method overrides `aggregate` and, where clients differ, `start_for`, `candidates` and `expert_for`. Everything
-    it sends and receives is a typed record (`disue.wire`).
+    A method overrides `aggregate` and, where clients differ, `start_for`, `candidates`, `expert_for` and, where they
+    differ in their architectures, `universal_for`. Everything it sends and receives is a typed record (`disue.wire`).
 
     Parameters
     ----------
@@ -89,17 +89,20 @@ class FederatedStrategy(Strategy):
         Who is asked, and how many must answer.
     objective : LocalObjective
         What clients minimise.
+    model : str (default: "")
+        The run's own architecture, in methods whose clients may have others.
 
     Attributes
     ----------
     initial : State
         The model that the first round opened with.
-    universal : State
-        The universal model; before the first round, the initial one.
+    universals : dict of architecture to State
+        The universal models; before the first round, the initial ones.
     average : State
-        The weighted mean of the last round's models.
+        The weighted mean of the last round's models, of those with the run's own architecture.
     clusters : dict of client to cluster
     experts : dict of cluster to State
+        Those of the run's own architecture; `experts_of` has the others.
     descriptions : Descriptions
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
@@ -112,12 +115,15 @@ class FederatedStrategy(Strategy):
     needs_description = ""
     always_personalise = False
 
-    def __init__(self, roster: Roster, participation: Participation, objective: LocalObjective = PLAIN) -> None:
+    def __init__(
+        self, roster: Roster, participation: Participation, objective: LocalObjective = PLAIN, model: str = ""
+    ) -> None:
         self.roster = roster
         self.participation = participation
         self.objective = objective
+        self.model = model
         self.initial: State = {}
-        self.universal: State = {}
+        self.universals: dict[str, State] = {model: {}}
         self.average: State = {}
         self.clusters: dict[str, int] = {}
         self.experts: dict[int, State] = {}
@@ -130,11 +136,24 @@ class FederatedStrategy(Strategy):
         self._phase_started = 0.0
         self._problems: list[str] = []
 
+    @property
+    def universal(self) -> State:
+        """The universal model of the run's own architecture."""
+        return self.universals[self.model]
+
+    @universal.setter
+    def universal(self, state: State) -> None:
+        self.universals[self.model] = state
+
     # --- what a method decides ---------------------------------------------------------------------
 
     @abstractmethod
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Turn the round's updates, sorted by client name, into the new universal model."""
+
+    def universal_for(self, name: str) -> State:
+        """Return the universal model of the client's architecture."""
+        return self.universal
 
     def start_for(self, name: str) -> State | None:
         """Return what a client starts its local training from; None: from the candidate that it chooses."""
@@ -147,6 +166,10 @@ class FederatedStrategy(Strategy):
     def expert_for(self, name: str) -> State | None:
         """Return the client's own expert, or None where that is the universal model."""
         return self.experts.get(self.clusters[name]) if name in self.clusters else None
+
+    def experts_of(self, model: str) -> Mapping[int, State]:
+        """Return the experts of one architecture, by cluster."""
+        return self.experts
 
     # --- the moments of a Flower round -------------------------------------------------------------
 
@@ -168,12 +191,12 @@ class FederatedStrategy(Strategy):
         self._starts = {client.name: self.start_for(client.name) for client in able}
         messages = []
         for client in able:
-            start = self._starts[client.name]
+            start, universal = self._starts[client.name], self.universal_for(client.name)
             request = TrainRequest(
                 start=start,
                 server_round=server_round,
                 candidates=self._candidates,
-                universal=self.universal if self.needs_signature and start is not self.universal else None,
+                universal=universal if self.needs_signature and start is not universal else None,
                 signature=self.needs_signature,
                 objective=self.objective,
             )
@@ -210,7 +233,7 @@ class FederatedStrategy(Strategy):
         fraction = 1.0 if last else self.participation.fraction_evaluate
         messages = [
             EvaluateRequest(
-                universal=self.universal,
+                universal=self.universal_for(client.name),
                 server_round=server_round,
                 expert=self._own_expert(client.name),
                 personalise=last or self.always_personalise,
@@ -251,7 +274,7 @@ class FederatedStrategy(Strategy):
     def _own_expert(self, name: str) -> State | None:
         """Return the client's expert if it is another model than the universal one."""
         expert = self.expert_for(name)
-        return None if expert is self.universal else expert
+        return None if expert is self.universal_for(name) else expert
 
     def _ask_for_descriptions(self, grid: Grid) -> None:
         messages = self.descriptions.requests(self.needs_description, self._sampled)
@@ -286,7 +309,7 @@ class FederatedStrategy(Strategy):
                 continue
             try:
                 reply = TrainReply.from_message(
-                    message, self.universal, self.needs_signature, num_candidates=len(self._candidates)
+                    message, self.universal_for(name), self.needs_signature, num_candidates=len(self._candidates)
                 )
             except WireError as error:
                 self.outcome.clients_rejected += 1

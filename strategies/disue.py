@@ -14,12 +14,12 @@ from disue.objective import PLAIN, LocalObjective
 from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
 from strategies.distiller import Distiller
-from strategies.experts import cluster_averages, members_of, renew
+from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
 from strategies.generator import Experts
 from strategies.groupings import Grouping
 from strategies.roster import Roster
 from strategies.server import ProxySet, ProxySource, Server
-from strategies.teachers import Evidence, estimated_log_priors, lesson, merge_prototypes, teacher_logits
+from strategies.teachers import Evidence, equal_scales, estimated_log_priors, lesson, merge_prototypes, teacher_logits
 from strategies.updates import ClientUpdate
 
 
@@ -33,7 +33,7 @@ class DisUE(FederatedStrategy):
     participation : Participation
         Who is asked, and how many must answer.
     server : Server
-        Model, device and seed.
+        Models, device and seed.
     proxy : ProxySource
         Gives the proxy set of a round.
     grouping : Grouping
@@ -52,6 +52,15 @@ class DisUE(FederatedStrategy):
         between a mixture of both.
     objective : LocalObjective
         What clients minimise.
+
+    Attributes
+    ----------
+    averages : dict of architecture to State
+        The weighted means of the last round's models; of an architecture that was not sampled, its universal expert.
+    team_experts : dict of Team to State
+        The experts of all architectures; `experts` are those of the run's own.
+    knowledge : dict of Team to (label counts, prototypes)
+        Of the team's pooled data.
     """
 
     needs_signature = True
@@ -70,7 +79,7 @@ class DisUE(FederatedStrategy):
         expert_share: float = 0.0,
         objective: LocalObjective = PLAIN,
     ) -> None:
-        super().__init__(roster, participation, objective)
+        super().__init__(roster, participation, objective, server.main)
         self.server = server
         self.proxy = proxy
         self.grouping = grouping
@@ -80,62 +89,113 @@ class DisUE(FederatedStrategy):
         self.prior_correction = prior_correction
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
-        self.knowledge: dict[int, tuple[Tensor, Tensor]] = {}  # label counts and prototypes of each cluster
+        self.averages: dict[str, State] = {}
+        self.team_experts: dict[Team, State] = {}
+        self.knowledge: dict[Team, tuple[Tensor, Tensor]] = {}
+
+    def universal_for(self, name: str) -> State:
+        """Return the universal expert of the client's architecture."""
+        return self._universal_of(self.roster.models[name])
 
     def start_for(self, name: str) -> State:
         """Return the universal expert, or its mixture with the client's own expert."""
-        expert = self.expert_for(name)
+        universal, expert = self.universal_for(name), self.expert_for(name)
         if expert is None or self.expert_share == 0.0:
-            return self.universal
-        return interpolate(self.universal, expert, self.expert_share)
+            return universal
+        return interpolate(universal, expert, self.expert_share)
+
+    def expert_for(self, name: str) -> State | None:
+        """Return the expert of the client's cluster and architecture, or None where it has none yet."""
+        if name not in self.clusters:
+            return None
+        return self.team_experts.get(Team(self.clusters[name], self.roster.models[name]))
+
+    def experts_of(self, model: str) -> dict[int, State]:
+        """Return the experts of one architecture, by cluster."""
+        return {team.cluster: expert for team, expert in self.team_experts.items() if team.model == model}
 
     def candidates(self) -> Sequence[State]:
         """Return the grouping's candidates."""
         return self.grouping.candidates(self.experts)
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
-        """Cluster the clients, average each cluster into its expert, and distil the experts."""
-        self.average = weighted_average(updates)
+        """Cluster the clients, average each team into its expert, and distil the experts."""
+        self.averages = self._average_each(updates)
+        self.average = self.averages[self.model]
         with self.outcome.timed("clustering"):
             before, self.clusters = self.clusters, self.grouping.group(updates, self.descriptions)
             self._update_experts(updates, before)
         with self.outcome.timed("distillation"):
-            return self._distil()
+            self.universals |= self._distil()
+        return self.universal
 
     # --- phase C: clustering and aggregation -------------------------------------------------------
 
+    def _universal_of(self, model: str) -> State:
+        if model not in self.universals:
+            self.universals[model] = self.server.initial(model)
+        return self.universals[model]
+
+    def _average_each(self, updates: Sequence[ClientUpdate]) -> dict[str, State]:
+        """Return the weighted mean of each architecture; of one that was not sampled, its universal expert."""
+        averages: dict[str, State] = {}
+        for model in (self.model, *sorted(self.roster.models.values())):
+            own = [update for update in updates if self.roster.models[update.name] == model]
+            if model not in averages:
+                averages[model] = weighted_average(own) if own else self._universal_of(model)
+        return averages
+
     def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
-        members = members_of(updates, self.clusters)
-        averages = cluster_averages(members, self.average)
-        merged = {k: merge_prototypes([u.signature for u in group if u.signature]) for k, group in members.items()}
-        self.experts = renew(self.experts, averages, self.clusters, before)
-        self.knowledge = renew(self.knowledge, merged, self.clusters, before)
+        teams, teams_before = (teams_of(clusters, self.roster.models) for clusters in (self.clusters, before))
+        members = members_of(updates, teams)
+        experts: dict[Team, State] = {}
+        for model, average in self.averages.items():
+            experts |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
+        merged = {team: merge_prototypes([u.signature for u in own if u.signature]) for team, own in members.items()}
+        self.team_experts = renew(self.team_experts, experts, teams, teams_before)
+        self.knowledge = renew(self.knowledge, merged, teams, teams_before)
+        self.experts = self.experts_of(self.model)
 
     # --- phase U: universal distillation -----------------------------------------------------------
 
-    def _distil(self) -> State:
-        """Teach the average what the experts know; one expert is the average, and nothing is taught."""
+    def _distil(self) -> dict[str, State]:
+        """Teach each architecture's average what all experts know; where it is the only expert there is nothing to."""
         self.lesson = None
-        self.outcome.extra |= {"num_teachers": len(self.experts), "guard_kept_average": 0, "distill_steps": 0}
-        if len(self.experts) < 2 or self.distiller.steps == 0:
-            return self.average
-        counts = torch.stack([self.knowledge[k][0] for k in self.experts])
+        self.outcome.extra |= {"num_teachers": len(self.team_experts), "guard_kept_average": 0, "distill_steps": 0}
+        experts = self.team_experts.values()
+        students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
+        if not students or self.distiller.steps == 0:
+            return self.averages
+        counts = torch.stack([self.knowledge[team][0] for team in self.team_experts])
         told = log_prior(counts) if self.prior_correction and self.label_counts_shared else None
-        experts = Experts(list(self.experts.values()), counts, self.average, told)
-        proxy = self.proxy.draw(self.server.model, experts, self.outcome)
+        networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
+        student = self.server.network(self.average)
+        proxy = self.proxy.draw(Experts(networks, counts, student, told), self.outcome)
         evidence = self._evidence(proxy)
         weights = self.teacher(evidence)
         guessed = self.prior_correction and not self.label_counts_shared
         targets = teacher_logits(evidence, weights, estimated_log_priors(evidence.expert_logits) if guessed else told)
-        self.lesson = lesson(list(self.experts), weights, targets)
-        return self.server.distil(self.distiller, self.average, proxy.x, targets, self.outcome)
+        self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
+        taught = {
+            model: self.server.distil(self.distiller, self.averages[model], proxy.x, targets, self.outcome, model)
+            for model in students
+        }
+        return self.averages | taught
 
     def _evidence(self, proxy: ProxySet) -> Evidence:
-        known = [self.knowledge[k] for k in self.experts]
+        teams = list(self.team_experts)
+        spaces = {  # what the prototypes were computed with
+            model: self.server.features(self.universals[model], proxy.x, model)
+            for model in dict.fromkeys(team.model for team in teams)
+        }
+        scales = equal_scales(spaces)
+        features = {model: space * scales[model] for model, space in spaces.items()}
         return Evidence(
-            expert_logits=torch.stack([self.server.logits(expert, proxy.x) for expert in self.experts.values()]),
-            label_counts=torch.stack([counts for counts, _ in known]),
-            features=self.server.features(self.universal, proxy.x),  # what the prototypes were computed with
-            prototypes=torch.stack([prototypes for _, prototypes in known]),
+            expert_logits=torch.stack(
+                [self.server.logits(expert, proxy.x, team.model) for team, expert in self.team_experts.items()]
+            ),
+            label_counts=torch.stack([self.knowledge[team][0] for team in teams]),
+            features=[features[team.model] for team in teams],
+            prototypes=[self.knowledge[team][1] * scales[team.model] for team in teams],
             labels=proxy.labels,
         )

@@ -111,23 +111,40 @@ class GeneratorSettings:
 
 
 @dataclass(frozen=True)
+class Network:
+    """An architecture, and the parameters that it is called with."""
+
+    model: Classifier
+    state: State
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Return logits, (samples, classes)."""
+        logits: Tensor = functional_call(self.model, self.state, (x,))
+        return logits
+
+    def on(self, device: torch.device) -> "Network":
+        """Return the network on a device, ready to predict."""
+        return Network(self.model.to(device).eval(), {name: tensor.to(device) for name, tensor in self.state.items()})
+
+
+@dataclass(frozen=True)
 class Experts:
     """What a generator learns from.
 
     Attributes
     ----------
-    states : list of State
+    networks : list of Network
     label_counts : (experts, classes) tensor
         Training examples per class in each expert's cluster.
-    student : State
+    student : Network
         The weighted average, which is to be taught.
     log_priors : (experts, classes) tensor, optional
         What is taken out of the experts' logits.
     """
 
-    states: Sequence[State]
+    networks: Sequence[Network]
     label_counts: Tensor
-    student: State
+    student: Network
     log_priors: Tensor | None = None
 
 
@@ -156,30 +173,27 @@ class GeneratorTrainer:
         self.device = device
         self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate)
 
-    def train(self, model: Classifier, experts: Experts, rng: torch.Generator) -> dict[str, float]:
+    def train(self, experts: Experts, rng: torch.Generator) -> dict[str, float]:
         """Train against the experts and return the losses of the last step by name.
 
         Parameters
         ----------
-        model : Classifier
-            The architecture of all states.
         experts : Experts
         rng : torch.Generator
             On the CPU; decides noise and classes.
         """
-        model.to(self.device).eval()
-        states = [self._on_device(state) for state in experts.states]
-        student = self._on_device(experts.student)
+        networks = [network.on(self.device) for network in experts.networks]
+        student = experts.student.on(self.device)
         last: dict[str, Tensor] = {}
         for _ in range(self.settings.steps):
             z, y = self.draw_codes(self.settings.batch_size, experts.label_counts, rng)
             images = self.generator(z, y)
             x = self.normalise(images)
-            logits = torch.stack([functional_call(model, state, (x,)) for state in states])
+            logits = torch.stack([network(x) for network in networks])
             teacher = self._vote(logits, y, experts)
             last = {
                 "generator_fidelity": fidelity(teacher, y),
-                "generator_adversarial": adversarial(teacher, functional_call(model, student, (x,))),
+                "generator_adversarial": adversarial(teacher, student(x)),
                 "generator_diversity": diversity(images, z, y),
             }
             loss = (
@@ -216,10 +230,6 @@ class GeneratorTrainer:
     def _vote(self, logits: Tensor, y: Tensor, experts: Experts) -> Tensor:
         """Return the class-weighted vote of logits, (experts, samples, classes), on samples of known class."""
         counts = experts.label_counts.to(self.device)
-        nothing = torch.empty(0, device=self.device)
-        evidence = Evidence(logits, counts, features=nothing, prototypes=nothing, labels=y)
+        evidence = Evidence(logits, counts, features=(), prototypes=(), labels=y)
         log_priors = None if experts.log_priors is None else experts.log_priors.to(self.device)
         return teacher_logits(evidence, class_weights(evidence), log_priors)
-
-    def _on_device(self, state: State) -> State:
-        return {name: tensor.to(self.device) for name, tensor in state.items()}

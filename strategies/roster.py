@@ -38,6 +38,11 @@ class Roster:
         Seconds to wait for the answers to a hello.
     check_model : callable
         Raises `ConfigError` for an architecture that a client may not have.
+
+    Attributes
+    ----------
+    models : dict of client to str
+        The architecture of every client that is or was connected.
     """
 
     def __init__(
@@ -46,6 +51,7 @@ class Roster:
         self.seed = seed
         self.timeout = timeout
         self.check_model = check_model
+        self.models: dict[str, str] = {}
         self._clients: dict[str, Client] = {}
         self._asked: set[int] = set()
 
@@ -115,6 +121,7 @@ class Roster:
             self._clients[hello.name] = Client(
                 hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model
             )
+            self.models[hello.name] = hello.model
         log(INFO, "%s clients take part", len(self._clients))
         return problems
 

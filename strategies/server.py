@@ -1,5 +1,6 @@
-"""What distilling methods share: the server's own model and device, proxy sets, and the round's lesson."""
+"""What distilling methods share: the server's own models and device, proxy sets, and the round's lesson."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from logging import WARNING
 from typing import Protocol
@@ -9,11 +10,11 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from disue.metrics import predict_logits
-from disue.models import Classifier, State
+from disue.models import Classifier, State, get_state
 from disue.seeding import torch_rng
 from strategies.base import RoundOutcome
 from strategies.distiller import Distiller
-from strategies.generator import Experts, GeneratorTrainer
+from strategies.generator import Experts, GeneratorTrainer, Network
 
 SHEET_COLUMNS = 8
 
@@ -29,7 +30,7 @@ class ProxySet:
 class ProxySource(Protocol):
     """Where the proxy set of a round comes from."""
 
-    def draw(self, model: Classifier, experts: Experts, outcome: RoundOutcome) -> ProxySet:
+    def draw(self, experts: Experts, outcome: RoundOutcome) -> ProxySet:
         """Return the proxy set, and note in ``outcome`` what it took."""
 
 
@@ -39,7 +40,7 @@ class FixedProxy:
 
     x: Tensor
 
-    def draw(self, model: Classifier, experts: Experts, outcome: RoundOutcome) -> ProxySet:
+    def draw(self, experts: Experts, outcome: RoundOutcome) -> ProxySet:
         """Return them."""
         return ProxySet(self.x)
 
@@ -58,45 +59,80 @@ class GeneratedProxy:
     trainer: GeneratorTrainer
     seed: int
 
-    def draw(self, model: Classifier, experts: Experts, outcome: RoundOutcome) -> ProxySet:
+    def draw(self, experts: Experts, outcome: RoundOutcome) -> ProxySet:
         """Train the generator, and draw a proxy set and a sheet of samples for the eye."""
         rng = torch_rng(self.seed, "generator", outcome.server_round)
-        outcome.extra |= self.trainer.train(model, experts, rng)
+        outcome.extra |= self.trainer.train(experts, rng)
         outcome.sheet = self.trainer.sheet(SHEET_COLUMNS, torch_rng(self.seed, "sheet"))
         return ProxySet(*self.trainer.sample(experts.label_counts, rng))
 
 
-@dataclass(frozen=True)
 class Server:
-    """What the server computes with: an empty model to fill, the device, the run seed."""
+    """What the server computes with: models to fill, the device, the run seed.
 
-    model: Classifier
-    device: torch.device
-    seed: int
+    Parameters
+    ----------
+    build : callable
+        From the name of an architecture to its initial model.
+    main : str
+        The run's own architecture, which is meant where none is named.
+    device : torch.device
+    seed : int
+        The run seed.
+    """
 
-    def fill(self, state: State) -> Classifier:
-        """Return the model with these parameters; it is the same object every time."""
-        self.model.load_state_dict(state)
-        return self.model
+    def __init__(self, build: Callable[[str], Classifier], main: str, device: torch.device, seed: int) -> None:
+        self.build = build
+        self.main = main
+        self.device = device
+        self.seed = seed
+        self._models: dict[str, Classifier] = {}
 
-    def logits(self, state: State, x: Tensor) -> Tensor:
+    def initial(self, model: str) -> State:
+        """Return what an architecture starts from."""
+        return get_state(self.build(model))
+
+    def network(self, state: State, model: str = "") -> Network:
+        """Return a model to be called with these parameters."""
+        return Network(self._model(model or self.main), state)
+
+    def logits(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return what a model says of inputs, (samples, classes)."""
-        return predict_logits(self.fill(state), x, self.device)
+        return predict_logits(self._filled(state, model), x, self.device)
 
-    def features(self, state: State, x: Tensor) -> Tensor:
+    def features(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return the features of inputs under a model, (samples, features)."""
-        return predict_logits(self.fill(state).body, x, self.device)
+        return predict_logits(self._filled(state, model).body, x, self.device)
 
-    def distil(self, distiller: Distiller, average: State, x: Tensor, targets: Tensor, outcome: RoundOutcome) -> State:
-        """Teach the average the targets, (samples, classes) logits; log and count what the guard did."""
+    def distil(
+        self, distiller: Distiller, average: State, x: Tensor, targets: Tensor, outcome: RoundOutcome, model: str = ""
+    ) -> State:
+        """Teach the average the targets, (samples, classes) logits; log and count what the guard did.
+
+        The counts are of all architectures together; the divergences of one that is not the run's own bear its name.
+        """
         generator = torch_rng(self.seed, "distil", outcome.server_round)
-        result = distiller.distil(self.fill(average), x, targets, generator, self.device)
+        result = distiller.distil(self._filled(average, model), x, targets, generator, self.device)
+        name = model or self.main
         if result.kept_average:
-            log(WARNING, "round %s: the guard kept the average, the student was not better", outcome.server_round)
+            what = "round %s: the guard kept the average of %s, the student was not better"
+            log(WARNING, what, outcome.server_round, name)
+        suffix = "" if name == self.main else f"_{name}"
+        counts = {"guard_kept_average": int(result.kept_average), "distill_steps": result.steps}
+        outcome.extra |= {key: outcome.extra.get(key, 0) + count for key, count in counts.items()}
         outcome.extra |= {
-            "guard_kept_average": int(result.kept_average),
-            "distill_steps": result.steps,
-            "divergence_average": result.average_loss,
-            "divergence_student": result.student_loss,
+            f"divergence_average{suffix}": result.average_loss,
+            f"divergence_student{suffix}": result.student_loss,
         }
         return result.state
+
+    def _model(self, name: str) -> Classifier:
+        if name not in self._models:
+            self._models[name] = self.build(name)
+        return self._models[name]
+
+    def _filled(self, state: State, model: str) -> Classifier:
+        """Return the model with these parameters; it is the same object every time."""
+        filled = self._model(model or self.main)
+        filled.load_state_dict(state)
+        return filled

@@ -4,7 +4,7 @@ A teacher gives each expert a weight per sample, or per sample and class. The vo
 experts' logits, each with its cluster's label prior taken out if that is wished.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,18 +23,18 @@ class Evidence:
     expert_logits : (experts, samples, classes) tensor
     label_counts : (experts, classes) tensor
         Training examples per class in each expert's cluster.
-    features : (samples, features) tensor
-        The proxy samples under the universal expert that opened the round.
-    prototypes : (experts, classes, features) tensor
-        Mean features per class of each cluster, under the same model.
+    features : list of (samples, features) tensor
+        For each expert, the proxy samples under the universal expert of its architecture that opened the round.
+    prototypes : list of (classes, features) tensor
+        For each expert, the mean features per class of its cluster, under the same model and in the same units.
     labels : (samples,) tensor, optional
         The samples' classes, where they are known: on samples that were generated for a class.
     """
 
     expert_logits: Tensor
     label_counts: Tensor
-    features: Tensor
-    prototypes: Tensor
+    features: Sequence[Tensor]
+    prototypes: Sequence[Tensor]
     labels: Tensor | None = None
 
 
@@ -83,7 +83,7 @@ def prototype_weights(evidence: Evidence) -> Tensor:
     experts = len(evidence.prototypes)
     distances = torch.stack(
         [
-            torch.cdist(evidence.features, evidence.prototypes[k][evidence.label_counts[k] > 0]).min(dim=1).values
+            torch.cdist(evidence.features[k], evidence.prototypes[k][evidence.label_counts[k] > 0]).min(dim=1).values
             for k in range(experts)
         ]
     ).square()
@@ -129,15 +129,15 @@ class Lesson:
 
     Attributes
     ----------
-    experts : list of int
-        Cluster numbers.
+    experts : list of str
+        Their labels: cluster numbers, with the architecture where that is not the run's own.
     weights : (experts, samples) tensor
         Each expert's weight in the vote on each proxy sample, for the class that was voted.
     votes : (samples,) tensor
         The class that was voted.
     """
 
-    experts: list[int]
+    experts: list[str]
     weights: Tensor
     votes: Tensor
 
@@ -148,13 +148,13 @@ class Lesson:
         return sums / counts.clamp(min=1), counts
 
 
-def lesson(experts: Sequence[int], weights: Tensor, targets: Tensor) -> Lesson:
+def lesson(experts: Sequence[str], weights: Tensor, targets: Tensor) -> Lesson:
     """Return who taught what.
 
     Parameters
     ----------
-    experts : list of int
-        Cluster numbers, in the order of the weights.
+    experts : list of str
+        Their labels, in the order of the weights.
     weights : (experts, samples, classes or 1) tensor
     targets : (samples, classes) tensor
         The vote's logits.
@@ -162,6 +162,23 @@ def lesson(experts: Sequence[int], weights: Tensor, targets: Tensor) -> Lesson:
     votes = targets.argmax(dim=1)
     chosen = weights.expand(-1, -1, targets.shape[1])[:, torch.arange(len(votes)), votes]
     return Lesson(list(experts), chosen, votes)
+
+
+def equal_scales(spaces: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a factor for each feature space, so that the same samples spread in all of them as in the first.
+
+    Then distances can be compared. The spread is the root of the mean squared distance from the mean.
+
+    Parameters
+    ----------
+    spaces : mapping of architecture to (samples, features) tensor
+        The same samples in every space; the spaces may differ in their dimension.
+    """
+    spreads = {
+        model: features.var(dim=0, correction=0).sum().sqrt().clamp(min=1e-12) for model, features in spaces.items()
+    }
+    first = next(iter(spreads.values()))
+    return {model: first / spread for model, spread in spreads.items()}
 
 
 def merge_prototypes(signatures: Sequence[Signature]) -> tuple[Tensor, Tensor]:

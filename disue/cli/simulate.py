@@ -126,6 +126,9 @@ def _summary_table(summary: Row) -> Table:
         number(summary["universal_accuracy"]),
         "one model for anyone",
     )
+    prefix = "universal_accuracy_"
+    for key in (key for key in summary if key.startswith(prefix)):
+        table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), "the same of this size")
     table.add_row(
         "FedAvg-average accuracy",
         number(summary["average_accuracy"]),

@@ -135,9 +135,27 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
             "client-models: 'mpl' does not exist (did you mean 'mlp'?); choose from mlp, cnn, resnet18",
         ),
         (
-            {"client-models": "cnn,mlp", "method": "fedavg"},
+            {"client-models": "mlp"},
             4,
-            "client-models: got 'mlp' beside model 'cnn'; method 'fedavg' needs one architecture",
+            "model: got 'cnn'; no client has it, use one that they have: mlp",
+        ),
+        (
+            {"client-models": "resnet18,mlp,cnn"},
+            2,
+            "model: got 'cnn'; no client has it, use one that they have: mlp",
+        ),
+        *(
+            ({"client-models": "cnn,mlp"} | others, 4, f"client-models: got 'mlp' beside model 'cnn'; {reason}")
+            for others, reason in (
+                ({"method": "fedavg"}, "method 'fedavg' needs one architecture"),
+                ({"method": "local"}, "method 'local' needs one architecture"),
+                ({"clusterer": "ifca"}, "clusterer 'ifca' needs one architecture"),
+                (
+                    {"signature": "last-layer"},
+                    "signature 'last-layer' compares updates of one architecture, use initial-prototypes or subspace",
+                ),
+                ({"signature": "prototypes"}, "signature 'prototypes' compares updates of one architecture"),
+            )
         ),
         ({"num-clusters": 5}, 4, "num-clusters: got 5; there are 4 clients"),
         ({"min-clients": 5}, 4, "min-clients: got 5; there are 4 clients"),
@@ -233,6 +251,22 @@ def test_clients_that_disagree_on_the_number_of_partitions_are_refused(tmp_path:
     nodes = [{"partition-id": 0, "num-partitions": 2}, {"partition-id": 1, "num-partitions": 3}]
     with pytest.raises(FederationError, match="num-partitions: the clients disagree"):
         execute(config, InlineGrid(client_app, config.to_flower(), nodes))
+
+
+def test_what_node_configs_say_of_architectures_is_checked_before_training(tmp_path: Path) -> None:
+    nodes = [node | {"model": "mlp"} for node in simulated_nodes(3)]
+    config = RunConfig(output_dir=str(tmp_path / "r"))
+    with pytest.raises(ConfigError, match="^model: got 'cnn'; no client has it, use one that they have: mlp$"):
+        execute(config, InlineGrid(client_app, config.to_flower(), nodes))
+    config = config.model_copy(update={"method": "fedavg"})
+    nodes[0]["model"] = "cnn"
+    with pytest.raises(FederationError, match="^client-1: model: got 'mlp' beside model 'cnn'; method 'fedavg' needs"):
+        execute(config, InlineGrid(client_app, config.to_flower(), nodes))
+    nodes[2]["model"] = "mpl"
+    config = config.model_copy(update={"method": "disue", "min_clients": 3})
+    with pytest.raises(FederationError, match="the first .*: model in the node config: 'mpl' does not exist"):
+        execute(config, InlineGrid(client_app, config.to_flower(), nodes))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_two_clients_and_default_settings_work(run) -> None:  # type: ignore[no-untyped-def]

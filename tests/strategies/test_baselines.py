@@ -15,11 +15,12 @@ from disue.models import build_model
 from disue.seeding import derive_seed
 from server_app.methods import METHODS
 from strategies.aggregators import weighted_average
-from strategies.base import FederatedStrategy
+from strategies.base import FederatedStrategy, Participation
 from strategies.cfl import CFL
 from strategies.clustered import ClusteredStrategy
 from strategies.clusterers import decomposed_cosines
 from strategies.ifca import IFCA
+from strategies.roster import Roster
 from strategies.updates import ClientUpdate
 
 
@@ -159,8 +160,7 @@ def test_cfl_leaves_clients_of_one_kind_alone(run) -> None:  # type: ignore[no-u
 
 def test_a_cut_of_one_cluster_moves_no_client_of_another(make_updates) -> None:  # type: ignore[no-untyped-def]
     """Indices within a cluster are not indices within the federation (a known bug of public code)."""
-    strategy = CFL.__new__(CFL)
-    strategy.eps1, strategy.eps2, strategy._last, strategy._origin, strategy.universal = 1e9, 0.0, {}, {}, {}
+    strategy = CFL(Roster(0), Participation(num_rounds=1), eps1=1e9, eps2=0.0)
     updates = make_updates(6)
     opposite = dict.fromkeys(("client-3", "client-5"), -1.0)
     pulled = [

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,15 +137,17 @@ def test_every_cluster_has_an_expert_whoever_was_sampled(run, fraction: float) -
 
 def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_updates) -> None:  # type: ignore[no-untyped-def]
     strategy = DisUE.__new__(DisUE)
+    strategy.model = "mlp"
     updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
     names = [u.name for u in updates]
-    strategy.experts, strategy.knowledge = {}, {}
+    strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
+    strategy.team_experts, strategy.knowledge = {}, {}
     strategy.clusters = dict.fromkeys(names, 0)
-    strategy.average = weighted_average(updates)
+    strategy.averages = {"mlp": weighted_average(updates)}
     strategy._update_experts(updates, before={})
     together = strategy.experts[0]
     strategy.clusters = dict(zip(names, (0, 0, 1, 1), strict=True))
-    strategy.average = weighted_average(updates[:2])
+    strategy.averages = {"mlp": weighted_average(updates[:2])}
     strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
     assert strategy.experts[1] is together
     assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])

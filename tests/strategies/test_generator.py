@@ -13,6 +13,7 @@ from strategies.generator import (
     Generator,
     GeneratorSettings,
     GeneratorTrainer,
+    Network,
     adversarial,
     diversity,
     fidelity,
@@ -93,30 +94,30 @@ def experts_of_brightness() -> tuple[torch.nn.Module, Experts]:
         F.cross_entropy(model(x), y).backward()
         optimizer.step()
     counts = torch.tensor([[50.0, 10.0, 0.0], [10.0, 50.0, 0.0]])
-    return model, Experts([get_state(model)] * 2, counts, student)
+    return model, Experts([Network(model, get_state(model))] * 2, counts, Network(model, student))
 
 
 def test_it_learns_to_draw_what_the_experts_recognise() -> None:
     model, experts = experts_of_brightness()
     made = trainer(GeneratorSettings(steps=60, samples=200, adversarial_weight=0.1))
     rng = torch.Generator().manual_seed(2)
-    first = made.train(model, experts, rng)
-    model.load_state_dict(experts.states[0])
+    first = made.train(experts, rng)
+    model.load_state_dict(experts.networks[0].state)
     x, y = made.sample(experts.label_counts, rng)
     assert x.shape == (200, 1, 8, 8)
     assert float((model(x).argmax(dim=1) == y).double().mean()) > 0.95
     assert first["generator_fidelity"] < 0.3
     assert first.keys() == {"generator_fidelity", "generator_adversarial", "generator_diversity"}
-    warm = made.train(model, experts, rng)
+    warm = made.train(experts, rng)
     assert warm["generator_fidelity"] < first["generator_fidelity"]
 
 
 def test_different_noise_gives_different_images() -> None:
-    model, experts = experts_of_brightness()
+    _, experts = experts_of_brightness()
     spreads = []
     for weight in (0.0, 5.0):
         made = trainer(GeneratorSettings(steps=60, adversarial_weight=0.0, diversity_weight=weight))
-        made.train(model, experts, torch.Generator().manual_seed(2))
+        made.train(experts, torch.Generator().manual_seed(2))
         sheet = made.sheet(16, torch.Generator().manual_seed(3))
         assert sheet.shape == (3, 16, 1, 8, 8)
         spreads.append(float(sheet.std(dim=1).mean()))
@@ -124,12 +125,31 @@ def test_different_noise_gives_different_images() -> None:
 
 
 def test_equal_seeds_give_equal_samples_and_the_experts_stay_as_they_are() -> None:
-    model, experts = experts_of_brightness()
-    before = [tensor.clone() for tensor in experts.states[0].values()]
+    _, experts = experts_of_brightness()
+    before = [tensor.clone() for tensor in experts.networks[0].state.values()]
     samples = []
     for _ in range(2):
         made, rng = trainer(GeneratorSettings(steps=5, samples=10)), torch.Generator().manual_seed(4)
-        made.train(model, experts, rng)
+        made.train(experts, rng)
         samples.append(made.sample(experts.label_counts, rng)[0])
     assert torch.equal(*samples)
-    assert all(torch.equal(old, new) for old, new in zip(before, experts.states[0].values(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(before, experts.networks[0].state.values(), strict=True))
+
+
+def test_it_learns_from_experts_of_different_architectures() -> None:
+    """The vote is the class-weighted mean of what each says with its own architecture, taken here one by one."""
+    models = [build_model(name, (1, 8, 8), 3, seed=5) for name in ("mlp", "cnn")]
+    states = [get_state(model) for model in models]
+    counts = torch.tensor([[30.0, 5.0, 10.0], [10.0, 15.0, 10.0]])
+    networks = [Network(model, state) for model, state in zip(models, states, strict=True)]
+    made = trainer(GeneratorSettings(steps=1, batch_size=6, adversarial_weight=0.0))
+    z, y = made.draw_codes(6, counts, torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        x = 2.0 * made.generator(z, y) - 1.0
+        said = [model.eval()(x) for model in models]
+    expected = 0.0
+    for i, label in enumerate(y.tolist()):
+        vote = sum(counts[k, label] / counts[:, label].sum() * said[k][i] for k in range(2))
+        expected -= math.log(shares(vote)[label]) / 6
+    losses = made.train(Experts(networks, counts, networks[1]), torch.Generator().manual_seed(6))
+    assert losses["generator_fidelity"] == pytest.approx(expected, rel=1e-4)

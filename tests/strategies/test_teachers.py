@@ -8,7 +8,15 @@ import torch
 
 from disue.metrics import PRIOR_PSEUDO_COUNT, log_prior
 from disue.signature import Signature
-from strategies.teachers import TEACHERS, Evidence, estimated_log_priors, lesson, merge_prototypes, teacher_logits
+from strategies.teachers import (
+    TEACHERS,
+    Evidence,
+    equal_scales,
+    estimated_log_priors,
+    lesson,
+    merge_prototypes,
+    teacher_logits,
+)
 
 K, N, C, F = 3, 7, 4, 5
 
@@ -20,8 +28,8 @@ def evidence() -> Evidence:
     return Evidence(
         expert_logits=torch.randn(K, N, C, generator=g),
         label_counts=counts,
-        features=torch.randn(N, F, generator=g),
-        prototypes=torch.randn(K, C, F, generator=g) * (counts > 0).unsqueeze(-1),
+        features=[torch.randn(N, F, generator=g)] * K,
+        prototypes=list(torch.randn(K, C, F, generator=g) * (counts > 0).unsqueeze(-1)),
     )
 
 
@@ -30,7 +38,10 @@ def brute_gate(evidence: Evidence) -> list[list[float]]:
     for k in range(K):
         for n in range(N):
             squared = [
-                sum((float(evidence.features[n, f]) - float(evidence.prototypes[k, c, f])) ** 2 for f in range(F))
+                sum(
+                    (float(evidence.features[k][n, f]) - float(evidence.prototypes[k][c, f])) ** 2
+                    for f in range(evidence.features[k].shape[1])
+                )
                 for c in range(C)
                 if evidence.label_counts[k, c] > 0
             ]
@@ -103,15 +114,38 @@ def test_weights_are_a_distribution_over_the_experts(evidence: Evidence, teacher
 
 
 def test_the_gate_trusts_the_expert_whose_prototype_is_the_sample(evidence: Evidence) -> None:
-    features = evidence.features.clone()
-    features[0] = evidence.prototypes[1, 2]
-    near = Evidence(evidence.expert_logits, evidence.label_counts, features, evidence.prototypes)
+    features = evidence.features[0].clone()
+    features[0] = evidence.prototypes[1][2]
+    near = replace(evidence, features=[features] * K)
     assert int(TEACHERS["prototype"](near)[:, 0, 0].argmax()) == 1
 
 
+def test_the_gate_compares_experts_in_feature_spaces_of_their_own(evidence: Evidence) -> None:
+    g = torch.Generator().manual_seed(3)
+    wide = replace(
+        evidence,
+        features=[*evidence.features[:2], torch.randn(N, 2 * F, generator=g)],
+        prototypes=[*evidence.prototypes[:2], torch.randn(C, 2 * F, generator=g)],
+    )
+    torch.testing.assert_close(TEACHERS["prototype"](wide)[..., 0], torch.tensor(brute_gate(wide)))
+
+
+def test_equal_scales_against_a_loop_and_one_space_is_left_as_it_is() -> None:
+    g = torch.Generator().manual_seed(4)
+    spaces = {"cnn": torch.randn(N, F, generator=g), "mlp": 30.0 + 7.0 * torch.randn(N, 2 * F, generator=g)}
+    scales = equal_scales(spaces)
+    spreads = []
+    for model, space in spaces.items():
+        scaled = (space * scales[model]).tolist()
+        middle = [sum(row[f] for row in scaled) / N for f in range(len(scaled[0]))]
+        spreads.append(sum((a - b) ** 2 for row in scaled for a, b in zip(row, middle, strict=True)) / N)
+    assert spreads[1] == pytest.approx(spreads[0], rel=1e-4)
+    assert float(scales["cnn"]) == 1.0
+    assert bool(torch.isfinite(equal_scales(spaces | {"dead": torch.zeros(N, F)})["dead"]))
+
+
 def test_an_absent_class_has_no_prototype(evidence: Evidence) -> None:
-    features = torch.zeros_like(evidence.features)  # the zeros that stand for absent classes would be nearest
-    at_zero = Evidence(evidence.expert_logits, evidence.label_counts, features, evidence.prototypes)
+    at_zero = replace(evidence, features=[torch.zeros(N, F)] * K)  # the zeros of absent classes would be nearest
     torch.testing.assert_close(TEACHERS["prototype"](at_zero)[..., 0], torch.tensor(brute_gate(at_zero)))
 
 
@@ -120,7 +154,7 @@ def test_prior_correction_undoes_a_prior() -> None:
     truth = torch.randn(N, C, generator=torch.Generator().manual_seed(1))
     counts = torch.tensor([[900.0, 50.0, 30.0, 20.0], [1.0, 1.0, 1.0, 97.0]])
     priors = torch.log((counts + PRIOR_PSEUDO_COUNT) / (counts + PRIOR_PSEUDO_COUNT).sum(dim=1, keepdim=True))
-    evidence = Evidence(truth + priors.unsqueeze(1), counts, torch.zeros(N, F), torch.zeros(2, C, F))
+    evidence = Evidence(truth + priors.unsqueeze(1), counts, [torch.zeros(N, F)] * 2, [torch.zeros(C, F)] * 2)
     vote = teacher_logits(evidence, TEACHERS["mean"](evidence), log_prior(counts))
     torch.testing.assert_close(vote, truth, atol=1e-5, rtol=0.0)
 
@@ -147,9 +181,9 @@ def test_the_estimated_prior_is_the_prior_of_an_expert_that_sees_only_noise() ->
 def test_who_taught_what_against_a_loop(evidence: Evidence, teacher: str) -> None:
     weights = TEACHERS[teacher](evidence)
     targets = teacher_logits(evidence, weights)
-    told = lesson([7, 0, 3], weights, targets)
+    told = lesson(["7", "0", "3-mlp"], weights, targets)
     mean, counts = told.by_class(C)
-    assert told.experts == [7, 0, 3]
+    assert told.experts == ["7", "0", "3-mlp"]
     for c in range(C):
         voted = [n for n in range(N) if int(targets[n].argmax()) == c]
         assert int(counts[c]) == len(voted)
