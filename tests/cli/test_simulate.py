@@ -1,6 +1,7 @@
 """The console command in a real process: output, files, exit status."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 
 from disue.cli.main import main
 
+README = Path(__file__).parents[2] / "README.md"
 QUICK = ["--set", "model=mlp", "--set", "num-server-rounds=2", "--set", "distill-steps=10"]
 
 
@@ -37,6 +39,16 @@ def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
     assert place.parent == tmp_path / "runs"
     assert place.name.endswith("-disue")
     assert json.loads((place / "summary.json").read_text())["status"] == "completed"
+
+
+def test_the_readmes_run_of_small_and_large_models(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^disue (.*client-models.*)$", README.read_text(), re.MULTILINE)
+    quick = ["--set", "num-server-rounds=2", "--set", "distill-steps=10", "--output", "out"]
+    done = disue(*command.split(), *quick, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "universal accuracy, mlp" in done.stdout
+    for name in ("universal", "universal-mlp", "experts/expert-0", "experts/expert-0-mlp"):
+        assert (tmp_path / "out" / f"{name}.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
