@@ -91,7 +91,7 @@ def own_model(node_config: Mapping[str, object], config: RunConfig, partition: i
     if name := node_config.get("model"):
         MODELS.pick(str(name), "model in the node config")
         return str(name)
-    return config.model_of(partition)
+    return config.client_model(partition)
 
 
 @app.query()

@@ -197,7 +197,7 @@ class RunConfig(BaseModel):
         """The architectures that the clients' partitions have in turn."""
         return [name.strip() for name in self.client_models.split(",")] if self.client_models else [self.model]
 
-    def model_of(self, partition: int) -> str:
+    def client_model(self, partition: int) -> str:
         """Return the architecture of the client with this partition, where its node config names none."""
         return self.models_in_turn[partition % len(self.models_in_turn)]
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -118,7 +117,7 @@ class Recorder:
         clients: list[Client],
         universal: Score,
         average: Score,
-        others: Mapping[str, Score] = MappingProxyType({}),
+        others: Mapping[str, Score],
     ) -> Row:
         """Append one row to ``metrics.jsonl`` and return it.
 

@@ -139,10 +139,9 @@ class DisUE(FederatedStrategy):
     def _average_each(self, updates: Sequence[ClientUpdate]) -> dict[str, State]:
         """Return the weighted mean of each architecture; of one that was not sampled, its universal expert."""
         averages: dict[str, State] = {}
-        for model in (self.model, *sorted(self.roster.models.values())):
+        for model in dict.fromkeys((self.model, *sorted(self.roster.models.values()))):
             own = [update for update in updates if self.roster.models[update.name] == model]
-            if model not in averages:
-                averages[model] = weighted_average(own) if own else self._universal_of(model)
+            averages[model] = weighted_average(own) if own else self._universal_of(model)
         return averages
 
     def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
@@ -159,7 +158,7 @@ class DisUE(FederatedStrategy):
     # --- phase U: universal distillation -----------------------------------------------------------
 
     def _distil(self) -> dict[str, State]:
-        """Teach each architecture's average what all experts know; where it is the only expert there is nothing to."""
+        """Teach each architecture's average what all experts know; one that is the only expert learns nothing."""
         self.lesson = None
         self.outcome.extra |= {"num_teachers": len(self.team_experts), "guard_kept_average": 0, "distill_steps": 0}
         experts = self.team_experts.values()

@@ -50,8 +50,9 @@ def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object],
 
 
 def test_clients_have_their_models_in_turn() -> None:
-    assert [RunConfig(client_models="mlp, cnn").model_of(i) for i in range(5)] == ["mlp", "cnn", "mlp", "cnn", "mlp"]
-    assert [RunConfig(model="mlp").model_of(i) for i in range(3)] == ["mlp"] * 3
+    listed = RunConfig(client_models="mlp, cnn")
+    assert [listed.client_model(i) for i in range(5)] == ["mlp", "cnn", "mlp", "cnn", "mlp"]
+    assert [RunConfig(model="mlp").client_model(i) for i in range(3)] == ["mlp"] * 3
 
 
 def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:

@@ -180,6 +180,7 @@ def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkey
     first, before, _, teams = rounds[0]
     assert {team.model for team in teams} == {first}
     assert equal(before[other_than[first]], get_state(build_model(other_than[first], SHAPE, 10, result.config.seed)))
+    assert f"divergence_student{'' if first == 'cnn' else '_mlp'}" not in result.rows[0]  # it is the only expert
     taught = 0
     for (sampled, before, after, _), row in zip(rounds, result.rows, strict=True):
         other = other_than[sampled]
