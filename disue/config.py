@@ -122,11 +122,17 @@ class RunConfig(BaseModel):
         description="tell the server how many examples of each class a client has; else only which classes it has, and "
         "the clusters' priors are estimated on the proxy set",
     )
+    prototype_weight: float = Field(
+        1.0, ge=0.0, description="weight of the clients' class prototypes in the vote; the experts have 1 together"
+    )
+    student_share: float = Field(
+        0.5, gt=0.0, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
+    )
     temperature: float = Field(1.0, ge=0.01, description="softmax temperature of distillation")
     distill_steps: int = Field(
-        200, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
+        100, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
     )
-    distill_batch_size: int = Field(128, ge=1, le=10**6, description="mini-batch of distillation")
+    distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
     distill_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of distillation")
 
     generator_steps: int = Field(100, ge=1, le=10**6, description="steps of the generator per round (proxy=generator)")

@@ -22,3 +22,8 @@ def prepare_device(name: str) -> torch.device:
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Return a context in which a GPU multiplies in bfloat16, which needs no scaling of the loss; a CPU as ever."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")

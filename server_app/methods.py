@@ -167,12 +167,13 @@ def _generator(config: RunConfig, federation: Federation, device: torch.device) 
     return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, device)
 
 
-def _distiller(config: RunConfig) -> Distiller:
+def _distiller(config: RunConfig, student_share: float = 1.0) -> Distiller:
     return Distiller(
         steps=config.distill_steps,
         learning_rate=config.distill_learning_rate,
         batch_size=config.distill_batch_size,
         temperature=config.temperature,
+        student_share=student_share,
     )
 
 
@@ -271,9 +272,10 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
         _proxy(config, federation, device),
         grouping=GROUPINGS[config.clusterer](config, roster, federation),
         teacher=TEACHERS[config.teacher],
-        distiller=_distiller(config),
+        distiller=_distiller(config, config.student_share),
         # What was trained with the balanced loss carries no prior that could be taken out.
         prior_correction=config.prior_correction and config.local_loss != "balanced",
+        prototype_weight=config.prototype_weight,
         label_counts_shared=config.share_label_counts,
         expert_share=expert_share,
         objective=_objective(config),

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from disue.metrics import log_prior
 from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregators import weighted_average
@@ -17,9 +16,10 @@ from strategies.distiller import Distiller
 from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
 from strategies.generator import Experts
 from strategies.groupings import Grouping
+from strategies.prototypes import Prototypes, in_common_units, prototype_vote
 from strategies.roster import Roster
 from strategies.server import ProxySet, ProxySource, Server
-from strategies.teachers import Evidence, equal_scales, estimated_log_priors, lesson, merge_prototypes, teacher_logits
+from strategies.teachers import Evidence, estimated_log_priors, lesson, log_priors_of, teacher_logits
 from strategies.updates import ClientUpdate
 
 
@@ -44,6 +44,8 @@ class DisUE(FederatedStrategy):
         Teaches the universal expert.
     prior_correction : bool (default: True)
         Take each cluster's label prior out of its expert's logits.
+    prototype_weight : float (default: 1.0)
+        Of the vote of the clients' class prototypes, beside the experts' vote.
     label_counts_shared : bool (default: True)
         Whether the label counts in signatures are counts. If not they are ones and zeros, and the priors are estimated
         on the proxy set.
@@ -59,8 +61,8 @@ class DisUE(FederatedStrategy):
         The weighted means of the last round's models; of an architecture that was not sampled, its universal expert.
     team_experts : dict of Team to State
         The experts of all architectures; `experts` are those of the run's own.
-    knowledge : dict of Team to (label counts, prototypes)
-        Of the team's pooled data.
+    knowledge : dict of Team to Prototypes
+        Of the team's clients.
     """
 
     needs_signature = True
@@ -75,6 +77,7 @@ class DisUE(FederatedStrategy):
         teacher: Callable[[Evidence], Tensor],
         distiller: Distiller,
         prior_correction: bool = True,
+        prototype_weight: float = 1.0,
         label_counts_shared: bool = True,
         expert_share: float = 0.0,
         objective: LocalObjective = PLAIN,
@@ -87,11 +90,12 @@ class DisUE(FederatedStrategy):
         self.teacher = teacher
         self.distiller = distiller
         self.prior_correction = prior_correction
+        self.prototype_weight = prototype_weight
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
         self.averages: dict[str, State] = {}
         self.team_experts: dict[Team, State] = {}
-        self.knowledge: dict[Team, tuple[Tensor, Tensor]] = {}
+        self.knowledge: dict[Team, Prototypes] = {}
 
     def universal_for(self, name: str) -> State:
         """Return the universal expert of the client's architecture."""
@@ -150,9 +154,9 @@ class DisUE(FederatedStrategy):
         experts: dict[Team, State] = {}
         for model, average in self.averages.items():
             experts |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
-        merged = {team: merge_prototypes([u.signature for u in own if u.signature]) for team, own in members.items()}
+        told = {team: Prototypes.of([u.signature for u in own if u.signature]) for team, own in members.items()}
         self.team_experts = renew(self.team_experts, experts, teams, teams_before)
-        self.knowledge = renew(self.knowledge, merged, teams, teams_before)
+        self.knowledge = renew(self.knowledge, told, teams, teams_before)
         self.experts = self.experts_of(self.model)
 
     # --- phase U: universal distillation -----------------------------------------------------------
@@ -165,36 +169,38 @@ class DisUE(FederatedStrategy):
         students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
         if not students or self.distiller.steps == 0:
             return self.averages
-        counts = torch.stack([self.knowledge[team][0] for team in self.team_experts])
-        told = log_prior(counts) if self.prior_correction and self.label_counts_shared else None
+        counts = torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])
+        told = log_priors_of(counts) if self.prior_correction and self.label_counts_shared else None
         networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
         student = self.server.network(self.average)
         proxy = self.proxy.draw(Experts(networks, counts, student, told), self.outcome)
-        evidence = self._evidence(proxy)
+        evidence = self._evidence(proxy, counts)
         weights = self.teacher(evidence)
         guessed = self.prior_correction and not self.label_counts_shared
-        targets = teacher_logits(evidence, weights, estimated_log_priors(evidence.expert_logits) if guessed else told)
+        priors = estimated_log_priors(evidence.expert_logits) if guessed else told
+        targets = teacher_logits(evidence, weights, priors, self.prototype_weight)
         self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
+        believed = prototype_vote(evidence.distances).argmax(dim=1)
         taught = {
-            model: self.server.distil(self.distiller, self.averages[model], proxy.x, targets, self.outcome, model)
+            model: self.server.distil(
+                self.distiller, self.averages[model], proxy.x, targets, self.outcome, model, believed
+            )
             for model in students
         }
         return self.averages | taught
 
-    def _evidence(self, proxy: ProxySet) -> Evidence:
-        teams = list(self.team_experts)
-        spaces = {  # what the prototypes were computed with
+    def _evidence(self, proxy: ProxySet, label_counts: Tensor) -> Evidence:
+        features = {  # what the prototypes were computed with
             model: self.server.features(self.universals[model], proxy.x, model)
-            for model in dict.fromkeys(team.model for team in teams)
+            for model in dict.fromkeys(team.model for team in self.team_experts)
         }
-        scales = equal_scales(spaces)
-        features = {model: space * scales[model] for model, space in spaces.items()}
+        spaces = [features[team.model] for team in self.team_experts]
+        distances = [self.knowledge[team].distances(features[team.model]) for team in self.team_experts]
         return Evidence(
             expert_logits=torch.stack(
                 [self.server.logits(expert, proxy.x, team.model) for team, expert in self.team_experts.items()]
             ),
-            label_counts=torch.stack([self.knowledge[team][0] for team in teams]),
-            features=[features[team.model] for team in teams],
-            prototypes=[self.knowledge[team][1] * scales[team.model] for team in teams],
+            label_counts=label_counts,
+            distances=in_common_units(distances, spaces),
             labels=proxy.labels,
         )

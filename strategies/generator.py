@@ -230,6 +230,6 @@ class GeneratorTrainer:
     def _vote(self, logits: Tensor, y: Tensor, experts: Experts) -> Tensor:
         """Return the class-weighted vote of logits, (experts, samples, classes), on samples of known class."""
         counts = experts.label_counts.to(self.device)
-        evidence = Evidence(logits, counts, features=(), prototypes=(), labels=y)
+        evidence = Evidence(logits, counts, distances=torch.empty(0), labels=y)
         log_priors = None if experts.log_priors is None else experts.log_priors.to(self.device)
         return teacher_logits(evidence, class_weights(evidence), log_priors)

@@ -105,14 +105,22 @@ class Server:
         return predict_logits(self._filled(state, model).body, x, self.device)
 
     def distil(
-        self, distiller: Distiller, average: State, x: Tensor, targets: Tensor, outcome: RoundOutcome, model: str = ""
+        self,
+        distiller: Distiller,
+        average: State,
+        x: Tensor,
+        targets: Tensor,
+        outcome: RoundOutcome,
+        model: str = "",
+        evidence: Tensor | None = None,
     ) -> State:
         """Teach the average the targets, (samples, classes) logits; log and count what the guard did.
 
-        The counts are of all architectures together; the divergences of one that is not the run's own bear its name.
+        The counts are of all architectures together; the numbers of one that is not the run's own bear its name.
+        ``evidence``: (samples,) classes that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", outcome.server_round)
-        result = distiller.distil(self._filled(average, model), x, targets, generator, self.device)
+        result = distiller.distil(self._filled(average, model), x, targets, generator, self.device, evidence)
         name = model or self.main
         if result.kept_average:
             what = "round %s: the guard kept the average of %s, the student was not better"
@@ -123,6 +131,8 @@ class Server:
         outcome.extra |= {
             f"divergence_average{suffix}": result.average_loss,
             f"divergence_student{suffix}": result.student_loss,
+            f"evidence_average{suffix}": result.average_evidence,
+            f"evidence_universal{suffix}": result.result_evidence,
         }
         return result.state
 

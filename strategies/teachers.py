@@ -1,17 +1,22 @@
-"""How the experts vote on a proxy sample.
+"""How the experts vote on a proxy sample, and what the clients' class prototypes add to the vote.
 
 A teacher gives each expert a weight per sample, or per sample and class. The vote is the weighted mean of the
-experts' logits, each with its cluster's label prior taken out if that is wished.
+experts' logits, each with its cluster's label prior taken out if that is wished, plus how near the sample lies to the
+prototypes of each class.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from disue.registry import Registry
-from disue.signature import Signature
+from strategies.prototypes import prototype_vote
+
+PRIOR_SMOOTHING = 0.03
+"""Share of the uniform distribution in a prior that is taken out: of a class that a cluster hardly has its expert knows
+nothing, and its logits must not be raised as if it did."""
 
 
 @dataclass(frozen=True)
@@ -23,18 +28,16 @@ class Evidence:
     expert_logits : (experts, samples, classes) tensor
     label_counts : (experts, classes) tensor
         Training examples per class in each expert's cluster.
-    features : list of (samples, features) tensor
-        For each expert, the proxy samples under the universal expert of its architecture that opened the round.
-    prototypes : list of (classes, features) tensor
-        For each expert, the mean features per class of its cluster, under the same model and in the same units.
+    distances : (experts, samples, classes) tensor
+        Squared distance to the nearest prototype of each class among the clients behind an expert, infinite where none
+        of them has the class; the smallest of a sample is one on the mean.
     labels : (samples,) tensor, optional
         The samples' classes, where they are known: on samples that were generated for a class.
     """
 
     expert_logits: Tensor
     label_counts: Tensor
-    features: Sequence[Tensor]
-    prototypes: Sequence[Tensor]
+    distances: Tensor
     labels: Tensor | None = None
 
 
@@ -75,20 +78,12 @@ def confidence_weights(evidence: Evidence) -> Tensor:
 
 @TEACHERS.register("prototype")
 def prototype_weights(evidence: Evidence) -> Tensor:
-    """An expert counts by how near the sample lies to one of its cluster's class prototypes.
+    """An expert counts by how near the sample lies to a prototype of one of its clients.
 
-    With d_k(x) the squared distance from x to the nearest prototype of cluster k, the weights are
-    softmax_k(-d_k(x) / s), where the scale s is the mean of min_k d_k over the samples.
+    With d_k(x) the squared distance from x to the nearest prototype of expert k, in units of the mean of min_k d_k over
+    the samples, the weights are softmax_k(-d_k(x)).
     """
-    experts = len(evidence.prototypes)
-    distances = torch.stack(
-        [
-            torch.cdist(evidence.features[k], evidence.prototypes[k][evidence.label_counts[k] > 0]).min(dim=1).values
-            for k in range(experts)
-        ]
-    ).square()
-    scale = distances.min(dim=0).values.mean().clamp(min=1e-12)
-    return torch.softmax(-distances / scale, dim=0).unsqueeze(-1)
+    return torch.softmax(-evidence.distances.amin(dim=2), dim=0).unsqueeze(-1)
 
 
 @TEACHERS.register("auto")
@@ -97,7 +92,9 @@ def auto_weights(evidence: Evidence) -> Tensor:
     return prototype_weights(evidence) if evidence.labels is None else class_weights(evidence)
 
 
-def teacher_logits(evidence: Evidence, weights: Tensor, log_priors: Tensor | None = None) -> Tensor:
+def teacher_logits(
+    evidence: Evidence, weights: Tensor, log_priors: Tensor | None = None, prototype_weight: float = 0.0
+) -> Tensor:
     """Return the vote, (samples, classes).
 
     Parameters
@@ -107,20 +104,31 @@ def teacher_logits(evidence: Evidence, weights: Tensor, log_priors: Tensor | Non
     log_priors : (experts, classes) tensor, optional
         Vote with ``logit_k - log p_k(y)``, p_k the label shares of cluster k: what is left is the evidence in
         the sample, not how common a class is in the cluster (logit adjustment, Menon et al. 2021).
+    prototype_weight : float (default: 0.0)
+        Of `prototype_vote`, beside which the experts' vote has weight 1.
     """
     logits = evidence.expert_logits
     if log_priors is not None:
         logits = logits - log_priors.unsqueeze(1)
-    return (weights * logits).sum(dim=0)
+    vote = (weights * logits).sum(dim=0)
+    return vote + prototype_weight * prototype_vote(evidence.distances) if prototype_weight else vote
+
+
+def log_priors_of(label_counts: Tensor) -> Tensor:
+    """Return the log label shares of clusters, smoothed, from their label counts; both (experts, classes)."""
+    return _smoothed(label_counts / label_counts.sum(dim=1, keepdim=True)).log()
 
 
 def estimated_log_priors(expert_logits: Tensor) -> Tensor:
-    """Return log label shares, (experts, classes), that nobody told: the mean prediction of each expert.
+    """Return log label shares, smoothed, (experts, classes), that nobody told: the mean prediction of each expert.
 
     ``expert_logits``: (experts, samples, classes), on samples of which each class has an equal part.
     """
-    shares = torch.softmax(expert_logits, dim=-1).mean(dim=1)
-    return shares.clamp(min=1e-6).log()
+    return _smoothed(torch.softmax(expert_logits, dim=-1).mean(dim=1)).log()
+
+
+def _smoothed(shares: Tensor) -> Tensor:
+    return (1.0 - PRIOR_SMOOTHING) * shares + PRIOR_SMOOTHING / shares.shape[1]
 
 
 @dataclass(frozen=True)
@@ -162,28 +170,3 @@ def lesson(experts: Sequence[str], weights: Tensor, targets: Tensor) -> Lesson:
     votes = targets.argmax(dim=1)
     chosen = weights.expand(-1, -1, targets.shape[1])[:, torch.arange(len(votes)), votes]
     return Lesson(list(experts), chosen, votes)
-
-
-def equal_scales(spaces: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a factor for each feature space, so that the same samples spread in all of them as in the first.
-
-    Then distances can be compared. The spread is the root of the mean squared distance from the mean.
-
-    Parameters
-    ----------
-    spaces : mapping of architecture to (samples, features) tensor
-        The same samples in every space; the spaces may differ in their dimension.
-    """
-    spreads = {
-        model: features.var(dim=0, correction=0).sum().sqrt().clamp(min=1e-12) for model, features in spaces.items()
-    }
-    first = next(iter(spreads.values()))
-    return {model: first / spread for model, spread in spreads.items()}
-
-
-def merge_prototypes(signatures: Sequence[Signature]) -> tuple[Tensor, Tensor]:
-    """Return the label counts, (classes,), and prototypes, (classes, features), of the clients' pooled data."""
-    counts = torch.stack([signature.label_counts for signature in signatures])
-    weighted = torch.einsum("nc,ncf->cf", counts, torch.stack([signature.prototypes for signature in signatures]))
-    totals = counts.sum(dim=0)
-    return totals, weighted / totals.clamp(min=1.0).unsqueeze(1)

@@ -83,9 +83,9 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
     averages: list[dict[str, State]] = []
     original = Server.distil
 
-    def watch(self, distiller, average, x, targets, outcome, model=""):  # type: ignore[no-untyped-def]
+    def watch(self, distiller, average, x, targets, outcome, model="", evidence=None):  # type: ignore[no-untyped-def]
         lessons.append((model, average, x, targets))
-        return original(self, distiller, average, x, targets, outcome, model)
+        return original(self, distiller, average, x, targets, outcome, model, evidence)
 
     def watch_strategy(self: DisUE) -> dict[str, State]:
         experts.append(dict(self.team_experts))
@@ -95,7 +95,15 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
     distil = DisUE._distil
     monkeypatch.setattr(Server, "distil", watch)
     monkeypatch.setattr(DisUE, "_distil", watch_strategy)
-    run(clients=8, model="cnn", client_models="mlp,cnn", teacher="mean", prior_correction=False, num_server_rounds=1)
+    run(
+        clients=8,
+        model="cnn",
+        client_models="mlp,cnn",
+        teacher="mean",
+        prior_correction=False,
+        prototype_weight=0.0,
+        num_server_rounds=1,
+    )
     assert [model for model, *_ in lessons] == ["cnn", "mlp"]
     ((team_experts,), (means,)) = experts, averages
     assert {team.model for team in team_experts} == {"mlp", "cnn"}
@@ -111,30 +119,31 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
 
 
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Distances here from scratch: what differs between architectures is one factor for each space."""
     seen = []
     original = DisUE._evidence
 
-    def watch(self, proxy):  # type: ignore[no-untyped-def]
-        evidence = original(self, proxy)
-        seen.append((list(self.team_experts), dict(self.universals), proxy.x, evidence))
+    def watch(self, proxy, label_counts):  # type: ignore[no-untyped-def]
+        evidence = original(self, proxy, label_counts)
+        seen.append((dict(self.knowledge), dict(self.universals), proxy.x, evidence))
         return evidence
 
     monkeypatch.setattr(DisUE, "_evidence", watch)
     run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
-    teams, universals, x, evidence = seen[-1]
-    spreads = {}
-    for k, team in enumerate(teams):
+    knowledge, universals, x, evidence = seen[-1]
+    ratios = []
+    for k, (team, prototypes) in enumerate(knowledge.items()):
         model = build_model(team.model, SHAPE, 10).eval()
         model.load_state_dict(universals[team.model])
         with torch.no_grad():
             features = model.body(x)
-        ratio = evidence.features[k] / features
-        ratio = ratio[features > 1e-3]
-        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-3, atol=0.0)
-        spreads[team.model] = float(
-            (evidence.features[k] - evidence.features[k].mean(dim=0)).square().sum(dim=1).mean()
-        )
-    assert spreads["mlp"] == pytest.approx(spreads["cnn"], rel=1e-4)
+        spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
+        known = evidence.distances[k].isfinite()
+        ratio = (evidence.distances[k] * spread / prototypes.distances(features))[known]
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
+        ratios.append(float(ratio.mean()))
+    assert {team.model for team in knowledge} == {"mlp", "cnn"}
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
 
 
 @pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])

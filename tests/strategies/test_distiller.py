@@ -72,3 +72,37 @@ def test_the_same_seed_gives_the_same_bits_and_another_one_does_not() -> None:
     first, again, other = (distil(Distiller(steps=20), seed) for seed in (0, 0, 1))
     assert all(torch.equal(first.state[name], again.state[name]) for name in first.state)
     assert not all(torch.equal(first.state[name], other.state[name]) for name in first.state)
+
+
+def test_the_result_lies_between_average_and_student() -> None:
+    average, student = get_state(problem()[0]), distil(Distiller(steps=40)).state
+    mixed = distil(Distiller(steps=40, student_share=0.25)).state
+    for name, tensor in mixed.items():
+        torch.testing.assert_close(tensor, 0.75 * average[name] + 0.25 * student[name])
+
+
+def test_the_guard_believes_other_evidence_than_the_teacher() -> None:
+    """The student learns the vote well; what the guard believes in is what the average says, so that is kept."""
+    student, x, targets = problem()
+    believed = predict_logits(student, x, CPU).argmax(dim=1)
+    before = get_state(student)
+    result = Distiller(steps=60).distil(student, x, targets, torch.Generator().manual_seed(0), CPU, believed)
+    assert result.student_loss < result.average_loss
+    assert result.kept_average
+    assert all(torch.equal(tensor, before[name]) for name, tensor in result.state.items())
+
+
+def test_the_evidence_against_a_count() -> None:
+    student, x, targets = problem()
+    believed = torch.arange(len(x)) % 3
+    held_out = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:40].tolist()
+    before = predict_logits(student, x, CPU).argmax(dim=1).tolist()
+    result = Distiller(steps=40, student_share=0.5).distil(
+        student, x, targets, torch.Generator().manual_seed(0), CPU, believed
+    )
+    assert result.average_evidence == pytest.approx(sum(before[i] == int(believed[i]) for i in held_out) / 40)
+    if not result.kept_average:
+        student.load_state_dict(result.state)
+        after = predict_logits(student, x, CPU).argmax(dim=1).tolist()
+        assert result.result_evidence == pytest.approx(sum(after[i] == int(believed[i]) for i in held_out) / 40)
+    assert result.kept_average == (result.result_evidence < result.average_evidence)

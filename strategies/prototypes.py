@@ -1,0 +1,81 @@
+"""Class prototypes of clients, as evidence on the server: how near a sample lies to what each client calls a class.
+
+Nearest-class-mean classification (Mensink et al. 2013; prototypical networks, Snell et al. 2017) with the prototypes of
+many clients, of which each knows a part of the classes and may know them in another form.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disue.signature import Signature
+
+
+@dataclass(frozen=True)
+class Prototypes:
+    """What the clients behind one expert told of their data.
+
+    Attributes
+    ----------
+    label_counts : (clients, classes) tensor
+    points : (clients, classes, features) tensor
+        Mean features of each client's examples of each class, under the universal expert that opened the round.
+    """
+
+    label_counts: Tensor
+    points: Tensor
+
+    @classmethod
+    def of(cls, signatures: Sequence[Signature]) -> "Prototypes":
+        """Return those of these clients."""
+        return cls(
+            torch.stack([signature.label_counts for signature in signatures]),
+            torch.stack([signature.prototypes for signature in signatures]),
+        )
+
+    @property
+    def pooled_counts(self) -> Tensor:
+        """Examples per class of all clients together, (classes,)."""
+        return self.label_counts.sum(dim=0)
+
+    def distances(self, features: Tensor) -> Tensor:
+        """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
+
+        ``features``: (samples, features), under the model that the prototypes were computed with.
+        """
+        nearest = torch.full((len(features), self.points.shape[1]), torch.inf)
+        for counts, points in zip(self.label_counts, self.points, strict=True):  # not all at once: clients may be many
+            squared = torch.cdist(features, points).square()
+            nearest = torch.minimum(nearest, squared.masked_fill(counts == 0, torch.inf))
+        return nearest
+
+
+def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Tensor:
+    """Return distances that can be compared across feature spaces, (experts, samples, classes).
+
+    They are divided by how far the samples spread in each space, and then by one number for all, so that the smallest
+    distance of a sample is one on the mean.
+
+    Parameters
+    ----------
+    distances : list of (samples, classes) tensor
+        Of each expert, squared.
+    spaces : list of (samples, features) tensor
+        The same samples in the space of each expert; spaces may differ in their dimension.
+    """
+    spreads = [space.var(dim=0, correction=0).sum().clamp(min=1e-12) for space in spaces]
+    relative = torch.stack([own / spread for own, spread in zip(distances, spreads, strict=True)])
+    return relative / relative.amin(dim=(0, 2)).mean().clamp(min=1e-12)
+
+
+def prototype_vote(distances: Tensor) -> Tensor:
+    """Return logits, (samples, classes): minus the distance to the nearest prototype of each class, whoever has it.
+
+    A class of which there is no prototype at all counts as far away as the farthest. ``distances``: as
+    `in_common_units` returns them.
+    """
+    nearest = distances.amin(dim=0)
+    farthest = nearest.masked_fill(nearest.isinf(), 0.0).max()
+    return -nearest.clamp(max=farthest)

@@ -1,0 +1,97 @@
+"""Distances to prototypes against loops over single numbers, and against scikit-learn's nearest class mean."""
+
+import math
+
+import pytest
+import torch
+from sklearn.neighbors import NearestCentroid
+
+from disue.signature import Signature
+from strategies.prototypes import Prototypes, in_common_units, prototype_vote
+
+CLIENTS, N, C, F = 3, 7, 4, 5
+
+
+def some_prototypes(seed: int = 0, features: int = F) -> Prototypes:
+    g = torch.Generator().manual_seed(seed)
+    counts = torch.tensor([[5.0, 0.0, 2.0, 0.0], [0.0, 0.0, 9.0, 0.0], [3.0, 3.0, 3.0, 0.0]])
+    points = torch.randn(CLIENTS, C, features, generator=g) * (counts > 0).unsqueeze(-1)
+    return Prototypes(counts, points)
+
+
+def some_features(seed: int = 1, features: int = F) -> torch.Tensor:
+    return torch.randn(N, features, generator=torch.Generator().manual_seed(seed))
+
+
+def brute_distance(prototypes: Prototypes, x: list[float], c: int) -> float:
+    """The squared distance to the nearest prototype of class ``c``; infinite where no client has the class."""
+    squared = [
+        sum((a - b) ** 2 for a, b in zip(x, prototypes.points[i, c].tolist(), strict=True))
+        for i in range(len(prototypes.points))
+        if prototypes.label_counts[i, c] > 0
+    ]
+    return min(squared, default=math.inf)
+
+
+def test_distances_against_a_loop() -> None:
+    prototypes, features = some_prototypes(), some_features()
+    found = prototypes.distances(features)
+    assert found.shape == (N, C)
+    for n in range(N):
+        for c in range(C):
+            assert float(found[n, c]) == pytest.approx(brute_distance(prototypes, features[n].tolist(), c), rel=1e-4)
+    assert bool(found[:, 3].isinf().all())
+
+
+def test_the_zeros_of_an_absent_class_are_no_prototype() -> None:
+    prototypes = some_prototypes()
+    assert float(prototypes.distances(torch.zeros(1, F)).min()) > 0.0
+
+
+def test_units_against_a_loop() -> None:
+    """Two experts in spaces of another dimension and scale: spread alike, and the smallest distance is one."""
+    experts = [some_prototypes(2), some_prototypes(3, 2 * F)]
+    spaces = [some_features(4), 30.0 + 7.0 * some_features(5, 2 * F)]
+    relative = []
+    for own, space in zip(experts, spaces, strict=True):
+        rows = space.tolist()
+        middle = [sum(row[f] for row in rows) / N for f in range(len(rows[0]))]
+        spread = sum((a - b) ** 2 for row in rows for a, b in zip(row, middle, strict=True)) / N
+        relative.append([[brute_distance(own, row, c) / spread for c in range(C)] for row in rows])
+    unit = sum(min(min(expert[n]) for expert in relative) for n in range(N)) / N
+    distances = [own.distances(space) for own, space in zip(experts, spaces, strict=True)]
+    found = in_common_units(distances, spaces)
+    torch.testing.assert_close(found, torch.tensor(relative) / unit, rtol=1e-3, atol=1e-4)
+    assert float(found.amin(dim=(0, 2)).mean()) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e9])
+def test_units_are_numbers_whatever_the_scale(scale: float) -> None:
+    space = scale * some_features()
+    own = some_prototypes()
+    shrunk = Prototypes(own.label_counts, scale * own.points)
+    found = in_common_units([shrunk.distances(space)], [space])
+    assert not bool(found.isnan().any())
+
+
+def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean() -> None:
+    g = torch.Generator().manual_seed(6)
+    x, y = torch.randn(60, F, generator=g), torch.arange(60) % C
+    x = x + y.unsqueeze(1)
+    means = torch.stack([x[y == c].mean(dim=0) for c in range(C)])
+    prototypes = Prototypes.of([Signature(torch.full((C,), 15.0), means)])
+    vote = prototype_vote(in_common_units([prototypes.distances(x)], [x]))
+    expected = NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())
+    assert vote.argmax(dim=1).tolist() == expected.tolist()
+
+
+def test_the_vote_of_several_experts_is_that_of_the_nearest_and_stays_finite() -> None:
+    """Class 3 has no prototype anywhere: it is as far as the farthest, so the vote remains a number."""
+    distances = torch.tensor(
+        [[[1.0, 4.0, torch.inf, torch.inf]], [[2.0, 3.0, 5.0, torch.inf]]],
+    )
+    assert prototype_vote(distances).tolist() == [[-1.0, -3.0, -5.0, -5.0]]
+
+
+def test_pooled_counts_are_the_sum() -> None:
+    assert some_prototypes().pooled_counts.tolist() == [8.0, 3.0, 14.0, 0.0]
