@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from disue.cli.cells import Cell, Summary, run_cells, seconds_left
+from disue.cli.presets import preset
 from disue.cli.simulate import number
 from disue.cli.tables import write_results, write_table
 from disue.config import RunConfig, parse_assignments
@@ -31,6 +33,7 @@ METHOD_KEYS = (
 
 def compare(
     methods: str | None,
+    preset_name: str | None,
     scenarios: str,
     seeds: str,
     datasets: str,
@@ -48,11 +51,9 @@ def compare(
     FederationError
         If a cell fails; the others are finished and reported.
     """
-    from server_app.methods import METHODS
-
     output = _checked(output)
     cells = make_cells(
-        labels=list(METHODS) if methods is None else _words("--methods", methods),
+        labels=_labels(methods, preset_name),
         scenarios=_words("--scenarios", scenarios),
         seeds=parse_seeds(seeds),
         datasets=_words("--datasets", datasets),
@@ -77,6 +78,16 @@ def compare(
     console.print(f"{ran} runs took {duration(time.monotonic() - started)} with {workers} workers", soft_wrap=True)
     if failed:
         raise FederationError(f"{len(failed)} of {len(cells)} runs failed, the first was {failed[0].name}")
+
+
+def _labels(methods: str | None, preset_name: str | None) -> list[str]:
+    from server_app.methods import METHODS
+
+    if preset_name is not None:
+        if methods is not None:
+            raise ConfigError("--preset: brings its own methods; use it or --methods")
+        return preset(preset_name)
+    return list(METHODS) if methods is None else _words("--methods", methods)
 
 
 def make_cells(
@@ -114,11 +125,10 @@ def make_cells(
 
 
 def _parse_label(label: str) -> tuple[str, dict[str, object]]:
-    method, *words = label.split(":")
-    try:
-        own = parse_assignments(words)
-    except ConfigError:
-        raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE") from None
+    method, *words = re.split(r":(?=[a-z-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
+    if ":" in method:
+        raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE")
+    own = parse_assignments(words)
     for key in own:
         if key not in METHOD_KEYS:
             raise ConfigError(

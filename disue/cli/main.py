@@ -89,6 +89,10 @@ def compare(
             help="Methods, each with settings of its own if wished: `disue:clusterer=kmeans`. [default: all]",
         ),
     ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="A set of methods: `ablation`, all parts of disue on, off and exchanged."),
+    ] = None,
     scenarios: Annotated[str, typer.Option(metavar="X,Y", help="Scenarios.")] = "label-groups",
     seeds: Annotated[str, typer.Option(metavar="N|LIST", help="A count from 0, or a list: `7,8,9`.")] = "3",
     datasets: Annotated[str, typer.Option(metavar="D,E", help="Datasets.")] = "digits",
@@ -112,11 +116,13 @@ def compare(
 
     - disue compare --methods fedavg,oracle,disue --scenarios rotation,dirichlet --seeds 5 --output comparison
 
-    - disue compare --methods disue,disue:teacher=mean,disue:clusterer=ifca --seeds 7,8,9 --output ablation
+    - disue compare --methods disue,disue:teacher=mean,disue:clusterer=ifca --seeds 7,8,9 --output teachers
+
+    - disue compare --preset ablation --scenarios label-groups,rotation --output ablation
     """
     from disue.cli.compare import compare as run
 
-    run(methods, scenarios, seeds, datasets, clients, assignments or [], workers, output)
+    run(methods, preset, scenarios, seeds, datasets, clients, assignments or [], workers, output)
 
 
 def _end(number: int, _frame: object) -> None:

@@ -20,9 +20,11 @@ from PIL import Image
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue.cli.compare import _locked, compare, make_cells, parse_seeds
 from disue.cli.main import main
+from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError, FederationError
+from server_app.methods import check_names
 
 QUICK = ["model=mlp", "num-server-rounds=2", "local-epochs=1", "distill-steps=20", "train-examples=20"]
 METHODS = "fedavg,oracle,disue,disue:clusterer=single"
@@ -31,6 +33,7 @@ METHODS = "fedavg,oracle,disue,disue:clusterer=single"
 def options(output: Path, **changes: Any) -> dict[str, Any]:
     return {
         "methods": METHODS,
+        "preset_name": None,
         "scenarios": "label-groups,dirichlet",
         "seeds": "7,8",
         "datasets": "digits",
@@ -146,6 +149,10 @@ def test_runs_of_another_configuration_are_not_mixed_in(comparison: Path) -> Non
         (["--methods", "disue:train-examples=9"], "--methods: train-examples cannot be set for one method alone, use"),
         (["--methods", "disue:seed=3"], "--methods: seed cannot be set for one method alone"),
         (["--methods", "disue:"], "--methods: got 'disue:'; expected METHOD or METHOD:KEY=VALUE"),
+        (["--methods", "disue:clusterer"], "--methods: got 'disue:clusterer'; expected METHOD or METHOD:KEY=VALUE"),
+        (["--methods", "disue:proxy=dataset:mnits"], "proxy: got 'dataset:mnits'; dataset: 'mnits' does not exist"),
+        (["--preset", "ablatoin"], "--preset: got 'ablatoin' (did you mean 'ablation'?); there is ablation"),
+        (["--preset", "ablation", "--methods", "disue"], "--preset: brings its own methods; use it or --methods"),
         (["--methods", ""], "--methods: got ''; expected one name or more"),
         (["--set", "seed=3"], "seed: cannot be set in a comparison; use --seeds"),
         (["--output", "~no-such-user/x"], "output-dir: '~no-such-user/x' cannot be used"),
@@ -180,6 +187,26 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert words in printed.err
     assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_ablation_differs_from_disue_in_one_or_two_things_and_every_cell_of_it_can_run(tmp_path: Path) -> None:
+    labels = preset("ablation")
+    cells = make_cells(labels, ["label-groups"], [0], ["digits"], 8, parse_assignments(QUICK), tmp_path)
+    configs = {cell.label: cell.config.to_flower() for cell in cells}
+    for label, config in configs.items():
+        check_names(RunConfig.from_flower(config))
+        if label.startswith("disue:"):
+            asked = label.count(":")
+            changed = [key for key in config if config[key] != configs["disue"][key]]
+            assert len(changed) <= asked
+            assert changed or label == "disue:initialisation=universal" or "initialisation=blend" in label
+    assert len({cell.name for cell in cells}) == len(labels)
+
+
+def test_the_value_of_a_setting_may_have_a_colon(tmp_path: Path) -> None:
+    label = "disue:proxy=dataset:mnist:teacher=mean"
+    (cell,) = make_cells([label], ["rotation"], [0], ["digits"], 8, {}, tmp_path)
+    assert (cell.config.proxy, cell.config.teacher) == ("dataset:mnist", "mean")
 
 
 def test_a_directory_with_other_things_is_refused(tmp_path: Path) -> None:
