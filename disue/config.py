@@ -65,7 +65,7 @@ class RunConfig(BaseModel):
         "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
     )
     initialisation: Literal["universal", "expert", "blend"] = Field(
-        "universal", description="what a client starts a round from"
+        "blend", description="what a client starts a round from"
     )
     blend: float = Field(0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")

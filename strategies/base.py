@@ -177,7 +177,8 @@ class FederatedStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample clients and send each its start."""
-        self.universal = dict(arrays.to_torch_state_dict())
+        if not self.universal:  # later Flower hands back a copy of what the last round returned
+            self.universal = dict(arrays.to_torch_state_dict())
         self.initial = self.initial or self.universal
         self.outcome = RoundOutcome(server_round)
         self.roster.refresh(grid)

@@ -104,7 +104,7 @@ class DisUE(FederatedStrategy):
     def start_for(self, name: str) -> State:
         """Return the universal expert, or its mixture with the client's own expert."""
         universal, expert = self.universal_for(name), self.expert_for(name)
-        if expert is None or self.expert_share == 0.0:
+        if expert is None or expert is universal or self.expert_share == 0.0:
             return universal
         return interpolate(universal, expert, self.expert_share)
 

@@ -28,7 +28,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "disue:proxy=generator",
         # what clients start from
         "disue:initialisation=universal",
-        "disue:initialisation=blend:blend=0.5",
+        "disue:blend=0.8",
         "disue:initialisation=expert",
     ),
 }

@@ -153,8 +153,12 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])
 
 
-def test_an_update_never_travels_twice(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    """A training request carries one model, and an evaluation's reply carries none."""
+@pytest.mark.parametrize(
+    ("initialisation", "training"),
+    [("universal", {("arrays",)}), ("blend", {("arrays",), ("arrays", "universal")})],
+)
+def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, training: set[tuple[str, ...]]) -> None:  # type: ignore[no-untyped-def]
+    """A training request carries the start, and the universal expert where it is another model; replies no echo."""
     sizes: dict[str, set[tuple[str, ...]]] = {}
     original = InlineGrid._answer
 
@@ -166,13 +170,13 @@ def test_an_update_never_travels_twice(run, monkeypatch: pytest.MonkeyPatch) -> 
         return reply
 
     monkeypatch.setattr(InlineGrid, "_answer", watch)
-    run(num_clusters=3)
+    run(num_clusters=3, initialisation=initialisation)
     assert sizes == {
         "query request": {()},
         "query reply": {()},
         "query.describe request": {()},
         "query.describe reply": {("signature",)},
-        "train request": {("arrays",)},
+        "train request": training,
         "train reply": {("arrays", "signature")},
         "evaluate request": {("arrays", "expert")},
         "evaluate reply": {()},
