@@ -46,7 +46,7 @@ class LocalClient:
         except KeyError as error:
             raise DataError(f"{self.name}: the node config has no {error}") from None
         self.num_partitions = partitions
-        self.model_name = own_model(context.node_config, self.config, partition)
+        self.model_name = own_model(context.node_config, self.config, partition, partitions)
         federation = build_federation(self.config, partitions)
         self.data: ClientData = federation.client(partition)
         self.num_classes = federation.dataset.num_classes
@@ -80,7 +80,7 @@ class LocalClient:
         return torch_rng(self.config.seed, purpose, self.name, server_round)
 
 
-def own_model(node_config: Mapping[str, object], config: RunConfig, partition: int) -> str:
+def own_model(node_config: Mapping[str, object], config: RunConfig, partition: int, partitions: int) -> str:
     """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
 
     Raises
@@ -91,7 +91,7 @@ def own_model(node_config: Mapping[str, object], config: RunConfig, partition: i
     if name := node_config.get("model"):
         MODELS.pick(str(name), "model in the node config")
         return str(name)
-    return config.client_model(partition)
+    return config.client_model(partition, partitions)
 
 
 @app.query()

@@ -52,8 +52,8 @@ class RunConfig(BaseModel):
     model: str = Field("cnn", description="network architecture")
     client_models: str = Field(
         "",
-        description="architectures, separated by commas, that the clients get in turn by partition-id; empty: all have "
-        "`model`",
+        description="architectures, separated by commas, each for an equal part of the clients in the order of "
+        "partition-id; empty: all have `model`",
     )
     local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
     batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
@@ -199,13 +199,16 @@ class RunConfig(BaseModel):
             raise ConfigError(f"{key}: got {first['input']!r}; {_expectation(first)}") from None
 
     @property
-    def models_in_turn(self) -> list[str]:
-        """The architectures that the clients' partitions have in turn."""
+    def models_of_clients(self) -> list[str]:
+        """The architectures that the clients have where their node configs name none."""
         return [name.strip() for name in self.client_models.split(",")] if self.client_models else [self.model]
 
-    def client_model(self, partition: int) -> str:
-        """Return the architecture of the client with this partition, where its node config names none."""
-        return self.models_in_turn[partition % len(self.models_in_turn)]
+    def client_model(self, partition: int, partitions: int) -> str:
+        """Return the architecture of the client with this partition of so many, where its node config names none.
+
+        They are dealt out in blocks: planted groups go round, so that every group has each.
+        """
+        return self.models_of_clients[partition * len(self.models_of_clients) // partitions]
 
     def to_flower(self) -> dict[str, bool | float | int | str]:
         """Return the config as Flower keeps it: kebab-case keys, scalar values."""

@@ -47,7 +47,7 @@ def check_names(config: RunConfig) -> None:
     registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS]  # type: ignore[type-arg]
     for registry in registries:
         registry[getattr(config, registry.key)]
-    for model in config.models_in_turn:
+    for model in config.models_of_clients:
         check_model(config, model, "client-models")
     if config.clusterer in CLUSTERERS:
         CLUSTERERS[config.clusterer](config.num_clusters, 0)

@@ -39,7 +39,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     check_directory(default_directory(config))
     if num_clients is not None:
         check_sizes(config, num_clients)
-        check_main_model(config, map(config.client_model, range(num_clients)))
+        check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
         if config.proxy != "generator":

@@ -16,13 +16,13 @@ from disue.objective import PLAIN, LocalObjective
 CPU = torch.device("cpu")
 
 
-def test_a_clients_own_model_is_the_node_configs_then_the_ones_in_turn_then_the_runs() -> None:
+def test_a_clients_own_model_is_the_node_configs_then_the_listed_ones_then_the_runs() -> None:
     config = RunConfig(model="resnet18", client_models="mlp,cnn")
-    assert own_model({"model": "resnet18", "partition-id": 1}, config, 1) == "resnet18"
-    assert own_model({"partition-id": 1}, config, 1) == "cnn"
-    assert own_model({"partition-id": 1}, RunConfig(model="mlp"), 1) == "mlp"
+    assert own_model({"model": "resnet18", "partition-id": 1}, config, 1, 2) == "resnet18"
+    assert own_model({"partition-id": 1}, config, 1, 2) == "cnn"
+    assert own_model({"partition-id": 1}, RunConfig(model="mlp"), 1, 2) == "mlp"
     with pytest.raises(ConfigError, match="^model in the node config: 'mpl' does not exist .*'mlp'.*; choose from mlp"):
-        own_model({"model": "mpl"}, config, 0)
+        own_model({"model": "mpl"}, config, 0, 2)
 
 
 def examples(count: int = 40, classes: int = 3) -> Examples:

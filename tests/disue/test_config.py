@@ -49,10 +49,10 @@ def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object],
         assert word in message
 
 
-def test_clients_have_their_models_in_turn() -> None:
+def test_each_listed_model_has_an_equal_part_of_the_clients() -> None:
     listed = RunConfig(client_models="mlp, cnn")
-    assert [listed.client_model(i) for i in range(5)] == ["mlp", "cnn", "mlp", "cnn", "mlp"]
-    assert [RunConfig(model="mlp").client_model(i) for i in range(3)] == ["mlp"] * 3
+    assert [listed.client_model(i, 5) for i in range(5)] == ["mlp", "mlp", "mlp", "cnn", "cnn"]
+    assert [RunConfig(model="mlp").client_model(i, 3) for i in range(3)] == ["mlp"] * 3
 
 
 def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:
