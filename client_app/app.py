@@ -69,6 +69,12 @@ class LocalClient:
             return None
         return log_prior(label_counts(self.data.train.y, self.num_classes))
 
+    def prior_shift(self, request: EvaluateRequest) -> Tensor | None:
+        """Return what to add to the logits of the client's own expert, so that they carry the client's label prior."""
+        if request.expert_prior is None:
+            return self.own_prior(request.objective)
+        return log_prior(label_counts(self.data.train.y, self.num_classes)) - request.expert_prior
+
     def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
         """Return the index of the model with the lowest loss on this client's training data."""
         prior = self.own_prior(objective)
@@ -146,8 +152,8 @@ def train_locally(message: Message, context: Context) -> Message:
 def evaluate_locally(message: Message, context: Context) -> Message:
     """Evaluate the universal expert, the own expert and, if asked, the own expert after fine-tuning.
 
-    A model trained with the balanced loss carries no label prior; the client's own is added where it uses
-    an expert of its own. The universal expert is for anyone and gets none.
+    Where the client uses an expert of its own, its label prior stands for the one in the expert's logits; a model
+    trained with the balanced loss carries none. The universal expert is for anyone and gets none.
     """
     request = EvaluateRequest.from_message(message)
     client = LocalClient(context)
@@ -155,7 +161,7 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     universal = score(client.model(request.universal), test, client.device)
     own_prior = client.own_prior(request.objective)
     expert = client.model(request.expert or request.universal)
-    expert_score = score(expert, test, client.device, own_prior)
+    expert_score = score(expert, test, client.device, client.prior_shift(request))
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)

@@ -68,6 +68,11 @@ class RunConfig(BaseModel):
         "blend", description="what a client starts a round from"
     )
     blend: float = Field(0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend")
+    expert_prior: Literal["cluster", "client"] = Field(
+        "client",
+        description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "
+        "in its place",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
 
     min_clients: int = Field(2, ge=1, le=10**6, description="fewest clients that must have joined")

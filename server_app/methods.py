@@ -278,6 +278,7 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
         prototype_weight=config.prototype_weight,
         label_counts_shared=config.share_label_counts,
         expert_share=expert_share,
+        client_prior=config.expert_prior == "client",
         objective=_objective(config),
     )
 

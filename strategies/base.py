@@ -171,6 +171,10 @@ class FederatedStrategy(Strategy):
         """Return the experts of one architecture, by cluster."""
         return self.experts
 
+    def prior_of(self, name: str) -> Tensor | None:
+        """Return the log label shares in the client's expert, where the client should put its own for them."""
+        return None
+
     # --- the moments of a Flower round -------------------------------------------------------------
 
     def configure_train(
@@ -237,6 +241,7 @@ class FederatedStrategy(Strategy):
                 universal=self.universal_for(client.name),
                 server_round=server_round,
                 expert=self._own_expert(client.name),
+                expert_prior=self.prior_of(client.name),
                 personalise=last or self.always_personalise,
                 objective=self.objective,
             ).to_message(client.node_id)

@@ -52,6 +52,8 @@ class DisUE(FederatedStrategy):
     expert_share : float (default: 0.0)
         What clients start from: 0 the universal expert (the paper), 1 their own cluster's expert, and in
         between a mixture of both.
+    client_prior : bool (default: True)
+        Where a client uses its expert, its own label prior stands for the cluster's.
     objective : LocalObjective
         What clients minimise.
 
@@ -63,6 +65,8 @@ class DisUE(FederatedStrategy):
         The experts of all architectures; `experts` are those of the run's own.
     knowledge : dict of Team to Prototypes
         Of the team's clients.
+    priors : dict of Team to (classes,) tensor
+        Log label shares of the team's clients; where they are not told, as they were last estimated.
     """
 
     needs_signature = True
@@ -80,6 +84,7 @@ class DisUE(FederatedStrategy):
         prototype_weight: float = 1.0,
         label_counts_shared: bool = True,
         expert_share: float = 0.0,
+        client_prior: bool = True,
         objective: LocalObjective = PLAIN,
     ) -> None:
         super().__init__(roster, participation, objective, server.main)
@@ -93,9 +98,11 @@ class DisUE(FederatedStrategy):
         self.prototype_weight = prototype_weight
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
+        self.client_prior = client_prior
         self.averages: dict[str, State] = {}
         self.team_experts: dict[Team, State] = {}
         self.knowledge: dict[Team, Prototypes] = {}
+        self.priors: dict[Team, Tensor] = {}
 
     def universal_for(self, name: str) -> State:
         """Return the universal expert of the client's architecture."""
@@ -113,6 +120,12 @@ class DisUE(FederatedStrategy):
         if name not in self.clusters:
             return None
         return self.team_experts.get(Team(self.clusters[name], self.roster.models[name]))
+
+    def prior_of(self, name: str) -> Tensor | None:
+        """Return the label prior of the client's expert, if clients are to put their own for it and it is known."""
+        if not self.client_prior or self.objective.local_loss == "balanced" or name not in self.clusters:
+            return None
+        return self.priors.get(Team(self.clusters[name], self.roster.models[name]))
 
     def experts_of(self, model: str) -> dict[int, State]:
         """Return the experts of one architecture, by cluster."""
@@ -157,6 +170,8 @@ class DisUE(FederatedStrategy):
         told = {team: Prototypes.of([u.signature for u in own if u.signature]) for team, own in members.items()}
         self.team_experts = renew(self.team_experts, experts, teams, teams_before)
         self.knowledge = renew(self.knowledge, told, teams, teams_before)
+        if self.label_counts_shared:
+            self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
         self.experts = self.experts_of(self.model)
 
     # --- phase U: universal distillation -----------------------------------------------------------
@@ -170,15 +185,18 @@ class DisUE(FederatedStrategy):
         if not students or self.distiller.steps == 0:
             return self.averages
         counts = torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])
-        told = log_priors_of(counts) if self.prior_correction and self.label_counts_shared else None
+        told = torch.stack([self.priors[team] for team in self.team_experts]) if self.label_counts_shared else None
+        taken_out = told if self.prior_correction else None
         networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
         student = self.server.network(self.average)
-        proxy = self.proxy.draw(Experts(networks, counts, student, told), self.outcome)
+        proxy = self.proxy.draw(Experts(networks, counts, student, taken_out), self.outcome)
         evidence = self._evidence(proxy, counts)
         weights = self.teacher(evidence)
-        guessed = self.prior_correction and not self.label_counts_shared
-        priors = estimated_log_priors(evidence.expert_logits) if guessed else told
-        targets = teacher_logits(evidence, weights, priors, self.prototype_weight)
+        if told is None:
+            guessed = estimated_log_priors(evidence.expert_logits)
+            self.priors = dict(zip(self.team_experts, guessed, strict=True))
+            taken_out = guessed if self.prior_correction else None
+        targets = teacher_logits(evidence, weights, taken_out, self.prototype_weight)
         self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
         believed = prototype_vote(evidence.distances).argmax(dim=1)
         taught = {

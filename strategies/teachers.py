@@ -115,8 +115,8 @@ def teacher_logits(
 
 
 def log_priors_of(label_counts: Tensor) -> Tensor:
-    """Return the log label shares of clusters, smoothed, from their label counts; both (experts, classes)."""
-    return _smoothed(label_counts / label_counts.sum(dim=1, keepdim=True)).log()
+    """Return log label shares, smoothed, from label counts; both (..., classes)."""
+    return _smoothed(label_counts / label_counts.sum(dim=-1, keepdim=True)).log()
 
 
 def estimated_log_priors(expert_logits: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def estimated_log_priors(expert_logits: Tensor) -> Tensor:
 
 
 def _smoothed(shares: Tensor) -> Tensor:
-    return (1.0 - PRIOR_SMOOTHING) * shares + PRIOR_SMOOTHING / shares.shape[1]
+    return (1.0 - PRIOR_SMOOTHING) * shares + PRIOR_SMOOTHING / shares.shape[-1]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ T = TypeVar("T", int, str)
 MAX_SEEDS = 1000
 METHOD_KEYS = (
     *("clusterer", "num-clusters", "min-cluster-size", "signature", "signature-memory", "initialisation", "blend"),
-    *("teacher", "prior-correction", "share-label-counts", "prototype-weight", "student-share"),
+    *("teacher", "prior-correction", "share-label-counts", "prototype-weight", "student-share", "expert-prior"),
     *("temperature", "distill-steps", "distill-batch-size", "distill-learning-rate"),
     *("proxy", "generator-steps", "generator-batch-size", "generator-learning-rate", "generator-adversarial"),
     *("generator-diversity", "prox-mu", "cfl-eps1", "cfl-eps2", "warm-up-rounds"),

@@ -24,6 +24,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "disue:share-label-counts=false",
         "disue:teacher=mean:prototype-weight=0:prior-correction=false",
         "disue:student-share=1.0",
+        # where an expert is used
+        "disue:expert-prior=cluster",
         # phase U: on what
         "disue:proxy=generator",
         # what clients start from

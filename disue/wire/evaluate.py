@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
@@ -20,11 +21,26 @@ from disue.wire.reading import (
 
 @dataclass(frozen=True)
 class EvaluateRequest:
-    """Evaluate the universal expert and the client's own expert (None: they are the same model)."""
+    """Evaluate the universal expert and the client's own expert.
+
+    Attributes
+    ----------
+    universal : State
+    server_round : int
+    expert : State or None
+        None: it is the universal expert.
+    expert_prior : (classes,) tensor or None
+        Log label shares that are in the expert's logits, for which the client puts its own. None: leave them as they
+        are.
+    personalise : bool
+        Whether to fine-tune the expert, too, and evaluate it then.
+    objective : LocalObjective
+    """
 
     universal: State
     server_round: int
     expert: State | None = None
+    expert_prior: Tensor | None = None
     personalise: bool = False
     objective: LocalObjective = PLAIN
 
@@ -38,16 +54,20 @@ class EvaluateRequest:
         )
         if self.expert is not None:
             content["expert"] = ArrayRecord(self.expert)
+        if self.expert_prior is not None:
+            content["prior"] = ArrayRecord({"expert": self.expert_prior})
         return Message(content, node_id, MessageType.EVALUATE, group_id=str(self.server_round))
 
     @classmethod
     def from_message(cls, message: Message) -> "EvaluateRequest":
         """Read the request; raise `FederationError` if the server runs other source code."""
         config = read_config(message)
+        priors = read_optional_state(message, "prior")
         return cls(
             universal=read_state(message, "arrays"),
             server_round=int(config["server-round"]),  # type: ignore[arg-type]
             expert=read_optional_state(message, "expert"),
+            expert_prior=None if priors is None else priors["expert"],
             personalise=bool(config["personalise"]),
             objective=read_objective(config),
         )

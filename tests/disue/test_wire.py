@@ -101,10 +101,12 @@ def test_a_malformed_description_is_refused_with_the_reason(signature: torch.Ten
         DescribeReply.from_message(DescribeReply(signature).to_message(reply_to()))
 
 
+@pytest.mark.parametrize("prior", [None, torch.tensor([-1.0, -0.5])])
 @pytest.mark.parametrize("expert", [None, state(1)])
-def test_evaluate_request_round_trip(expert: State | None) -> None:
-    got = EvaluateRequest.from_message(EvaluateRequest(state(), 3, expert, personalise=True).to_message(7))
+def test_evaluate_request_round_trip(expert: State | None, prior: torch.Tensor | None) -> None:
+    got = EvaluateRequest.from_message(EvaluateRequest(state(), 3, expert, prior, personalise=True).to_message(7))
     assert same(got.universal, state())
+    assert got.expert_prior is prior if prior is None else torch.equal(got.expert_prior, prior)
     assert same(got.expert, expert)
     assert got.personalise
 

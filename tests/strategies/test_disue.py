@@ -15,6 +15,7 @@ from disue.models import build_model
 from disue.signature import Signature
 from strategies.aggregators import weighted_average
 from strategies.disue import DisUE
+from strategies.experts import Team
 from strategies.teachers import TEACHERS
 from strategies.updates import ClientUpdate
 
@@ -178,7 +179,7 @@ def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, tr
         "query.describe reply": {("signature",)},
         "train request": training,
         "train reply": {("arrays", "signature")},
-        "evaluate request": {("arrays", "expert")},
+        "evaluate request": {("arrays", "expert", "prior")},
         "evaluate reply": {()},
     }
 
@@ -219,3 +220,75 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
     torch.testing.assert_close(norms[0], means / means.norm(), atol=1e-5, rtol=0.0)
     assert kept.summary["ari"] == told.summary["ari"] == 1.0
     assert kept.summary["universal_accuracy"] > 0.5
+
+
+def expert_accuracies(result, experts: dict[str, int], shift) -> list[float]:  # type: ignore[no-untyped-def]
+    """The accuracy of every client's expert on its own test data, from the files of a run, with shifted logits."""
+    federation = build_federation(result.config, len(experts))
+    accuracies = []
+    for i, (name, cluster) in enumerate(experts.items()):
+        assert name == f"client-{i}"
+        model = build_model(result.config.model, (1, 8, 8), 10).eval()
+        model.load_state_dict(load_file(result.directory / "experts" / f"expert-{cluster}.safetensors"))
+        data = federation.client(i)
+        with torch.no_grad():
+            logits = model(data.test.x) + shift(name, torch.bincount(data.train.y, minlength=10).double())
+        accuracies.append(float((logits.argmax(dim=1) == data.test.y).double().mean()))
+    return accuracies
+
+
+def clusters_of(result) -> dict[str, int]:  # type: ignore[no-untyped-def]
+    with (result.directory / "clients.csv").open() as file:
+        return {row["client"]: int(row["cluster"]) for row in csv.DictReader(file)}
+
+
+def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # type: ignore[no-untyped-def]
+    """Against priors counted here: 0.97 p_k + 0.03 / 10 comes out, the client's, with 0.1 more a class, goes in."""
+    settings = {"clients": 8, "scenario": "dirichlet", "num_clusters": 2, "num_server_rounds": 3, "seed": 5}
+    result = run(**settings)
+    clusters = clusters_of(result)
+    federation = build_federation(result.config, 8)
+    counts = {name: np.bincount(federation.client(i).train.y, minlength=10) for i, name in enumerate(clusters)}
+
+    def shift(name: str, own: torch.Tensor) -> torch.Tensor:
+        pooled = sum(counts[other] for other in clusters if clusters[other] == clusters[name])
+        cluster = 0.97 * pooled / pooled.sum() + 0.03 / 10
+        return ((own + 0.1) / (own + 0.1).sum()).log() - torch.from_numpy(np.log(cluster))
+
+    assert result.summary["expert_accuracy"] == pytest.approx(np.mean(expert_accuracies(result, clusters, shift)))
+    plain = run(**settings, expert_prior="cluster")
+    assert plain.summary["expert_accuracy"] == pytest.approx(
+        np.mean(expert_accuracies(plain, clusters, lambda name, own: torch.zeros(10)))
+    )
+    assert plain.summary["universal_accuracy"] == result.summary["universal_accuracy"]
+    assert plain.summary["expert_accuracy"] != result.summary["expert_accuracy"]
+
+
+def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, local_loss="balanced")
+    clusters = clusters_of(result)
+    added = expert_accuracies(result, clusters, lambda name, own: ((own + 0.1) / (own + 0.1).sum()).log())
+    assert result.summary["expert_accuracy"] == pytest.approx(np.mean(added))
+
+
+def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
+    original = DisUE._evidence
+
+    def watch(self: DisUE, proxy, label_counts):  # type: ignore[no-untyped-def]
+        found.append((self.priors, self.team_experts, proxy.x))
+        watched.append(self)
+        return original(self, proxy, label_counts)
+
+    watched: list[DisUE] = []
+    monkeypatch.setattr(DisUE, "_evidence", watch)
+    run(clients=8, num_clusters=2, share_label_counts=False, seed=5)
+    strategy, (_, experts, x) = watched[-1], found[-1]
+    for team, expert in experts.items():
+        model = build_model("mlp", (1, 8, 8), 10).eval()
+        model.load_state_dict(expert)
+        with torch.no_grad():
+            share = model(x).softmax(dim=1).mean(dim=0)
+        torch.testing.assert_close(strategy.priors[team], (0.97 * share + 0.003).log(), rtol=1e-4, atol=1e-4)
+    name = next(name for name, cluster in strategy.clusters.items() if cluster == 1)
+    assert strategy.prior_of(name) is strategy.priors[Team(1, "mlp")]
