@@ -184,20 +184,9 @@ class DisUE(FederatedStrategy):
         students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
         if not students or self.distiller.steps == 0:
             return self.averages
-        counts = torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])
-        told = torch.stack([self.priors[team] for team in self.team_experts]) if self.label_counts_shared else None
-        taken_out = told if self.prior_correction else None
-        networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
-        student = self.server.network(self.average)
-        proxy = self.proxy.draw(Experts(networks, counts, student, taken_out), self.outcome)
-        evidence = self._evidence(proxy, counts)
-        weights = self.teacher(evidence)
-        if told is None:
-            guessed = estimated_log_priors(evidence.expert_logits)
-            self.priors = dict(zip(self.team_experts, guessed, strict=True))
-            taken_out = guessed if self.prior_correction else None
-        targets = teacher_logits(evidence, weights, taken_out, self.prototype_weight)
-        self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
+        proxy = self.proxy.draw(self._all_experts(), self.outcome)
+        evidence = self._evidence(proxy)
+        targets = self._vote(evidence)
         believed = prototype_vote(evidence.distances).argmax(dim=1)
         taught = {
             model: self.server.distil(
@@ -207,7 +196,12 @@ class DisUE(FederatedStrategy):
         }
         return self.averages | taught
 
-    def _evidence(self, proxy: ProxySet, label_counts: Tensor) -> Evidence:
+    def _all_experts(self) -> Experts:
+        """Return what a generator learns from."""
+        networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
+        return Experts(networks, self._label_counts(), self.server.network(self.average), self._priors_to_take_out())
+
+    def _evidence(self, proxy: ProxySet) -> Evidence:
         features = {  # what the prototypes were computed with
             model: self.server.features(self.universals[model], proxy.x, model)
             for model in dict.fromkeys(team.model for team in self.team_experts)
@@ -218,7 +212,25 @@ class DisUE(FederatedStrategy):
             expert_logits=torch.stack(
                 [self.server.logits(expert, proxy.x, team.model) for team, expert in self.team_experts.items()]
             ),
-            label_counts=label_counts,
+            label_counts=self._label_counts(),
             distances=in_common_units(distances, spaces),
             labels=proxy.labels,
         )
+
+    def _vote(self, evidence: Evidence) -> Tensor:
+        """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated."""
+        if not self.label_counts_shared:
+            self.priors = dict(zip(self.team_experts, estimated_log_priors(evidence.expert_logits), strict=True))
+        weights = self.teacher(evidence)
+        targets = teacher_logits(evidence, weights, self._priors_to_take_out(), self.prototype_weight)
+        self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
+        return targets
+
+    def _label_counts(self) -> Tensor:
+        return torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])
+
+    def _priors_to_take_out(self) -> Tensor | None:
+        """Return log label shares, (experts, classes), if they are wished and known."""
+        if not self.prior_correction or not self.priors.keys() >= self.team_experts.keys():
+            return None
+        return torch.stack([self.priors[team] for team in self.team_experts])

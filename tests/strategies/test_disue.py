@@ -275,10 +275,10 @@ def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, mo
     found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
     original = DisUE._evidence
 
-    def watch(self: DisUE, proxy, label_counts):  # type: ignore[no-untyped-def]
+    def watch(self: DisUE, proxy):  # type: ignore[no-untyped-def]
         found.append((self.priors, self.team_experts, proxy.x))
         watched.append(self)
-        return original(self, proxy, label_counts)
+        return original(self, proxy)
 
     watched: list[DisUE] = []
     monkeypatch.setattr(DisUE, "_evidence", watch)
