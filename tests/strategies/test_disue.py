@@ -142,7 +142,7 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
     names = [u.name for u in updates]
     strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
-    strategy.team_experts, strategy.knowledge = {}, {}
+    strategy.team_experts, strategy.knowledge, strategy.label_counts_shared = {}, {}, True
     strategy.clusters = dict.fromkeys(names, 0)
     strategy.averages = {"mlp": weighted_average(updates)}
     strategy._update_experts(updates, before={})
@@ -152,6 +152,7 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
     assert strategy.experts[1] is together
     assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])
+    assert strategy.priors.keys() == {Team(0, "mlp"), Team(1, "mlp")}
 
 
 @pytest.mark.parametrize(
