@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import Classifier, build_model, get_state
 from strategies.distiller import Distilled, Distiller
@@ -106,3 +107,18 @@ def test_the_evidence_against_a_count() -> None:
         after = predict_logits(student, x, CPU).argmax(dim=1).tolist()
         assert result.result_evidence == pytest.approx(sum(after[i] == int(believed[i]) for i in held_out) / 40)
     assert result.kept_average == (result.result_evidence < result.average_evidence)
+
+
+def test_a_cpu_computes_in_full_precision() -> None:
+    with mixed_precision(CPU):
+        assert problem()[0](problem()[1]).dtype == torch.float32
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_the_student_learns_as_much_in_mixed_precision() -> None:
+    student, x, targets = problem()
+    device = torch.device("cuda")
+    with mixed_precision(device):
+        assert student.to(device)(x.to(device)).dtype == torch.bfloat16
+    on_gpu = Distiller(steps=100).distil(student, x, targets, torch.Generator().manual_seed(0), device)
+    assert on_gpu.student_loss == pytest.approx(distil(Distiller(steps=100)).student_loss, rel=0.1)
