@@ -71,7 +71,7 @@ class RunConfig(BaseModel):
     expert_prior: Literal["cluster", "client"] = Field(
         "client",
         description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "
-        "in its place",
+        "in its place; with local-loss=balanced always the client's own",
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
 

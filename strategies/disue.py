@@ -4,8 +4,10 @@
 """
 
 from collections.abc import Callable, Sequence
+from logging import WARNING
 
 import torch
+from flwr.common.logger import log
 from torch import Tensor
 
 from disue.models import State, interpolate
@@ -103,6 +105,7 @@ class DisUE(FederatedStrategy):
         self.team_experts: dict[Team, State] = {}
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
+        self._warned = False
 
     def universal_for(self, name: str) -> State:
         """Return the universal expert of the client's architecture."""
@@ -144,6 +147,7 @@ class DisUE(FederatedStrategy):
             self._update_experts(updates, before)
         with self.outcome.timed("distillation"):
             self.universals |= self._distil()
+        self._warn_of_unknown_priors()
         return self.universal
 
     # --- phase C: clustering and aggregation -------------------------------------------------------
@@ -167,9 +171,13 @@ class DisUE(FederatedStrategy):
         experts: dict[Team, State] = {}
         for model, average in self.averages.items():
             experts |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
-        told = {team: Prototypes.of([u.signature for u in own if u.signature]) for team, own in members.items()}
+        told = {
+            team: Prototypes.of([u.signature for u in own if u.signature], self._universal_of(team.model))
+            for team, own in members.items()
+        }
         self.team_experts = renew(self.team_experts, experts, teams, teams_before)
         self.knowledge = renew(self.knowledge, told, teams, teams_before)
+        self.priors = {team: prior for team, prior in self.priors.items() if team in self.team_experts}
         if self.label_counts_shared:
             self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
         self.experts = self.experts_of(self.model)
@@ -187,7 +195,7 @@ class DisUE(FederatedStrategy):
         proxy = self.proxy.draw(self._all_experts(), self.outcome)
         evidence = self._evidence(proxy)
         targets = self._vote(evidence)
-        believed = prototype_vote(evidence.distances).argmax(dim=1)
+        believed = prototype_vote(evidence.distances).argmax(dim=1) if proxy.labels is None else proxy.labels
         taught = {
             model: self.server.distil(
                 self.distiller, self.averages[model], proxy.x, targets, self.outcome, model, believed
@@ -202,12 +210,14 @@ class DisUE(FederatedStrategy):
         return Experts(networks, self._label_counts(), self.server.network(self.average), self._priors_to_take_out())
 
     def _evidence(self, proxy: ProxySet) -> Evidence:
-        features = {  # what the prototypes were computed with
-            model: self.server.features(self.universals[model], proxy.x, model)
-            for model in dict.fromkeys(team.model for team in self.team_experts)
-        }
-        spaces = [features[team.model] for team in self.team_experts]
-        distances = [self.knowledge[team].distances(features[team.model]) for team in self.team_experts]
+        known = {team: self.knowledge[team] for team in self.team_experts}
+        # The prototypes of a cluster that was not sampled are in the feature space of an earlier universal expert.
+        features: dict[int, Tensor] = {}
+        for team, own in known.items():
+            if id(own.model) not in features:
+                features[id(own.model)] = self.server.features(own.model, proxy.x, team.model)
+        spaces = [features[id(own.model)] for own in known.values()]
+        distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
         return Evidence(
             expert_logits=torch.stack(
                 [self.server.logits(expert, proxy.x, team.model) for team, expert in self.team_experts.items()]
@@ -225,6 +235,16 @@ class DisUE(FederatedStrategy):
         targets = teacher_logits(evidence, weights, self._priors_to_take_out(), self.prototype_weight)
         self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
         return targets
+
+    def _warn_of_unknown_priors(self) -> None:
+        """Say once that experts are used as they were trained, where nobody told a prior and none was estimated."""
+        wanted = self.client_prior and self.objective.local_loss != "balanced"
+        if wanted and not self._warned and not self.priors.keys() >= self.team_experts.keys():
+            what = (
+                "round %s: the clusters' label shares are neither told nor estimated; clients use experts as they are"
+            )
+            log(WARNING, what, self.outcome.server_round)
+            self._warned = True
 
     def _label_counts(self) -> Tensor:
         return torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])

@@ -1,7 +1,8 @@
 """FedDF: FedAvg, then the mean of the clients' logits is distilled into the average.
 
 Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020, algorithm 1.
-Published settings of the distillation: Adam 1e-3 with cosine annealing, batch 128, early stopping.
+Published settings of the distillation: Adam 1e-3 with cosine annealing, early stopping; steps and batch size are the
+run's, the same for every method that distils (published: batches of 128).
 """
 
 from collections.abc import Sequence

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from disue.models import State
 from disue.signature import Signature
 
 
@@ -21,18 +22,22 @@ class Prototypes:
     ----------
     label_counts : (clients, classes) tensor
     points : (clients, classes, features) tensor
-        Mean features of each client's examples of each class, under the universal expert that opened the round.
+        Mean features of each client's examples of each class.
+    model : State
+        What gave the features: the universal expert that opened the round in which the clients were last sampled.
     """
 
     label_counts: Tensor
     points: Tensor
+    model: State
 
     @classmethod
-    def of(cls, signatures: Sequence[Signature]) -> "Prototypes":
-        """Return those of these clients."""
+    def of(cls, signatures: Sequence[Signature], model: State) -> "Prototypes":
+        """Return those of these clients, who were all sent this model."""
         return cls(
             torch.stack([signature.label_counts for signature in signatures]),
             torch.stack([signature.prototypes for signature in signatures]),
+            model,
         )
 
     @property
@@ -43,7 +48,7 @@ class Prototypes:
     def distances(self, features: Tensor) -> Tensor:
         """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
 
-        ``features``: (samples, features), under the model that the prototypes were computed with.
+        ``features``: (samples, features), under `model`.
         """
         nearest = torch.full((len(features), self.points.shape[1]), torch.inf)
         for counts, points in zip(self.label_counts, self.points, strict=True):  # not all at once: clients may be many

@@ -125,7 +125,7 @@ def make_cells(
 
 
 def _parse_label(label: str) -> tuple[str, dict[str, object]]:
-    method, *words = re.split(r":(?=[a-z-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
+    method, *words = re.split(r":(?=[a-z0-9-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
     if ":" in method:
         raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE")
     own = parse_assignments(words)

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
-from disue.cli.compare import _locked, compare, make_cells, parse_seeds
+from disue.cli.compare import METHOD_KEYS, _locked, compare, make_cells, parse_seeds
 from disue.cli.main import main
 from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
@@ -200,6 +200,16 @@ def test_the_ablation_differs_from_disue_in_one_or_two_things_and_every_cell_of_
             changed = [key for key in config if config[key] != configs["disue"][key]]
             assert len(changed) == asked
     assert len({cell.name for cell in cells}) == len(labels)
+
+
+@pytest.mark.parametrize("key", METHOD_KEYS)
+def test_every_key_that_a_method_may_set_can_be_set(tmp_path: Path, key: str) -> None:
+    default = RunConfig().to_flower()[key]
+    value = str(default).lower() if isinstance(default, bool) else default
+    (cell,) = make_cells([f"disue:{key}={value}:teacher=mean"], ["rotation"], [0], ["digits"], 8, {}, tmp_path)
+    assert cell.config.to_flower() == RunConfig(scenario="rotation", teacher="mean").to_flower() | (
+        {} if key == "teacher" else {key: default}
+    )
 
 
 def test_the_value_of_a_setting_may_have_a_colon(tmp_path: Path) -> None:

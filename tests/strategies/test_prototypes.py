@@ -16,7 +16,7 @@ def some_prototypes(seed: int = 0, features: int = F) -> Prototypes:
     g = torch.Generator().manual_seed(seed)
     counts = torch.tensor([[5.0, 0.0, 2.0, 0.0], [0.0, 0.0, 9.0, 0.0], [3.0, 3.0, 3.0, 0.0]])
     points = torch.randn(CLIENTS, C, features, generator=g) * (counts > 0).unsqueeze(-1)
-    return Prototypes(counts, points)
+    return Prototypes(counts, points, {})
 
 
 def some_features(seed: int = 1, features: int = F) -> torch.Tensor:
@@ -69,7 +69,7 @@ def test_units_against_a_loop() -> None:
 def test_units_are_numbers_whatever_the_scale(scale: float) -> None:
     space = scale * some_features()
     own = some_prototypes()
-    shrunk = Prototypes(own.label_counts, scale * own.points)
+    shrunk = Prototypes(own.label_counts, scale * own.points, {})
     found = in_common_units([shrunk.distances(space)], [space])
     assert not bool(found.isnan().any())
 
@@ -79,7 +79,7 @@ def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean
     x, y = torch.randn(60, F, generator=g), torch.arange(60) % C
     x = x + y.unsqueeze(1)
     means = torch.stack([x[y == c].mean(dim=0) for c in range(C)])
-    prototypes = Prototypes.of([Signature(torch.full((C,), 15.0), means)])
+    prototypes = Prototypes.of([Signature(torch.full((C,), 15.0), means)], {})
     vote = prototype_vote(in_common_units([prototypes.distances(x)], [x]))
     expected = NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())
     assert vote.argmax(dim=1).tolist() == expected.tolist()
