@@ -16,6 +16,7 @@ from disue.wire.reading import (
     read_objective,
     read_optional_state,
     read_state,
+    share,
 )
 
 
@@ -104,13 +105,13 @@ class EvaluateReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "EvaluateReply":
-        """Read the reply; raise `WireError` if it lacks a number."""
+        """Read the reply; raise `WireError` if it lacks a number, or an accuracy is none."""
         metrics = read_metrics(message)
         return cls(
             num_examples=integer(metrics, "num-examples", at_least=1),
-            universal_accuracy=number(metrics, "universal-accuracy"),
+            universal_accuracy=share(metrics, "universal-accuracy"),
             universal_loss=number(metrics, "universal-loss"),
-            expert_accuracy=number(metrics, "expert-accuracy"),
-            personal_accuracy=number(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
+            expert_accuracy=share(metrics, "expert-accuracy"),
+            personal_accuracy=share(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
             personal_steps=integer(metrics, "personal-steps", at_least=0),
         )

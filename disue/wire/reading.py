@@ -1,5 +1,6 @@
 """What the records share: a request's config, and reading what came, with the reason where it is refused."""
 
+import math
 import re
 
 from flwr.app import ConfigRecord, Message, MetricRecord
@@ -43,11 +44,15 @@ def read_objective(config: ConfigRecord) -> LocalObjective:
 
 
 def read_state(message: Message, key: str) -> State:
-    """Return a model; raise `WireError` if the message has none under this key."""
+    """Return a model; raise `WireError` if the message has none under this key, or one that cannot be decoded."""
     try:
-        return dict(message.content.array_records[key].to_torch_state_dict())
+        record = message.content.array_records[key]
     except KeyError:
         raise WireError(f"the message has no '{key}' record") from None
+    try:
+        return dict(record.to_torch_state_dict())
+    except (ValueError, TypeError, EOFError, OSError) as error:  # whatever numpy says of bytes that are no array
+        raise WireError(f"the '{key}' record cannot be decoded ({error})") from None
 
 
 def read_optional_state(message: Message, key: str) -> State | None:
@@ -72,11 +77,19 @@ def integer(metrics: MetricRecord, key: str, at_least: int) -> int:
 
 
 def number(metrics: MetricRecord, key: str) -> float:
-    """Return a number; raise `WireError` if it is missing or of another type."""
+    """Return a number; raise `WireError` if it is missing, of another type or not finite."""
     value = metrics.get(key)
-    if not isinstance(value, int | float):
-        raise WireError(f"{key} is {value!r}; expected a number")
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise WireError(f"{key} is {value!r}; expected a finite number")
     return float(value)
+
+
+def share(metrics: MetricRecord, key: str) -> float:
+    """Return a number from 0 to 1; raise `WireError` if it is anything else."""
+    value = number(metrics, key)
+    if not 0.0 <= value <= 1.0:
+        raise WireError(f"{key} is {value!r}; expected a number from 0 to 1")
+    return value
 
 
 def error_reason(message: Message) -> str:

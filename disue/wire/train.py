@@ -109,29 +109,28 @@ class TrainReply:
         ------
         WireError
             If names, shapes or types differ from ``like``, a value is not finite, ``num-examples`` is not a
-            positive integer, the signature is missing, or the choice is not one of the candidates.
+            positive integer, the signature is missing or counts more examples, or the choice is not one of the
+            candidates.
         """
         state = read_state(message, "arrays")
         _check_state(state, like)
         metrics = read_metrics(message)
-        record = message.content.array_records.get("signature")
-        if wants_signature and record is None:
-            raise WireError("the reply has no 'signature' record")
+        num_examples = integer(metrics, "num-examples", at_least=1)
+        tensors = read_state(message, "signature") if wants_signature else None
         choice = integer(metrics, "choice", at_least=0) if num_candidates else None
         if choice is not None and choice >= num_candidates:
             raise WireError(f"choice is {choice}; there were {num_candidates} candidates")
         return cls(
             state=state,
-            num_examples=integer(metrics, "num-examples", at_least=1),
+            num_examples=num_examples,
             train_loss=number(metrics, "train-loss"),
             steps=integer(metrics, "steps", at_least=0),
-            signature=None if record is None else _read_signature(record, like),
+            signature=None if tensors is None else _read_signature(tensors, like, num_examples),
             choice=choice,
         )
 
 
-def _read_signature(record: ArrayRecord, like: State) -> Signature:
-    tensors = record.to_torch_state_dict()
+def _read_signature(tensors: State, like: State, num_examples: int) -> Signature:
     try:
         signature = Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
     except KeyError as error:
@@ -143,6 +142,8 @@ def _read_signature(record: ArrayRecord, like: State) -> Signature:
             f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
             f"expected {tuple(like['head.weight'].shape)} (classes, features)"
         )
+    if float(signature.label_counts.sum()) > num_examples:
+        raise WireError(f"the signature counts more than the {num_examples} examples")
     return signature
 
 

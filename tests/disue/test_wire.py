@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -141,6 +141,15 @@ def test_evaluate_reply_round_trip(personal: float | None) -> None:
     assert EvaluateReply.from_message(sent.to_message(reply_to())) == sent
 
 
+@pytest.mark.parametrize("key", ["universal-accuracy", "expert-accuracy", "personal-accuracy"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -0.1, 17.0])
+def test_an_accuracy_that_is_none_is_refused(key: str, value: float) -> None:
+    message = EvaluateReply(10, 0.5, 1.25, 0.75, 0.25).to_message(reply_to())
+    message.content.metric_records["metrics"][key] = value
+    with pytest.raises(WireError, match=f"{key} is "):
+        EvaluateReply.from_message(message)
+
+
 def test_train_reply_round_trip() -> None:
     signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 3))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
@@ -154,6 +163,11 @@ def test_train_reply_round_trip() -> None:
 def signature_record(**changes: torch.Tensor) -> ArrayRecord:
     tensors = {"label_counts": torch.ones(2), "prototypes": torch.ones(2, 3)}
     return ArrayRecord({key.replace("_", "-"): value for key, value in (tensors | changes).items()})
+
+
+def garbage() -> ArrayRecord:
+    """A record of one array whose bytes are none."""
+    return ArrayRecord({"a": Array("float32", (2,), "numpy.ndarray", b"no array at all")})
 
 
 def broken(**changes: object) -> Message:
@@ -199,6 +213,14 @@ def broken(**changes: object) -> Message:
         ({"signature": signature_record(prototypes=torch.full((2, 3), float("nan")))}, "not finite"),
         ({"signature": signature_record(label_counts=torch.ones(3))}, "do not fit"),
         ({"signature": signature_record(label_counts=-torch.ones(2))}, "negative or not"),
+        ({"signature": signature_record(prototypes=torch.ones(2, 3).double())}, "'torch.float64'.* are not float32"),
+        ({"signature": signature_record(label_counts=torch.full((2,), 3e38))}, "counts more than the 3 examples"),
+        ({"signature": garbage()}, "the 'signature' record cannot be decoded"),
+        ({"arrays": garbage()}, "the 'arrays' record cannot be decoded"),
+        (
+            {"metrics": MetricRecord({"num-examples": 3, "train-loss": float("nan"), "steps": 1})},
+            "train-loss is nan; expected a finite number",
+        ),
     ],
 )
 def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:
