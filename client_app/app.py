@@ -75,6 +75,14 @@ class LocalClient:
             return self.own_prior(request.objective)
         return log_prior(label_counts(self.data.train.y, self.num_classes)) - request.expert_prior
 
+    def fits(self, request: EvaluateRequest) -> tuple[float, float]:
+        """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
+        own = log_prior(label_counts(self.data.train.y, self.num_classes))
+        expert = score(
+            self.model(request.expert or request.universal), self.data.train, self.device, self.prior_shift(request)
+        )
+        return score(self.model(request.universal), self.data.train, self.device, own).loss, expert.loss
+
     def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
         """Return the index of the model with the lowest loss on this client's training data."""
         prior = self.own_prior(objective)
@@ -162,6 +170,7 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     own_prior = client.own_prior(request.objective)
     expert = client.model(request.expert or request.universal)
     expert_score = score(expert, test, client.device, client.prior_shift(request))
+    universal_fit, expert_fit = client.fits(request) if request.compare else (None, None)
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
@@ -177,4 +186,6 @@ def evaluate_locally(message: Message, context: Context) -> Message:
         expert_accuracy=expert_score.accuracy,
         personal_accuracy=personal_accuracy,
         personal_steps=personal_steps,
+        universal_fit=universal_fit,
+        expert_fit=expert_fit,
     ).to_message(message)

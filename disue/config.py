@@ -64,10 +64,13 @@ class RunConfig(BaseModel):
     local_loss: LocalLoss = Field(
         "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
     )
-    initialisation: Literal["universal", "expert", "blend"] = Field(
-        "blend", description="what a client starts a round from"
+    initialisation: Literal["universal", "expert", "blend", "learned"] = Field(
+        "blend",
+        description="what a client starts a round from; learned: a blend whose share is learnt for each cluster",
     )
-    blend: float = Field(0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend")
+    blend: float = Field(
+        0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
+    )
     expert_prior: Literal["cluster", "client"] = Field(
         "client",
         description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "

@@ -264,7 +264,9 @@ def _oracle(config: RunConfig, roster: Roster, _federation: Federation, _device:
 
 @METHODS.register("disue")
 def _disue(config: RunConfig, roster: Roster, federation: Federation, device: torch.device) -> FederatedStrategy:
-    expert_share = {"universal": 0.0, "expert": 1.0, "blend": config.blend}[config.initialisation]
+    expert_share = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}[
+        config.initialisation
+    ]
     return DisUE(
         roster,
         _participation(config),
@@ -278,6 +280,7 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
         prototype_weight=config.prototype_weight,
         label_counts_shared=config.share_label_counts,
         expert_share=expert_share,
+        learn_share=config.initialisation == "learned",
         client_prior=config.expert_prior == "client",
         objective=_objective(config),
     )

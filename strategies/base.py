@@ -113,6 +113,7 @@ class FederatedStrategy(Strategy):
 
     needs_signature = False
     needs_description = ""
+    needs_comparison = False
     always_personalise = False
 
     def __init__(
@@ -243,6 +244,7 @@ class FederatedStrategy(Strategy):
                 expert=self._own_expert(client.name),
                 expert_prior=self.prior_of(client.name),
                 personalise=last or self.always_personalise,
+                compare=self.needs_comparison,
                 objective=self.objective,
             ).to_message(client.node_id)
             for client in self.roster.sample(fraction, "evaluate", server_round)

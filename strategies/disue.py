@@ -3,10 +3,11 @@
 "Distilled Universal Expert", arXiv:2506.20285.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from logging import WARNING
 
 import torch
+from flwr.app import Message, MetricRecord
 from flwr.common.logger import log
 from torch import Tensor
 
@@ -54,6 +55,9 @@ class DisUE(FederatedStrategy):
     expert_share : float (default: 0.0)
         What clients start from: 0 the universal expert (the paper), 1 their own cluster's expert, and in
         between a mixture of both.
+    learn_share : bool (default: False)
+        ``expert_share`` is for the start only; then each team's share is learnt from how well both models fit its
+        clients' data.
     client_prior : bool (default: True)
         Where a client uses its expert, its own label prior stands for the cluster's.
     objective : LocalObjective
@@ -67,6 +71,8 @@ class DisUE(FederatedStrategy):
         The experts of all architectures; `experts` are those of the run's own.
     knowledge : dict of Team to Prototypes
         Of the team's clients.
+    expert_shares : dict of Team to float
+        What was learnt of them.
     priors : dict of Team to (classes,) tensor
         Log label shares of the team's clients; where they are not told, as they were last estimated.
     """
@@ -86,6 +92,7 @@ class DisUE(FederatedStrategy):
         prototype_weight: float = 1.0,
         label_counts_shared: bool = True,
         expert_share: float = 0.0,
+        learn_share: bool = False,
         client_prior: bool = True,
         objective: LocalObjective = PLAIN,
     ) -> None:
@@ -100,11 +107,13 @@ class DisUE(FederatedStrategy):
         self.prototype_weight = prototype_weight
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
+        self.needs_comparison = learn_share
         self.client_prior = client_prior
         self.averages: dict[str, State] = {}
         self.team_experts: dict[Team, State] = {}
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
+        self.expert_shares: dict[Team, float] = {}
         self._warned = False
 
     def universal_for(self, name: str) -> State:
@@ -114,21 +123,20 @@ class DisUE(FederatedStrategy):
     def start_for(self, name: str) -> State:
         """Return the universal expert, or its mixture with the client's own expert."""
         universal, expert = self.universal_for(name), self.expert_for(name)
-        if expert is None or expert is universal or self.expert_share == 0.0:
+        if expert is None or expert is universal:
             return universal
-        return interpolate(universal, expert, self.expert_share)
+        share = self.expert_shares.get(self._team_of(name), self.expert_share)
+        return universal if share == 0.0 else interpolate(universal, expert, share)
 
     def expert_for(self, name: str) -> State | None:
         """Return the expert of the client's cluster and architecture, or None where it has none yet."""
-        if name not in self.clusters:
-            return None
-        return self.team_experts.get(Team(self.clusters[name], self.roster.models[name]))
+        return self.team_experts.get(self._team_of(name)) if name in self.clusters else None
 
     def prior_of(self, name: str) -> Tensor | None:
         """Return the label prior of the client's expert, if clients are to put their own for it and it is known."""
         if not self.client_prior or self.objective.local_loss == "balanced" or name not in self.clusters:
             return None
-        return self.priors.get(Team(self.clusters[name], self.roster.models[name]))
+        return self.priors.get(self._team_of(name))
 
     def experts_of(self, model: str) -> dict[int, State]:
         """Return the experts of one architecture, by cluster."""
@@ -149,6 +157,33 @@ class DisUE(FederatedStrategy):
             self.universals |= self._distil()
         self._warn_of_unknown_priors()
         return self.universal
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Keep each client's own numbers, and learn from them where the teams' clients should start."""
+        metrics = super().aggregate_evaluate(server_round, replies)
+        if self.needs_comparison:
+            self._learn_shares()
+        return metrics
+
+    # --- phase L: where clients start --------------------------------------------------------------
+
+    def _team_of(self, name: str) -> Team:
+        return Team(self.clusters[name], self.roster.models[name])
+
+    def _learn_shares(self) -> None:
+        """Set each team's share to L_u / (L_u + L_e), with the summed losses of its clients that were evaluated.
+
+        Half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer to one.
+        """
+        fits: dict[Team, list[tuple[float, float]]] = {}
+        for name, reply in self.outcome.evaluations.items():
+            if reply.universal_fit is not None and reply.expert_fit is not None and name in self.clusters:
+                fits.setdefault(self._team_of(name), []).append((reply.universal_fit, reply.expert_fit))
+        for team, pairs in fits.items():
+            universal, expert = (sum(losses) for losses in zip(*pairs, strict=True))
+            self.expert_shares[team] = universal / max(universal + expert, 1e-12)
+        shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
+        self.outcome.extra["expert_share"] = sum(shares) / len(shares)
 
     # --- phase C: clustering and aggregation -------------------------------------------------------
 

@@ -31,6 +31,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         # what clients start from
         "disue:initialisation=universal",
         "disue:blend=0.8",
+        "disue:initialisation=learned",
         "disue:initialisation=expert",
     ),
 }

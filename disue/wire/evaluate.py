@@ -35,6 +35,8 @@ class EvaluateRequest:
         are.
     personalise : bool
         Whether to fine-tune the expert, too, and evaluate it then.
+    compare : bool
+        Whether to say, too, how well both models fit the training data.
     objective : LocalObjective
     """
 
@@ -43,6 +45,7 @@ class EvaluateRequest:
     expert: State | None = None
     expert_prior: Tensor | None = None
     personalise: bool = False
+    compare: bool = False
     objective: LocalObjective = PLAIN
 
     def to_message(self, node_id: int) -> Message:
@@ -50,7 +53,9 @@ class EvaluateRequest:
         content = RecordDict(
             {
                 "arrays": ArrayRecord(self.universal),
-                "config": make_config(self.server_round, self.objective, personalise=self.personalise),
+                "config": make_config(
+                    self.server_round, self.objective, personalise=self.personalise, compare=self.compare
+                ),
             }
         )
         if self.expert is not None:
@@ -70,6 +75,7 @@ class EvaluateRequest:
             expert=read_optional_state(message, "expert"),
             expert_prior=None if priors is None else priors["expert"],
             personalise=bool(config["personalise"]),
+            compare=bool(config["compare"]),
             objective=read_objective(config),
         )
 
@@ -78,7 +84,8 @@ class EvaluateRequest:
 class EvaluateReply:
     """Accuracies on the client's own test data; ``personal_accuracy`` only where it was asked for.
 
-    ``personal_steps`` are the optimiser steps that the fine-tuning took.
+    ``personal_steps`` are the optimiser steps that the fine-tuning took. ``universal_fit`` and ``expert_fit``, where
+    they were asked for, are mean cross-entropies (nats) on the client's training data, with its own label prior.
     """
 
     num_examples: int
@@ -87,6 +94,8 @@ class EvaluateReply:
     expert_accuracy: float
     personal_accuracy: float | None = None
     personal_steps: int = 0
+    universal_fit: float | None = None
+    expert_fit: float | None = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -99,8 +108,14 @@ class EvaluateReply:
                 "personal-steps": self.personal_steps,
             }
         )
-        if self.personal_accuracy is not None:
-            metrics["personal-accuracy"] = self.personal_accuracy
+        optional = {
+            "personal-accuracy": self.personal_accuracy,
+            "universal-fit": self.universal_fit,
+            "expert-fit": self.expert_fit,
+        }
+        for key, value in optional.items():
+            if value is not None:
+                metrics[key] = value
         return Message(RecordDict({"metrics": metrics}), reply_to=reply_to)
 
     @classmethod
@@ -114,4 +129,6 @@ class EvaluateReply:
             expert_accuracy=share(metrics, "expert-accuracy"),
             personal_accuracy=share(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
             personal_steps=integer(metrics, "personal-steps", at_least=0),
+            universal_fit=number(metrics, "universal-fit") if "universal-fit" in metrics else None,
+            expert_fit=number(metrics, "expert-fit") if "expert-fit" in metrics else None,
         )

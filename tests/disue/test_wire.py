@@ -104,11 +104,14 @@ def test_a_malformed_description_is_refused_with_the_reason(signature: torch.Ten
 @pytest.mark.parametrize("prior", [None, torch.tensor([-1.0, -0.5])])
 @pytest.mark.parametrize("expert", [None, state(1)])
 def test_evaluate_request_round_trip(expert: State | None, prior: torch.Tensor | None) -> None:
-    got = EvaluateRequest.from_message(EvaluateRequest(state(), 3, expert, prior, personalise=True).to_message(7))
+    got = EvaluateRequest.from_message(
+        EvaluateRequest(state(), 3, expert, prior, personalise=True, compare=True).to_message(7)
+    )
     assert same(got.universal, state())
     assert got.expert_prior is prior if prior is None else torch.equal(got.expert_prior, prior)
     assert same(got.expert, expert)
     assert got.personalise
+    assert got.compare
 
 
 shapes = st.lists(st.integers(1, 4), max_size=3)
@@ -137,7 +140,7 @@ def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions
 
 @pytest.mark.parametrize("personal", [None, 0.25])
 def test_evaluate_reply_round_trip(personal: float | None) -> None:
-    sent = EvaluateReply(10, 0.5, 1.25, 0.75, personal, personal_steps=8)
+    sent = EvaluateReply(10, 0.5, 1.25, 0.75, personal, personal_steps=8, universal_fit=1.5, expert_fit=0.5)
     assert EvaluateReply.from_message(sent.to_message(reply_to())) == sent
 
 

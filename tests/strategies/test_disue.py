@@ -343,3 +343,61 @@ def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkey
         ratios.append((distances[k] * spread / own.distances(features))[finite])
     ratio = torch.cat(ratios)
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
+
+
+def test_the_share_of_the_expert_in_the_start_is_learnt_for_each_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """From the losses of both models on the training data of the cluster's clients, computed here from their states."""
+    rounds: list[tuple[dict[str, torch.Tensor], dict[Team, dict[str, torch.Tensor]], dict[Team, torch.Tensor]]] = []
+    starts: list[dict[str, torch.Tensor]] = []
+    learnt: list[dict[Team, float]] = []
+    original_evaluate, original_start = DisUE.aggregate_evaluate, DisUE.start_for
+
+    def watch(self: DisUE, server_round, replies):  # type: ignore[no-untyped-def]
+        metrics = original_evaluate(self, server_round, replies)
+        rounds.append((self.universal, dict(self.team_experts), dict(self.priors)))
+        learnt.append(dict(self.expert_shares))
+        clusters.append(dict(self.clusters))
+        return metrics
+
+    def watch_start(self: DisUE, name):  # type: ignore[no-untyped-def]
+        start = original_start(self, name)
+        if len(rounds) == 1 and name == "client-0":
+            starts.append(start)
+        return start
+
+    clusters: list[dict[str, int]] = []
+    monkeypatch.setattr(DisUE, "aggregate_evaluate", watch)
+    monkeypatch.setattr(DisUE, "start_for", watch_start)
+    groups = {"clients": 6, "num_clusters": 2, "scenario": "label-swap", "num_groups": 2, "seed": 4}
+    result = run(**groups, initialisation="learned", num_server_rounds=4, local_epochs=3)
+    federation = build_federation(result.config, 6)
+    universal, experts, priors = rounds[0]
+    model = build_model("mlp", (1, 8, 8), 10).eval()
+    expected = {}
+    for team, expert in experts.items():
+        sums = [0.0, 0.0]
+        for i, (_, cluster) in enumerate(clusters[0].items()):
+            if cluster != team.cluster:
+                continue
+            data = federation.client(i).train
+            counts = torch.bincount(data.y, minlength=10) + 0.1
+            own = (counts / counts.sum()).log()
+            for which, (state, shift) in enumerate(((universal, own), (expert, own - priors[team]))):
+                model.load_state_dict(state)
+                with torch.no_grad():
+                    sums[which] += float(torch.nn.functional.cross_entropy(model(data.x) + shift, data.y))
+        expected[team] = sums[0] / sum(sums)
+    assert learnt[0] == pytest.approx(expected, rel=1e-4)
+    share = learnt[0][Team(clusters[0]["client-0"], "mlp")]
+    assert min(learnt[-1].values()) > 0.55  # labels are swapped: in the end the own expert fits better
+    own = experts[Team(clusters[0]["client-0"], "mlp")]
+    for name, tensor in starts[0].items():
+        torch.testing.assert_close(tensor, (1 - share) * universal[name] + share * own[name])
+    assert result.rows[0]["expert_share"] == pytest.approx(np.mean(list(learnt[0].values())))
+
+
+def test_without_an_evaluation_the_share_is_the_configured_one(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {"clients": 6, "num_clusters": 2, "num_server_rounds": 3, "evaluate_every": 9, "seed": 4}
+    learned, blend = run(**settings, initialisation="learned"), run(**settings, initialisation="blend")
+    for name, tensor in load_file(blend.directory / "universal.safetensors").items():
+        assert torch.equal(load_file(learned.directory / "universal.safetensors")[name], tensor)
