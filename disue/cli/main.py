@@ -125,6 +125,35 @@ def compare(
     run(methods, preset, scenarios, seeds, datasets, clients, assignments or [], workers, output)
 
 
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they are written; missing or empty.")],
+    hosts: Annotated[
+        str, typer.Option(metavar="A,B", help="DNS names and IP addresses by which clients reach the SuperLink.")
+    ],
+    nodes: Annotated[int, typer.Option(min=1, max=10000, help="Number of SuperNodes; each gets a key pair.")],
+    days: Annotated[int, typer.Option(min=1, max=36500, help="How long the certificates hold.")] = 1825,
+) -> None:
+    """Make the keys and certificates of a deployment, and print the commands that use them.
+
+    Writes a CA (ca.pem, ca.key), the SuperLink's certificate (server.pem, server.key) and a key pair per SuperNode
+    (nodes/node-1, nodes/node-1.pub, ...). Private files are readable by their owner only; nothing is overwritten.
+
+    Examples:
+
+    - disue certs certs --hosts superlink,localhost,10.0.0.5 --nodes 5
+
+    - disue certs certs --hosts fl.example.org --nodes 20 --days 365
+
+    docs/DEPLOY.md says which file goes to which machine.
+    """
+    from disue.cli.certs import commands, make_certificates
+
+    names = [host.strip() for host in hosts.split(",")]
+    make_certificates(directory, names, nodes, days)
+    typer.echo(f"keys and certificates: {directory.expanduser().absolute()}\n\n{commands(directory, names, nodes)}")
+
+
 def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
