@@ -11,7 +11,7 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from disue.cli.config_table import config_table
-from disue.cli.ray import copy_app
+from disue.cli.flower import copy_app
 from disue.source import PACKAGES, source_hash
 
 ROOT = Path(__file__).parents[1]

@@ -126,6 +126,32 @@ def compare(
 
 
 @app.command()
+def run(
+    connection: Annotated[str, typer.Argument(help="A SuperLink connection in Flower's config.toml.")],
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a run config key; may be given often."),
+    ] = None,
+) -> None:
+    """Run the app on a SuperLink whose clients are on other machines, and print its log.
+
+    Ends with status 0 only if the run was completed. Paths in --set are on the machine of the SuperLink; the run
+    directory is made there. On Ctrl-C the run goes on.
+
+    Examples:
+
+    - disue run disue --set dataset=own --set min-clients=4
+
+    - disue run disue --set num-server-rounds=50 --set output-dir=/var/lib/disue/runs/first
+
+    docs/DEPLOY.md shows how to start the SuperLink and the clients.
+    """
+    from disue.cli.run import run as submit
+
+    submit(connection, assignments or [])
+
+
+@app.command()
 def certs(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where they are written; missing or empty.")],
     hosts: Annotated[

@@ -6,12 +6,9 @@ SuperLink is private to the run, starts in an empty directory, and is asked at t
 """
 
 import json
-import os
 import re
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,11 +22,9 @@ from typing import Any
 import psutil
 import tomli_w
 
-import disue
-from disue import errors
+from disue.cli.flower import copy_app, failure, quiet_environment, run_status, tool
 from disue.config import RunConfig
-from disue.errors import DisueError, FederationError
-from disue.source import PACKAGES
+from disue.errors import FederationError
 
 CONNECTION = "disue"
 START_TIMEOUT = 60.0
@@ -67,25 +62,15 @@ def run_ray(
             f"client-resources-num-gpus={float(gpus_per_client)}"
         )
         with private_superlink(work) as environment:
-            command = [_tool("flwr"), "run", str(app), CONNECTION, "--stream"]
+            command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
             command += ["--run-config", str(overrides), "--federation-config", federation]
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
-            status = run_status(log, environment, work)
+            status = run_status(_started_run(log), CONNECTION, environment, work)
         if status != "finished:completed":
-            raise _failure(log, status, Path(config.output_dir))
+            _keep(log, Path(config.output_dir))
+            raise failure(log, status)
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
     return summary
-
-
-def copy_app(target: Path) -> Path:
-    """Copy the app (its packages and pyproject.toml) from where this process runs it, and return ``target``."""
-    package = Path(disue.__file__).parent
-    for name in PACKAGES:
-        ignore = shutil.ignore_patterns("__pycache__", "*.toml")
-        shutil.copytree(package.parent / name, target / name, ignore=ignore)
-    candidates = (package / "pyproject.toml", package.parent / "pyproject.toml")  # installed, or a checkout
-    shutil.copy(next(path for path in candidates if path.is_file()), target / "pyproject.toml")
-    return target
 
 
 @contextmanager
@@ -104,16 +89,13 @@ def private_superlink(work: Path) -> Iterator[dict[str, str]]:
     (flower_home / "config.toml").write_text(
         tomli_w.dumps({"superlink": {"default": CONNECTION, CONNECTION: connection}})
     )
-    environment = os.environ | {
+    environment = quiet_environment() | {
         "FLWR_HOME": str(flower_home),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
     command = [
-        _tool("flower-superlink"),
+        tool("flower-superlink"),
         "--insecure",
         "--simulation",
         "--disable-runtime-dependency-installation",
@@ -129,19 +111,6 @@ def private_superlink(work: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         _stop(process)
-
-
-def run_status(log: list[str], environment: dict[str, str], work: Path) -> str:
-    """Return what the SuperLink says of the run that ``log`` (of `flwr run`) started, e.g. ``finished:completed``."""
-    started = re.search(r"Successfully started run (\d+)", "\n".join(log))
-    if started is None:
-        return "not started"
-    command = [_tool("flwr"), "ls", CONNECTION, "--run-id", started[1], "--format", "json"]
-    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False).stdout
-    try:
-        return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
-    except (ValueError, KeyError, IndexError):
-        return "unknown"
 
 
 def _follow(
@@ -176,24 +145,20 @@ def _follow(
     return lines
 
 
+def _started_run(log: list[str]) -> str | None:
+    started = re.search(r"Successfully started run (\d+)", "\n".join(log))
+    return started[1] if started else None
+
+
+def _keep(log: list[str], directory: Path) -> None:
+    """Keep the log in the run directory, if the run came as far as to make one."""
+    if directory.is_dir():
+        (directory / "flower.log").write_text("\n".join(log) + "\n")
+
+
 def _complete_lines(path: Path) -> list[str]:
     text = path.read_text() if path.exists() else ""
     return text[: text.rfind("\n") + 1].splitlines()
-
-
-def _failure(log: list[str], status: str, directory: Path) -> DisueError:
-    """Return our own error from the log of a failed run, or its last lines where it was another one.
-
-    The whole log is kept in the run directory, if the run came as far as to make one.
-    """
-    if directory.is_dir():
-        (directory / "flower.log").write_text("\n".join(log) + "\n")
-    raised = re.findall(r"^disue\.errors\.(\w+): (.*)", "\n".join(log), flags=re.MULTILINE)
-    if raised:
-        kind, message = raised[-1]
-        error: DisueError = getattr(errors, kind, FederationError)(message)
-        return error
-    return FederationError(f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:]))
 
 
 def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: Path) -> None:
@@ -226,11 +191,3 @@ def _free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _tool(name: str) -> str:
-    path = Path(sys.executable).parent / name
-    found = str(path) if path.exists() else shutil.which(name)
-    if found is None:
-        raise DisueError(f"'{name}' is not installed beside {sys.executable}; install flwr[simulation]")
-    return found

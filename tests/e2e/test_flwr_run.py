@@ -14,10 +14,12 @@ import pytest
 import tomli_w
 
 from disue.cli import ray
-from disue.cli.ray import private_superlink, run_ray, run_status
+from disue.cli.flower import run_status, tool
+from disue.cli.ray import private_superlink, run_ray
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import FederationError
+from disue.source import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -44,7 +46,7 @@ def flwr_run(app: Path, superlink: Path, run_config: dict[str, Any], num_superno
     overrides = superlink / "overrides.toml"
     overrides.write_text(tomli_w.dumps(run_config))
     with private_superlink(superlink) as environment:
-        command = [ray._tool("flwr"), "run", str(app), "--stream", "--run-config", str(overrides)]
+        command = [tool("flwr"), "run", str(app), "--stream", "--run-config", str(overrides)]
         command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
         done = subprocess.run(
             command,
@@ -56,7 +58,7 @@ def flwr_run(app: Path, superlink: Path, run_config: dict[str, Any], num_superno
             timeout=600,
         )
         log = (done.stdout + done.stderr).splitlines()
-        return run_status(log, environment, superlink), log
+        return run_status(ray._started_run(log), ray.CONNECTION, environment, superlink), log
 
 
 def test_the_two_engines_give_equal_metrics_and_equal_models(inline: Path, tmp_path: Path) -> None:
@@ -94,7 +96,7 @@ def test_too_few_nodes_fail_the_run_within_the_join_timeout(tmp_path: Path) -> N
 def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None:
     """Ray actors prefer the directory that the SuperLink was started from to the app bundle; the hash tells."""
     link = tmp_path / "link"
-    for package in ray.PACKAGES:
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, link / package)
     (link / "client_app" / "training.py").open("a").write("\n# another version\n")
     status, log = flwr_run(ROOT, link, SMALL | {"output-dir": str(tmp_path / "run")}, 2)

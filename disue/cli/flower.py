@@ -1,0 +1,83 @@
+"""Flower's commands, as our own commands use them: which app they get, and how a run ended."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import disue
+from disue import errors
+from disue.errors import DisueError, FederationError
+from disue.source import PACKAGES
+
+
+def copy_app(target: Path) -> Path:
+    """Copy the app (its packages and pyproject.toml) from where this process runs it, and return ``target``."""
+    package = Path(disue.__file__).parent
+    for name in PACKAGES:
+        ignore = shutil.ignore_patterns("__pycache__", "*.toml")
+        shutil.copytree(package.parent / name, target / name, ignore=ignore)
+    candidates = (package / "pyproject.toml", package.parent / "pyproject.toml")  # installed, or a checkout
+    shutil.copy(next(path for path in candidates if path.is_file()), target / "pyproject.toml")
+    return target
+
+
+def tool(name: str) -> str:
+    """Return the path of one of Flower's commands, the one beside this Python first.
+
+    Raises
+    ------
+    DisueError
+        If there is none.
+    """
+    path = Path(sys.executable).parent / name
+    found = str(path) if path.exists() else shutil.which(name)
+    if found is None:
+        raise DisueError(f"'{name}' is not installed beside {sys.executable}; install flwr")
+    return found
+
+
+def quiet_environment() -> dict[str, str]:
+    """Return this process's environment with Flower's reports to its makers off, and its commands on the path."""
+    return os.environ | {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+    }
+
+
+def run_status(run_id: str | None, connection: str, environment: dict[str, str], work: Path) -> str:
+    """Return what the SuperLink says of a run, e.g. ``finished:completed``.
+
+    Parameters
+    ----------
+    run_id : str or None
+        None: it was not even started.
+    connection : str
+        A SuperLink connection in Flower's configuration.
+    environment : dict of str to str
+        In which `flwr` finds that configuration.
+    work : Path
+        A directory without an app in it.
+    """
+    if run_id is None:
+        return "not started"
+    command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
+    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False).stdout
+    try:
+        return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
+    except (ValueError, KeyError, IndexError):
+        return "unknown"
+
+
+def failure(log: list[str], status: str) -> DisueError:
+    """Return our own error from the log of a failed run, or its last lines where it was another one."""
+    raised = re.findall(r"^disue\.errors\.(\w+): (.*)", "\n".join(log), flags=re.MULTILINE)
+    if raised:
+        kind, message = raised[-1]
+        error: DisueError = getattr(errors, kind, FederationError)(message)
+        return error
+    return FederationError(f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:]))
