@@ -22,10 +22,7 @@ PROXY = 300
 
 
 def main(directory: Path) -> None:
-    """Write all data sets, from disjoint images; leave alone what an earlier call has finished."""
-    if (directory / "proxy").is_dir():
-        print(f"demo data are in {directory} already")
-        return
+    """Write all data sets, from disjoint images; the same at every call."""
     digits = load_digits()
     images, labels = (digits.images * 255 / 16).astype(np.uint8), digits.target.astype(np.int64)
     order = np.random.default_rng(0).permutation(len(labels))
@@ -36,15 +33,13 @@ def main(directory: Path) -> None:
         free[chosen] = False
         if kind == "npz":
             (directory / name).mkdir(parents=True, exist_ok=True)
-            np.savez_compressed(directory / name / "data.npz", x=images[chosen], y=labels[chosen])
+            np.savez_compressed(directory / name / "images.npz", x=images[chosen], y=labels[chosen])
         else:
             for i in chosen:
                 save(images[i], directory / name / str(labels[i]) / f"{i}.png")
         print(f"{name}: {len(chosen)} images as {kind}, digits {', '.join(map(str, classes))}")
-    partial = directory / ".proxy"
     for i in np.flatnonzero(free)[:PROXY]:
-        save(images[i], partial / f"{i}.png")
-    partial.rename(directory / "proxy")
+        save(images[i], directory / "proxy" / f"{i}.png")
     print(f"proxy: {PROXY} images without labels")
 
 
