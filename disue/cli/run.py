@@ -72,7 +72,10 @@ def _submit(connection: str, config: RunConfig, environment: dict[str, str], wor
     reply = _json(done.stdout)
     if reply.get("success"):
         return str(reply["run-id"])
-    reason = str(reply.get("error-message") or done.stdout + done.stderr).strip()
+    told = re.sub(
+        r"^Using SuperLink: .*$", "", str(reply.get("error-message") or done.stdout + done.stderr), flags=re.M
+    )
+    reason = " ".join(told.split())
     if "not found in the Flower configuration file" in reason:
         raise ConfigError(f"CONNECTION: {reason[reason.rindex('SuperLink connection') :]}")
     raise FederationError(f"the SuperLink of connection '{connection}' did not take the run: {reason}")
