@@ -14,6 +14,8 @@ from disue.config import RunConfig
 from disue.models import build_model
 from strategies.updates import ClientUpdate
 
+pytest.register_assert_rewrite("deployment")
+
 FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20}
 
 

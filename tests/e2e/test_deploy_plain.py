@@ -4,10 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from deployment import Deployment, check_run_directory, deployed
-
-from disue.cli.simulate import run_inline
-from disue.config import RunConfig
+from deployment import Deployment, check_run_directory, deployed, simulate
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -20,9 +17,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 
 def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deployment, tmp_path: Path) -> None:
     assert "finished:completed" in (deployment.work / "blocks.log").read_text()
-    values = {"model": "mlp", "num-server-rounds": 1, "distill-steps": 5, "output-dir": str(tmp_path / "run")}
-    run_inline(RunConfig.from_flower(values), 4)
-    check_run_directory(deployment.work / "runs" / "plain", tmp_path / "run", rounds=2)
+    check_run_directory(deployment.work / "runs" / "plain", 2, simulate(tmp_path / "run"))
 
 
 def test_a_run_that_fails_is_status_1_with_the_reason_in_the_last_line(deployment: Deployment) -> None:
