@@ -1,12 +1,18 @@
 """Where a client's data come from: a part of the run's dataset, or files of its own."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from disue.config import RunConfig
 from disue.data import OWN, ClientData, build_federation
 from disue.data.own import OwnSplit, open_own
+from disue.data.scenarios import NO_GROUP
 from disue.errors import DataError, WireError
 from disue.nodes import NodeConfig
 from disue.task import Task
 from disue.wire import HelloReply
+
+T = TypeVar("T")
 
 
 def introduce(config: RunConfig, node: NodeConfig, model: str) -> HelloReply:
@@ -18,8 +24,8 @@ def introduce(config: RunConfig, node: NodeConfig, model: str) -> HelloReply:
         If its data cannot be used.
     """
     if node.data_path is not None:
-        split = _own_split(config, node, node.data_path)
-        return HelloReply(node.client, len(split.train), -1, 0, model, split.summary())
+        split, summary = _own(config, node, node.data_path, OwnSplit.summary)
+        return HelloReply(node.client, len(split.train), NO_GROUP, 0, model, summary)
     partition, partitions = _partition(config, node)
     data = build_federation(config, partitions).client(partition)
     return HelloReply(node.client, len(data.train), data.group, partitions, model)
@@ -48,21 +54,19 @@ def open_data(config: RunConfig, node: NodeConfig, task: Task | None) -> tuple[T
         return federation.task, federation.client(partition)
     if task is None:
         raise WireError("the request does not say which classes there are")
-    split = _own_split(config, node, node.data_path)
-    try:
-        return task, split.for_task(task)
-    except DataError as error:
-        raise DataError(f"{node.client}: {error}") from None
+    return task, _own(config, node, node.data_path, lambda split: split.for_task(task))[1]
 
 
-def _own_split(config: RunConfig, node: NodeConfig, data_path: str) -> OwnSplit:
+def _own(config: RunConfig, node: NodeConfig, data_path: str, use: Callable[[OwnSplit], T]) -> tuple[OwnSplit, T]:
+    """Open the client's own data and use them; what is wrong with them is said with the client's name."""
     if config.dataset != OWN:
         raise DataError(
             f"{node.client}: the node has data of its own and the run's dataset is '{config.dataset}'; "
             f"run it with dataset={OWN}"
         )
     try:
-        return open_own(data_path, config.shape, config.test_fraction, config.seed, node.client)
+        split = open_own(data_path, config.shape, config.test_fraction, config.seed, node.client)
+        return split, use(split)
     except DataError as error:
         raise DataError(f"{node.client}: {error}") from None
 

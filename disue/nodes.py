@@ -39,18 +39,25 @@ class NodeConfig(BaseModel):
         ConfigError
             One line with the key, the value and what is allowed.
         """
+        name = node_config.get("name")
+        where = f"node config of '{name}'" if isinstance(name, str) and name and name.isprintable() else "node config"
+        try:
+            return cls._read(node_config)
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def _read(cls, node_config: Mapping[str, Any]) -> "NodeConfig":
         known = [name.replace("_", "-") for name in cls.model_fields]
         for key in node_config:
             if key not in known:
-                raise ConfigError(
-                    f"node config: no such key '{key}'{suggestion(key, known)}; the keys are {', '.join(known)}"
-                )
+                raise ConfigError(f"no such key '{key}'{suggestion(key, known)}; the keys are {', '.join(known)}")
         try:
             config = cls.model_validate(dict(node_config))
         except ValidationError as error:
             first = error.errors()[0]
             expected = first["msg"][0].lower() + first["msg"][1:]
-            raise ConfigError(f"node config: {first['loc'][0]}: got {first['input']!r}; {expected}") from None
+            raise ConfigError(f"{first['loc'][0]}: got {first['input']!r}; {expected}") from None
         config._require_one_source_of_data()
         return config
 
@@ -61,20 +68,20 @@ class NodeConfig(BaseModel):
 
     def _require_one_source_of_data(self) -> None:
         if self.name is not None and not self.name.isprintable():
-            raise ConfigError(f"node config: name: got {self.name!r}; use printable text")
+            raise ConfigError(f"name: got {self.name!r}; use printable text")
         if self.data_path is not None:
             for key, value in (("partition-id", self.partition_id), ("num-partitions", self.num_partitions)):
                 if value is not None:
-                    raise ConfigError(f"node config: data-path and {key} exclude each other, use one of them")
+                    raise ConfigError(f"data-path and {key} exclude each other, use one of them")
             if self.name is None:
-                raise ConfigError('node config: data-path needs a name beside it, e.g. name="hospital-a"')
+                raise ConfigError('data-path needs a name beside it, e.g. name="hospital-a"')
         elif self.partition_id is None or self.num_partitions is None:
             raise ConfigError(
-                "node config: neither data-path nor partition-id and num-partitions; "
+                "neither data-path nor partition-id and num-partitions; "
                 'use e.g. --node-config \'name="hospital-a" data-path="/data"\''
             )
         elif self.partition_id >= self.num_partitions:
             raise ConfigError(
-                f"node config: partition-id: got {self.partition_id}; num-partitions is {self.num_partitions}, "
+                f"partition-id: got {self.partition_id}; num-partitions is {self.num_partitions}, "
                 f"use 0 to {self.num_partitions - 1}"
             )

@@ -40,12 +40,12 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         One line that names the key, the value and what is allowed.
     """
     check_names(config)
+    if num_clients is not None and config.dataset == OWN:
+        load_dataset(OWN)  # raises: a simulation has none
     check_own_data(config)
     prepare_device(config.device)
     check_directory(default_directory(config))
     if num_clients is not None:
-        if config.dataset == OWN:
-            load_dataset(OWN)  # raises: a simulation has none
         check_sizes(config, num_clients)
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)

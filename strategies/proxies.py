@@ -56,7 +56,10 @@ def find_images(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise DataError(f"proxy: '{directory}' is not a directory")
-    paths = images_below(directory)
+    try:
+        paths = images_below(directory)
+    except OSError as error:
+        raise DataError(f"proxy: '{error.filename}' cannot be read ({error.strerror})") from None
     if len(paths) < MIN_SIZE:
         raise DataError(f"proxy: '{directory}' has {len(paths)} images; at least {MIN_SIZE} are needed")
     return paths

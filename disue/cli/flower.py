@@ -49,6 +49,12 @@ def quiet_environment() -> dict[str, str]:
     }
 
 
+def started_run(log: list[str]) -> str | None:
+    """Return the id of the run that `flwr run` started, from what it printed; None if it started none."""
+    started = re.search(r"Successfully started run (\d+)", "\n".join(log))
+    return started[1] if started else None
+
+
 def run_status(run_id: str | None, connection: str, environment: dict[str, str], work: Path) -> str:
     """Return what the SuperLink says of a run, e.g. ``finished:completed``.
 

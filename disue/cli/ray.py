@@ -6,7 +6,6 @@ SuperLink is private to the run, starts in an empty directory, and is asked at t
 """
 
 import json
-import re
 import socket
 import subprocess
 import tempfile
@@ -22,7 +21,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from disue.cli.flower import copy_app, failure, quiet_environment, run_status, tool
+from disue.cli.flower import copy_app, failure, quiet_environment, run_status, started_run, tool
 from disue.config import RunConfig
 from disue.errors import FederationError
 
@@ -65,7 +64,7 @@ def run_ray(
             command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
             command += ["--run-config", str(overrides), "--federation-config", federation]
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
-            status = run_status(_started_run(log), CONNECTION, environment, work)
+            status = run_status(started_run(log), CONNECTION, environment, work)
         if status != "finished:completed":
             _keep(log, Path(config.output_dir))
             raise failure(log, status)
@@ -143,11 +142,6 @@ def _follow(
         process.wait()
     reader.join()
     return lines
-
-
-def _started_run(log: list[str]) -> str | None:
-    started = re.search(r"Successfully started run (\d+)", "\n".join(log))
-    return started[1] if started else None
 
 
 def _keep(log: list[str], directory: Path) -> None:

@@ -127,8 +127,8 @@ def _cache_directory(data_dir: Path | None) -> Path:
 @DATASETS.register(OWN)
 def _own(_data_dir: Path | None) -> Dataset:
     raise DataError(
-        f"dataset '{OWN}' is what each client has, where data-path in its node config says; "
-        "it is for clients on real machines, and no server and no simulation has it"
+        f"dataset: got '{OWN}'; that is what clients on real machines have, where data-path in their node config says, "
+        "and neither a server nor a simulation has it"
     )
 
 

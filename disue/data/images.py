@@ -1,5 +1,6 @@
 """Images of any size, kind and number of channels, made to what a model takes. The rules are in the docstrings."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +21,25 @@ CHUNK = 256
 
 
 def images_below(directory: Path) -> list[Path]:
-    """Return the image files below a directory, by their endings, sorted by path; hidden ones are left alone."""
-    return sorted(
-        path
-        for path in directory.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(directory).parts)
-    )
+    """Return the image files below a directory, by their endings, sorted by path.
+
+    Hidden files and folders are left alone; symbolic links to folders are not followed.
+
+    Raises
+    ------
+    OSError
+        If a folder may not be read: its images would be missing in silence.
+    """
+    found: list[Path] = []
+    for folder, folders, files in os.walk(directory, onerror=_give_up):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(folder, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
+
+
+def _give_up(error: OSError) -> None:
+    raise error
 
 
 def fit_to(x: Tensor, shape: Shape) -> Tensor:

@@ -42,10 +42,13 @@ class OwnSplit:
     test: Tensor
 
     def summary(self) -> DataSummary:
-        """Return what the server is told, so that a task can be agreed on."""
+        """Return what the server is told, so that a task can be agreed on; raise `DataError` for unusable names."""
         pixels = self.data.x[self.train].double()
         deviation, mean = torch.std_mean(pixels, dim=(0, 2, 3), correction=0)
-        return DataSummary(self.data.class_names, tuple(mean.tolist()), tuple(deviation.tolist()))
+        try:
+            return DataSummary(self.data.class_names, tuple(mean.tolist()), tuple(deviation.tolist()))
+        except ValueError as error:
+            raise DataError(str(error)) from None
 
     def for_task(self, task: Task) -> ClientData:
         """Return the examples as the task's models take them.
@@ -106,7 +109,6 @@ def _fingerprint(root: Path) -> Fingerprint:
             raise DataError("data-path is neither a folder nor an .npz file; is it mounted, and readable to this user?")
         files = [root]
     else:
-        next(root.iterdir(), None)  # a folder that may not be listed looks empty to `rglob`
         files = images_below(root)
     return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files)
 

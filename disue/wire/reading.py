@@ -11,6 +11,8 @@ from disue.objective import LocalObjective
 from disue.source import source_hash
 from disue.task import Task
 
+LONGEST_REASON = 1000
+
 
 def make_config(server_round: int, objective: LocalObjective, task: Task | None = None, **flags: bool) -> ConfigRecord:
     """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
@@ -115,7 +117,13 @@ def share(metrics: MetricRecord, key: str) -> float:
 
 
 def error_reason(message: Message) -> str:
-    """Return why a client failed, in one line; Ray wraps the client's own words in two tracebacks."""
+    """Return why a client failed, in one line of printable text."""
+    line = _last_words(message)[:LONGEST_REASON]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _last_words(message: Message) -> str:
+    """Return what the client's error said; Ray wraps it in two tracebacks, a SuperNode in the error's type."""
     reason = message.error.reason or ""
     said = re.findall(r"ClientAppException occurred\. Message: (.*)", reason)
     raised = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason.strip(), re.DOTALL)

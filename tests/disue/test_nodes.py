@@ -36,6 +36,8 @@ def test_a_node_has_data_of_its_own_or_a_part_of_a_dataset() -> None:
 def test_a_node_config_that_cannot_be_meant_is_one_clear_line(node_config: dict[str, object], words: str) -> None:
     with pytest.raises(ConfigError) as caught:
         NodeConfig.from_flower(node_config)
-    assert str(caught.value).startswith("node config: ")
+    name = str(node_config.get("name", ""))
+    known = name in ("a", "x" * 101)
+    assert str(caught.value).startswith(f"node config of '{name}': " if known else "node config: ")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

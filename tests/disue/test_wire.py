@@ -193,6 +193,8 @@ def test_a_hello_that_cannot_be_true_is_refused(record: str, key: str, value: ob
         ("<class 'disue.errors.DataError'>:<'ward-b: it isn't one'>", "DataError: ward-b: it isn't one"),
         ("<class 'ValueError'>:<'one\nlast'>", "ValueError: last"),
         ("<class 'KeyError'>:<''>", "KeyError: no reason"),
+        ("<class 'ValueError'>:<'\x1b[31mred'>", "ValueError: ?[31mred"),
+        ("x" * 5000, "x" * 1000),
         ("DataError: as the inline engine says it", "DataError: as the inline engine says it"),
     ],
 )

@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from disue.cli import ray
-from disue.cli.flower import run_status, tool
+from disue.cli.flower import run_status, started_run, tool
 from disue.cli.ray import private_superlink, run_ray
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
@@ -58,7 +58,7 @@ def flwr_run(app: Path, superlink: Path, run_config: dict[str, Any], num_superno
             timeout=600,
         )
         log = (done.stdout + done.stderr).splitlines()
-        return run_status(ray._started_run(log), ray.CONNECTION, environment, superlink), log
+        return run_status(started_run(log), ray.CONNECTION, environment, superlink), log
 
 
 def test_the_two_engines_give_equal_metrics_and_equal_models(inline: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flwr.app import Message
+from flwr.superlink.grid.http_grid import HttpGrid
 from PIL import Image
 from safetensors import safe_open
 from tests_support import ChangingGrid
@@ -20,7 +21,7 @@ from disue.config import RunConfig
 from disue.data import load_dataset
 from disue.data.own import open_own
 from disue.errors import ConfigError, DataError, FederationError
-from server_app.run import execute, preflight
+from server_app.run import check_timeout, execute, preflight
 
 DIGITS = load_dataset("digits").train
 SETTINGS = {
@@ -303,7 +304,7 @@ def test_the_proxy_set_comes_from_a_folder_of_the_server(tmp_path: Path, nodes: 
             "proxy: got 'holdout'; with dataset 'own' the server has no data",
         ),
         ({"proxy": "path:/no/where"}, "proxy: '/no/where' is not a directory"),
-        ({"proxy": "dataset:own"}, "dataset 'own' is what each client has"),
+        ({"proxy": "dataset:own"}, "dataset: got 'own'; that is what clients on real machines have"),
         ({"client_models": "mlp,cnn"}, "client-models: got 'mlp,cnn'; with dataset 'own' leave it empty"),
         ({"method": "oracle"}, "method: 'oracle' needs planted groups and scenario 'own-data' has none"),
         ({"classes": "1,2"}, "min-clients: 0 clients answered and 2 are needed"),
@@ -334,8 +335,17 @@ def test_bad_values_of_the_keys_are_refused(key: str, value: object) -> None:
 
 
 def test_a_simulation_has_no_own_data(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="dataset 'own' is what each client has"):
-        preflight(make_config(tmp_path / "r"), 4)
+    for proxy in ("holdout", "dataset:digits"):
+        with pytest.raises(DataError, match="^dataset: got 'own'; .* neither a server nor a simulation has it$"):
+            preflight(make_config(tmp_path / "r", proxy=proxy), 4)
+
+
+def test_a_timeout_in_which_no_reply_can_come_is_refused_where_there_is_a_network() -> None:
+    network, here = HttpGrid.__new__(HttpGrid), Watched(RunConfig(), [])
+    with pytest.raises(ConfigError, match="^round-timeout: got 2; a reply takes some seconds .* use at least 10$"):
+        check_timeout(RunConfig(round_timeout=2.0), network)
+    check_timeout(RunConfig(round_timeout=10.0), network)
+    check_timeout(RunConfig(round_timeout=2.0), here)
 
 
 def test_nodes_and_runs_that_do_not_go_together_say_so(
