@@ -1,0 +1,254 @@
+"""TLS and node authentication, as docs/DEPLOY.md starts them, and what happens when something fails.
+
+One SuperLink for all tests, in the order of this file.
+"""
+
+import itertools
+import json
+import re
+import shlex
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from deployment import (
+    BIN,
+    CLIENTS,
+    Deployment,
+    check_run_directory,
+    clusters_of,
+    deployed,
+    free_ports,
+    rows_of,
+    simulate,
+    wait_for,
+)
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+
+ROUND_TIMEOUT = 40.0
+SLACK = 20.0
+"""Seconds, for all that a round does besides waiting; these machines are small and busy."""
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    with deployed(tmp_path_factory.mktemp("tls"), "data", "tls") as deployment:
+        yield deployment
+
+
+def nodes(deployment: Deployment) -> dict[str, str]:
+    """Return the status of every node that the SuperLink knows."""
+    told = deployment.run("flwr", "supernode", "list", "disue", "--format", "json").stdout
+    return {node["node-id"]: node["status"] for node in json.loads(told[told.index("{") :])["nodes"]}
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    """Return the command line by which a Flower command can be started again."""
+    return process.cmdline()[1:]
+
+
+def kill(process: psutil.Process) -> None:
+    """End a SuperNode with all that it started, as a power cut does."""
+    tree = [process, *process.children(recursive=True)]
+    for member in tree:
+        member.kill()
+    psutil.wait_procs(tree, timeout=10)
+
+
+def freeze(process: psutil.Process) -> list[psutil.Process]:
+    """Stop a SuperNode and all that it started, without ending them, and return them."""
+    tree = [process, *process.children(recursive=True)]
+    for member in tree:
+        member.suspend()
+    return tree
+
+
+def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deployment, tmp_path: Path) -> None:
+    assert "finished:completed" in (deployment.work / "blocks.log").read_text()
+    check_run_directory(deployment.work / "runs" / "tls", 2, simulate(tmp_path / "run"))
+
+
+def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Deployment) -> None:
+    """One is frozen for a round and then goes on; another is killed in a later one, and restarted with its key."""
+    directory = deployment.work / "runs" / "faults"
+    frozen, killed = (deployment.process("flower-supernode", name) for name in ("clinic-d", "clinic-b"))
+    restart = command_of(killed)
+    settings = {
+        "dataset": "own",
+        "input-shape": "1x8x8",
+        "proxy": f"path:{deployment.work / 'demo' / 'proxy'}",
+        "model": "mlp",
+        "distill-steps": "20",
+        "num-clusters": "2",
+        "min-clients": "4",
+        "join-timeout": "60",
+        "round-timeout": str(ROUND_TIMEOUT),
+        "num-server-rounds": "60",  # more than are needed; the test ends the run
+        "evaluate-every": "100",
+        "output-dir": str(directory),
+    }
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    run = deployment.start([str(BIN / "disue"), "run", "disue", *words], "faults.log")
+
+    def said(words: str) -> bool:
+        assert run.poll() is None, deployment.log("faults.log")[-4000:]
+        return words in deployment.log("faults.log")
+
+    def rounds() -> int:
+        assert run.poll() is None, deployment.log("faults.log")[-4000:]
+        return len(rows_of(directory))
+
+    wait_for(lambda: rounds() >= 1, 300, "round 1")
+    stopped, frozen_at = freeze(frozen), time.monotonic()
+    wait_for(lambda: said("client clinic-d did not answer; going on without it"), 300, "clinic-d is missed")
+    # It may have answered the round that was under way, so that the next one missed it.
+    assert time.monotonic() - frozen_at < 2 * ROUND_TIMEOUT + SLACK
+    for member in stopped:
+        member.resume()
+    wait_for(lambda: said("client clinic-d is back, in cluster"), 300, "clinic-d is back")
+
+    asked = deployment.log("clinic-b.log").count("Receiving: train message")
+    wait_for(lambda: deployment.log("clinic-b.log").count("Receiving: train message") > asked, 300, "a new round")
+    kill(killed)
+    wait_for(lambda: said("client clinic-b did not answer; going on without it"), 300, "clinic-b is missed")
+    restarted_until(deployment, restart, lambda: said("client clinic-b is back, in cluster"))
+    done = rounds()
+    wait_for(lambda: rounds() >= done + 2, 300, "a round with all of them")
+    run_id = re.search(r"run (\d+) on SuperLink connection", deployment.log("faults.log"))
+    assert run_id is not None
+    assert deployment.run("flwr", "stop", run_id[1], "disue").returncode == 0
+    assert run.wait(timeout=120) == 1
+
+    text, history = deployment.log("faults.log"), rows_of(directory)
+    assert text.count("clinic-d did not answer") == text.count("clinic-b did not answer") == 1
+    assert [history[i]["clients_ok"] for i in (0, -1)] == [4, 4]
+    assert {(row["clients_ok"], row["clients_failed"]) for row in history} == {(4, 0), (3, 1)}
+    seconds = [row["seconds_local"] for row in history]
+    assert max(seconds) < ROUND_TIMEOUT + SLACK, seconds
+    assert len([lasted for lasted in seconds if lasted >= ROUND_TIMEOUT]) <= 2, seconds
+    back = dict(re.findall(r"client (clinic-\w) is back, in cluster (\d+)", text))
+    assert back.keys() == {"clinic-b", "clinic-d"}
+    assert back["clinic-b"] != back["clinic-d"]  # as in the run without faults, where each is with its like
+
+
+def restarted_until(deployment: Deployment, command: list[str], in_again: Callable[[], bool]) -> None:
+    """Start a killed node again and again, as its service manager does.
+
+    Until its last heartbeat has expired the SuperLink takes it for alive, and lets no second one in.
+    """
+    for attempt in itertools.count(1):
+        assert attempt < 40
+        node = deployment.start(command, f"again-{attempt}.log")
+        wait_for(lambda node=node: node.poll() is not None or in_again(), 300, "it is refused, or takes part")
+        if in_again():
+            return
+        assert "Failed to activate SuperNode" in deployment.log(f"again-{attempt}.log")
+
+
+STRANGERS = {
+    "unregistered": (
+        "--root-certificates certs/ca.pem --auth-supernode-private-key others/nodes/node-1",
+        "[code: 2004] Failed to activate SuperNode.",
+    ),
+    "without-a-key": (
+        "--root-certificates certs/ca.pem",
+        "[code: 2001] SuperNode authentication is enabled. All SuperNodes must be registered via the CLI.",
+    ),
+    "wrong-ca": (
+        "--root-certificates others/ca.pem --auth-supernode-private-key others/nodes/node-1",
+        "certificate verify failed: unable to get local issuer certificate",
+    ),
+    "plain-http-with-a-key": (
+        "--insecure --auth-supernode-private-key others/nodes/node-1",
+        "SuperNode authentication requires a secure TLS connection with the SuperLink",
+    ),
+    "plain-http": ("--insecure", "Connection attempt failed, retrying"),
+}
+
+
+def test_no_stranger_gets_in(deployment: Deployment) -> None:
+    assert deployment.run("disue", "certs", "others", "--hosts", "localhost", "--nodes", "1").returncode == 0
+    known = nodes(deployment)
+    assert len(known) == len(CLIENTS)
+    processes = {}
+    for (name, (options, _)), port in zip(STRANGERS.items(), free_ports(len(STRANGERS)), strict=True):
+        command = f"{BIN}/flower-supernode --superlink localhost:{deployment.port} --port {port} {options}"
+        node_config = ["--node-config", f'name="{name}" data-path="/nowhere"']
+        processes[name] = deployment.start([*shlex.split(command), *node_config], f"{name}.log")
+    for name, (_, reason) in STRANGERS.items():
+        wait_for(lambda name=name, reason=reason: reason in deployment.log(f"{name}.log"), 120, f"{name}: {reason}")
+    for name in processes.keys() - {"plain-http"}:
+        assert processes[name].wait(timeout=120) == 1, name
+    time.sleep(5.0)  # of the one that goes on trying
+    assert processes["plain-http"].poll() is None
+    assert "SuperNode ID" not in deployment.log("plain-http.log")
+    kill(psutil.Process(processes["plain-http"].pid))
+    assert nodes(deployment).keys() == known.keys()
+    log = deployment.log("superlink.log")
+    assert not any(name in log for name in STRANGERS)
+
+
+def test_over_plain_http_there_is_no_answer_at_all(deployment: Deployment) -> None:
+    for path in ("/health", "/v1/control/list-runs", "/v1/fleet/pull-messages"):
+        with pytest.raises((urllib.error.URLError, ConnectionError)) as caught:
+            urllib.request.urlopen(f"http://localhost:{deployment.port}{path}", timeout=10)
+        assert not isinstance(caught.value, urllib.error.HTTPError)
+    trust = ssl.create_default_context(cafile=str(deployment.work / "certs" / "ca.pem"))
+    with urllib.request.urlopen(f"https://localhost:{deployment.port}/health", timeout=10, context=trust) as reply:
+        assert reply.status == 200
+
+
+def test_a_superlink_that_is_restarted_between_runs_keeps_the_registrations(deployment: Deployment) -> None:
+    known = nodes(deployment)
+    superlink = deployment.process("flower-superlink")
+    again = command_of(superlink)
+    superlink.terminate()
+    psutil.wait_procs([superlink], timeout=30)
+    deployment.start(again, "superlink-again.log")
+    wait_for(lambda: nodes_online(deployment) == len(CLIENTS), 240, "all nodes are online again")
+    assert nodes(deployment).keys() == known.keys()
+    directory = deployment.work / "runs" / "again"
+    done = deployment.run(
+        *("disue", "run", "disue", "--set", "dataset=own", "--set", "input-shape=1x8x8"),
+        *("--set", f"proxy=path:{deployment.work / 'demo' / 'proxy'}", "--set", "num-server-rounds=1"),
+        *("--set", "model=mlp", "--set", "min-clients=4", "--set", "join-timeout=60"),
+        *("--set", f"output-dir={directory}"),
+    )
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert [row["clients_ok"] for row in rows_of(directory)] == [4]
+    assert sorted(clusters_of(directory)) == CLIENTS
+
+
+def nodes_online(deployment: Deployment) -> int:
+    try:
+        return list(nodes(deployment).values()).count("online")
+    except (ValueError, KeyError):  # it does not answer yet
+        return 0
+
+
+def test_no_key_is_in_a_log_line_and_none_in_a_run_directory(deployment: Deployment) -> None:
+    secrets = [path for path in (deployment.work / "certs").rglob("*") if path.suffix == ".key" or path.suffix == ""]
+    bodies = [path.read_text().splitlines()[1:-1] for path in secrets if path.is_file()]
+    assert len(bodies) == 2 + len(CLIENTS)
+    lines = set(itertools.chain.from_iterable(bodies))
+    looked_at = 0
+    for place in (*deployment.work.glob("*.log"), *deployment.work.glob("logs/*"), *deployment.work.glob("runs/**/*")):
+        if place.is_file():
+            looked_at += 1
+            text = place.read_text(errors="replace")
+            assert "PRIVATE KEY" not in text, place
+            assert not [line for line in lines if len(line) > 20 and line in text], place
+    assert looked_at > 20
+
+
+def test_private_files_are_the_owners(deployment: Deployment) -> None:
+    command = ["find", "certs", "-type", "f", "-perm", "/077"]
+    listed = subprocess.run(command, cwd=deployment.work, capture_output=True, text=True, check=True).stdout.split()
+    assert sorted({Path(name).suffix for name in listed}) == [".pem", ".pub"]
