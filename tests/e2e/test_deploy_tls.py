@@ -159,7 +159,7 @@ STRANGERS = {
     ),
     "without-a-key": (
         "--root-certificates certs/ca.pem",
-        "[code: 2001] SuperNode authentication is enabled. All SuperNodes must be registered via the CLI.",
+        "[code: 2001] SuperNode authentication is enabled.",
     ),
     "wrong-ca": (
         "--root-certificates others/ca.pem --auth-supernode-private-key others/nodes/node-1",
