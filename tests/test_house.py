@@ -64,13 +64,34 @@ def test_constraints_pin_every_direct_dependency() -> None:
         assert dependency.split(">")[0].split("[")[0].lower() in pinned
 
 
-def test_every_file_that_the_docs_show_or_link_to_is_under_version_control() -> None:
+def versioned_files() -> list[Path]:
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
         pytest.skip("not a git checkout, or no git")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     if listed.returncode:
         pytest.skip(f"git cannot list the files: {listed.stderr.strip()}")
-    known = {(ROOT / name).resolve() for name in listed.stdout.splitlines()}
+    return [ROOT / name for name in listed.stdout.splitlines()]
+
+
+def test_every_file_that_the_docs_show_or_link_to_is_under_version_control() -> None:
+    known = {path.resolve() for path in versioned_files()}
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)[^)]*\)", page.read_text()):
             assert (page.parent / target).resolve() in known, f"{page.name} links to {target}"
+
+
+def test_every_shell_block_about_deploying_is_run_by_a_test() -> None:
+    text = (ROOT / "docs" / "DEPLOY.md").read_text()
+    labels = re.findall(r"<!-- (\w+) -->\n```bash\n", text)
+    assert len(labels) == text.count("```bash")
+    tests = [path.read_text() for path in (ROOT / "tests" / "e2e").glob("test_deploy_*.py")]
+    for label in set(labels):
+        assert any(re.search(rf'(deployed|blocks)\(.*"{label}"', test) for test in tests), label
+
+
+def test_no_key_and_no_certificate_is_under_version_control() -> None:
+    files = [path for path in versioned_files() if path.is_file()]
+    assert len(files) > 100
+    for path in files:
+        assert path.suffix not in (".pem", ".key", ".crt", ".p12"), path
+        assert not re.search(rb"-----BEGIN [A-Z ]+-----\s+[A-Za-z0-9+/=]{40}", path.read_bytes()), path
