@@ -313,4 +313,5 @@ def test_the_gpu_file_asks_for_gpus_where_models_are_computed(demo: Demo) -> Non
         command, cwd=demo.checkout, env=demo.environment, capture_output=True, text=True, check=True
     ).stdout
     assert text.count("driver: nvidia") == 5
+    assert "TORCH_INDEX_URL: https://download.pytorch.org/whl/cu" in text
     assert len(rows_of(demo.results)) == 2

@@ -30,11 +30,12 @@ from deployment import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
-ROUND_TIMEOUT = 40.0
-SLACK = 20.0
-"""Seconds, for all that a round does besides waiting; these machines are small and busy."""
+WAIT = 600.0
+"""Seconds until a test gives up."""
+SHORTEST_TIMEOUT = 30.0
+"""Seconds of `round-timeout`, where rounds are quick; on a busy machine a few times what they take."""
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +81,8 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
     directory = deployment.work / "runs" / "faults"
     frozen, killed = (deployment.process("flower-supernode", name) for name in ("clinic-d", "clinic-b"))
     restart = command_of(killed)
+    usual = max(row["seconds_local"] for row in rows_of(deployment.work / "runs" / "tls"))
+    timeout, slack = max(SHORTEST_TIMEOUT, 3 * usual), 10.0 + usual
     settings = {
         "dataset": "own",
         "input-shape": "1x8x8",
@@ -89,7 +92,7 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
         "num-clusters": "2",
         "min-clients": "4",
         "join-timeout": "60",
-        "round-timeout": str(ROUND_TIMEOUT),
+        "round-timeout": str(timeout),
         "num-server-rounds": "60",  # more than are needed; the test ends the run
         "evaluate-every": "100",
         "output-dir": str(directory),
@@ -105,22 +108,22 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
         assert run.poll() is None, deployment.log("faults.log")[-4000:]
         return len(rows_of(directory))
 
-    wait_for(lambda: rounds() >= 1, 300, "round 1")
+    wait_for(lambda: rounds() >= 1, WAIT, "round 1")
     stopped, frozen_at = freeze(frozen), time.monotonic()
-    wait_for(lambda: said("client clinic-d did not answer; going on without it"), 300, "clinic-d is missed")
+    wait_for(lambda: said("client clinic-d did not answer; going on without it"), WAIT, "clinic-d is missed")
     # It may have answered the round that was under way, so that the next one missed it.
-    assert time.monotonic() - frozen_at < 2 * ROUND_TIMEOUT + SLACK
+    assert time.monotonic() - frozen_at < 2 * timeout + slack
     for member in stopped:
         member.resume()
-    wait_for(lambda: said("client clinic-d is back, in cluster"), 300, "clinic-d is back")
+    wait_for(lambda: said("client clinic-d is back, in cluster"), WAIT, "clinic-d is back")
 
     asked = deployment.log("clinic-b.log").count("Receiving: train message")
-    wait_for(lambda: deployment.log("clinic-b.log").count("Receiving: train message") > asked, 300, "a new round")
+    wait_for(lambda: deployment.log("clinic-b.log").count("Receiving: train message") > asked, WAIT, "a new round")
     kill(killed)
-    wait_for(lambda: said("client clinic-b did not answer; going on without it"), 300, "clinic-b is missed")
+    wait_for(lambda: said("client clinic-b did not answer; going on without it"), WAIT, "clinic-b is missed")
     restarted_until(deployment, restart, lambda: said("client clinic-b is back, in cluster"))
     done = rounds()
-    wait_for(lambda: rounds() >= done + 2, 300, "a round with all of them")
+    wait_for(lambda: rounds() >= done + 2, WAIT, "a round with all of them")
     run_id = re.search(r"run (\d+) on SuperLink connection", deployment.log("faults.log"))
     assert run_id is not None
     assert deployment.run("flwr", "stop", run_id[1], "disue").returncode == 0
@@ -131,8 +134,8 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
     assert [history[i]["clients_ok"] for i in (0, -1)] == [4, 4]
     assert {(row["clients_ok"], row["clients_failed"]) for row in history} == {(4, 0), (3, 1)}
     seconds = [row["seconds_local"] for row in history]
-    assert max(seconds) < ROUND_TIMEOUT + SLACK, seconds
-    assert len([lasted for lasted in seconds if lasted >= ROUND_TIMEOUT]) <= 2, seconds
+    assert max(seconds) < timeout + slack, seconds
+    assert len([lasted for lasted in seconds if lasted >= timeout]) <= 2, seconds
     back = dict(re.findall(r"client (clinic-\w) is back, in cluster (\d+)", text))
     assert back.keys() == {"clinic-b", "clinic-d"}
     assert back["clinic-b"] != back["clinic-d"]  # as in the run without faults, where each is with its like
@@ -146,7 +149,7 @@ def restarted_until(deployment: Deployment, command: list[str], in_again: Callab
     for attempt in itertools.count(1):
         assert attempt < 40
         node = deployment.start(command, f"again-{attempt}.log")
-        wait_for(lambda node=node: node.poll() is not None or in_again(), 300, "it is refused, or takes part")
+        wait_for(lambda node=node: node.poll() is not None or in_again(), WAIT, "it is refused, or takes part")
         if in_again():
             return
         assert "Failed to activate SuperNode" in deployment.log(f"again-{attempt}.log")
