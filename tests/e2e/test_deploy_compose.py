@@ -123,7 +123,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         )
     try:
         wait_for(lambda: up.poll() is not None or ended(f"{name}.run"), 1500, "the demo's run has ended")
-        demo.log = log.read_text(errors="replace")
+        demo.log = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
         assert up.poll() is None, demo.log[-5000:]
         demo.status = json.loads(output("docker", "inspect", demo.container("run")))[0]["State"]["ExitCode"]
         yield demo
