@@ -182,14 +182,14 @@ def test_any_text_is_a_name() -> None:
 def test_a_silent_node_is_waited_for_once_and_takes_part_when_it_answers(messages: list[str]) -> None:
     nodes = grid(["a", "b"])
     nodes.silent.add(1001)
-    made = Roster(0, timeout=0.6)
+    made = Roster(0, timeout=1.0)
     started = time.monotonic()
     made.gather(nodes, min_clients=1, join_timeout=5.0)
-    assert 0.6 <= time.monotonic() - started < 1.5
+    assert 1.0 <= time.monotonic() - started < 2.0
     started = time.monotonic()
     for _ in range(5):
         made.refresh(nodes)
-    assert time.monotonic() - started < 0.5
+    assert time.monotonic() - started < 1.0
     assert [client.name for client in made.clients] == ["a"]
     nodes.silent.clear()
     made.refresh(nodes)
