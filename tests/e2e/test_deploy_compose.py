@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
 
 SERVICES = {"superlink", "serverapp", *(f"{kind}-{i}" for kind in ("supernode", "clientapp") for i in range(1, 5))}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}")
-MIB = 2**20
+MB = 10**6
 PUBLIC_AUTHORITIES = ("/certifi/cacert.pem", "/grpc/_cython/_credentials/roots.pem")
 
 
@@ -311,8 +311,8 @@ def test_the_image_is_small_and_has_neither_ray_nor_build_tools(demo: Demo) -> N
     )
     run = ("docker", "run", "--rm", "--network", "none", demo.image)
     torch_size = int(output(*run, "sh", "-c", "du -sb /opt/disue/lib/python3*/site-packages/torch").split()[0])
-    added = (size - base - torch_size) / MIB
-    assert 0 < added < 600, f"{added:.0f} MiB over the base image and torch"
+    added = (size - base - torch_size) / MB
+    assert 0 < added < 600, f"{added:.0f} MB over the base image and torch"
     code = "import importlib.util as u; print([n for n in ('ray', 'pip', 'setuptools', 'hatchling') if u.find_spec(n)])"
     assert output(*run, "/opt/disue/bin/python", "-c", code).strip() == "[]"
     found = "for tool in gcc cc g++ make cmake git; do command -v $tool; done; true"
