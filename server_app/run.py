@@ -15,6 +15,7 @@ from disue.errors import FederationError
 from disue.metrics import Score, score
 from disue.models import State, build_model, get_state
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
+from server_app.portrait import Portrait
 from server_app.recorder import Recorder, Row, check_directory, default_directory
 from strategies.proxies import load_proxy
 from strategies.roster import Client, Roster
@@ -83,6 +84,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     start = get_state(build(config.model))
     test = federation.global_test()
     recorder = Recorder(default_directory(config), config, clients, on_round)
+    portrait = Portrait(recorder.directory)
     log(INFO, "run directory: %s", recorder.directory)
 
     def evaluate(state: State, name: str = config.model) -> Score:
@@ -96,6 +98,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         universal = evaluate(strategy.universal)
         average = universal if strategy.average is strategy.universal else evaluate(strategy.average)
         others = {name: evaluate(state, name) for name, state in strategy.universals.items() if name != strategy.model}
+        portrait.after_round(strategy.outcome)
         row = recorder.record_round(strategy.outcome, roster.clients, universal, average, others)
         return MetricRecord(
             {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
@@ -109,6 +112,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             timeout=config.round_timeout,
             evaluate_fn=after_round,
         )
+        portrait.finish(strategy, federation, test, build, config.model, device)
         return recorder.finish(strategy)
     except BaseException as error:
         recorder.fail(error)

@@ -28,6 +28,7 @@ from disue.wire import (
 )
 from strategies.descriptions import Descriptions
 from strategies.roster import Client, Roster
+from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
 
@@ -62,6 +63,8 @@ class RoundOutcome:
     clusters: dict[str, int] = field(default_factory=dict)
     evaluations: dict[str, EvaluateReply] = field(default_factory=dict)
     extra: dict[str, float | int | bool] = field(default_factory=dict)
+    label_counts: dict[str, Tensor] = field(default_factory=dict)
+    """What clients told of their labels, (classes,) each."""
     sheet: Tensor | None = None
     """Pictures of generated samples, (rows, columns, channels, height, width), pixels in 0..1."""
 
@@ -145,6 +148,11 @@ class FederatedStrategy(Strategy):
     @universal.setter
     def universal(self, state: State) -> None:
         self.universals[self.model] = state
+
+    @property
+    def signatures(self) -> SignatureBook | None:
+        """What the clients are compared by, in methods that compare them."""
+        return None
 
     # --- what a method decides ---------------------------------------------------------------------
 
@@ -326,6 +334,8 @@ class FederatedStrategy(Strategy):
             start = self._starts[name] or self._candidates[reply.choice or 0]
             updates[name] = ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
             losses[name] = reply.train_loss
+            if reply.signature is not None:
+                self.outcome.label_counts[name] = reply.signature.label_counts
             self.outcome.client_steps += reply.steps
         ordered = [updates[name] for name in by_name(updates)]
         self.outcome.clients_ok = len(ordered)

@@ -39,6 +39,7 @@ def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ign
     files = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
     assert files == {
         *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
+        *("membership.csv", "portrait.safetensors", "portrait.json"),
         *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
     }
     rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
