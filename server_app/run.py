@@ -17,6 +17,7 @@ from disue.models import State, build_model, get_state
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
 from server_app.recorder import Recorder, Row, check_directory, default_directory
+from server_app.report import write_report
 from strategies.proxies import load_proxy
 from strategies.roster import Client, Roster
 
@@ -113,10 +114,13 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             evaluate_fn=after_round,
         )
         portrait.finish(strategy, federation, test, build, config.model, device)
-        return recorder.finish(strategy)
+        summary = recorder.finish(strategy)
     except BaseException as error:
         recorder.fail(error)
         raise
+    if config.report:
+        write_report(recorder.directory)
+    return summary
 
 
 def _agreed_partitions(clients: list[Client]) -> int:

@@ -14,7 +14,7 @@ from disue.config import RunConfig
 from disue.models import build_model
 from strategies.updates import ClientUpdate
 
-FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20}
+FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20, "report": False}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -114,7 +114,7 @@ def make_cells(
             for scenario in scenarios:
                 for label in labels:
                     method, own = _parse_label(label)
-                    settings = values | own
+                    settings = {"report": False} | values | own
                     for key in settings.keys() & {*axes, "output-dir"}:
                         raise ConfigError(f"{key}: cannot be set in a comparison; use {axes.get(key, '--output')}")
                     axis_values = {"method": method, "scenario": scenario, "seed": seed, "dataset": dataset}

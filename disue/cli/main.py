@@ -125,6 +125,32 @@ def compare(
     run(methods, preset, scenarios, seeds, datasets, clients, assignments or [], workers, output)
 
 
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where it is written. [default: DIR/report.html; of several: comparison.html]"
+        ),
+    ] = None,
+) -> None:
+    """Make the report of a run again, or one that compares several runs.
+
+    A page that opens offline in any browser. A run makes its own at its end; of one that goes on or was interrupted
+    this command shows what there is.
+
+    Examples:
+
+    - disue report runs/20260101-120000-disue
+
+    - disue report runs/20260101-120000-disue runs/20260101-121500-fedavg --output comparison.html
+    """
+    from disue.cli.report import report as run
+
+    run(directories, output)
+
+
 def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 

@@ -30,7 +30,7 @@ SEQUENTIAL = "var(--sequential)"
 MOST_LEGEND = 12
 MOST_ROWS = 40
 MOST_LABELLED = 12
-MIN_CELL_TEXT = 0.005
+MIN_CELL_TEXT = 0.0051
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Chart:
 
 def safe(name: object) -> str:
     """Return a name as plotly.js shows it letter by letter."""
-    return escape(str(name))
+    return escape(str(name), quote=False)  # plotly.js knows no entity for quotes
 
 
 def colour(cluster: int) -> str:
@@ -168,10 +168,10 @@ def cluster_map(record: RunRecord) -> Chart:
             }
         )
     if few:
-        data += [_legend_entry(f"cluster {c}", colour(c), "circle") for c in shown if c >= 0]
+        data += [_legend_entry(str(c), colour(c), "circle") for c in shown if c >= 0]
     planted = sorted(set(groups.values()))
     if len(planted) <= MOST_LEGEND:
-        data += [_legend_entry(f"planted group {g}", MUTED, f"{_symbol(g)}-open") for g in planted]
+        data += [_legend_entry(str(g), MUTED, f"{_symbol(g)}-open") | {"legend": "legend2"} for g in planted]
     share = float(record.names.get("map-share", 1.0))
     words = (
         f"A point is a client; its colour is the cluster that the server found"
@@ -180,8 +180,10 @@ def cluster_map(record: RunRecord) -> Chart:
         f"{percent(share)} of it."
     )
     blank = {"showticklabels": False, "zeroline": False}
-    axes = {"xaxis": blank, "yaxis": blank | {"scaleanchor": "x"}}
-    return Chart(*chart, words, {"data": data, "layout": axes | _legend()}, 460)
+    layout: Figure = {"xaxis": blank, "yaxis": blank | {"scaleanchor": "x"}} | _legend("cluster")
+    if planted:
+        layout["legend2"] = _legend("planted group")["legend"] | {"y": -0.03, "yanchor": "top"}
+    return Chart(*chart, words, {"data": data, "layout": layout}, 460)
 
 
 def membership(record: RunRecord) -> Chart:
@@ -232,9 +234,9 @@ def similarity(record: RunRecord) -> Chart:
     of = [clusters.get(name, -1) for name in record.names["similarity"]]
     starts = [i for i in range(len(of)) if i == 0 or of[i] != of[i - 1]]
     middles = [(a + b - 1) // 2 for a, b in zip(starts, [*starts[1:], len(of)], strict=True)]
-    ticks: Figure = {"showgrid": False, "type": "category", "tickangle": 0}
+    ticks: Figure = {"showgrid": False, "type": "category", "title": {"text": "cluster"}}
     if len(starts) <= MOST_LEGEND:
-        ticks |= {"tickvals": [names[i] for i in middles], "ticktext": [f"cluster {of[i]}" for i in middles]}
+        ticks |= {"tickvals": [names[i] for i in middles], "ticktext": [str(of[i]) for i in middles]}
     else:
         ticks |= {"showticklabels": False}
     edges = [
@@ -259,8 +261,8 @@ def similarity(record: RunRecord) -> Chart:
         "colorbar": _colourbar("similarity"),
         "hovertemplate": "%{x}<br>%{y}<br>similarity %{z:.2f}<extra></extra>",
     }
-    layout = {"xaxis": ticks, "yaxis": ticks | {"autorange": "reversed", "tickangle": -90}, "shapes": edges}
-    return Chart(*chart, words, {"data": [data], "layout": layout}, 480)
+    layout = {"xaxis": ticks, "yaxis": ticks | {"autorange": "reversed"}, "shapes": edges}
+    return Chart(*chart, words, {"data": [data], "layout": layout}, 460)
 
 
 def teaching(record: RunRecord) -> Chart:
@@ -506,8 +508,17 @@ def _legend_entry(name: str, tint: str, symbol: str) -> Figure:
     return {"x": [None], "y": [None], "mode": "markers", "name": name, "marker": marker, "hoverinfo": "skip"}
 
 
-def _legend() -> Figure:
-    return {"legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"}}
+def _legend(title: str = "") -> Figure:
+    return {
+        "legend": {
+            "title": {"text": title},
+            "orientation": "h",
+            "x": 0,
+            "xanchor": "left",
+            "y": 1.02,
+            "yanchor": "bottom",
+        }
+    }
 
 
 def _colourbar(title: str) -> Figure:

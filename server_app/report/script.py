@@ -33,12 +33,10 @@ SCRIPT = r"""
       height: height, autosize: true, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: ink, family: getComputedStyle(document.body).fontFamily, size: phone.matches ? 11 : 13 },
       margin: { l: 56, r: 16, t: 16, b: 48 }, hovermode: "closest", dragmode: phone.matches ? false : "zoom",
-      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("--muted"), activecolor: css("--accent") },
       hoverlabel: { bgcolor: css("--paper"), bordercolor: css("--edge"), font: { color: ink } },
     }, layout);
   }
-  const options = { responsive: true, displaylogo: false, displayModeBar: phone.matches ? false : "hover",
-                    modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const options = { responsive: true, displayModeBar: false };
   const places = Array.from(document.querySelectorAll(".chart"));
   function draw(place) {
     place.figure = place.figure || JSON.parse(document.getElementById("figure-" + place.id).textContent);
@@ -101,7 +99,10 @@ SCRIPT = r"""
       }
       count.textContent = shown + " of " + rows.length + " clients";
     };
-    [find, worst, ...picks].forEach((tool) => tool.addEventListener("input", filter));
+    [find, worst, ...picks].forEach((tool) => {
+      tool.addEventListener("input", filter);
+      tool.addEventListener("change", filter);
+    });
     filter();
   }
 

@@ -11,18 +11,19 @@ STYLE = """
   color-scheme: dark;
   --page: #11161d; --paper: #1a212b; --ink: #e4e9f0; --muted: #94a0b0; --grid: #2b3542; --edge: #2b3542;
   --accent: #6ea8ff; --second: #ff9a5c; --band: rgba(255, 154, 92, 0.17); --warn: rgba(255, 107, 107, 0.14);
-  --warn-ink: #ff8f8f; --low: #202936; --mid: #35649f; --high: #a9cdff;
+  --warn-ink: #ff8f8f; --low: #202936; --mid: #2b568f; --high: #4f8fe6;
 }
 @media (prefers-color-scheme: dark) {
   :root:not([data-theme="light"]) {
     color-scheme: dark;
     --page: #11161d; --paper: #1a212b; --ink: #e4e9f0; --muted: #94a0b0; --grid: #2b3542; --edge: #2b3542;
     --accent: #6ea8ff; --second: #ff9a5c; --band: rgba(255, 154, 92, 0.17); --warn: rgba(255, 107, 107, 0.14);
-    --warn-ink: #ff8f8f; --low: #202936; --mid: #35649f; --high: #a9cdff;
+    --warn-ink: #ff8f8f; --low: #202936; --mid: #2b568f; --high: #4f8fe6;
   }
 }
 * { box-sizing: border-box; }
-html { -webkit-text-size-adjust: 100%; scroll-behavior: smooth; }
+html { -webkit-text-size-adjust: 100%; }
+@media (prefers-reduced-motion: no-preference) { html { scroll-behavior: smooth; } }
 body {
   margin: 0; background: var(--page); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
@@ -53,7 +54,7 @@ a { color: var(--accent); }
 .card small { display: block; color: var(--muted); line-height: 1.4; margin-top: 4px; }
 section { padding: 18px 20px; margin-top: 14px; min-width: 0; }
 section > p { margin: 0 0 10px; color: var(--muted); font-size: 0.94rem; max-width: 75ch; }
-.story p { color: var(--ink); font-size: 1rem; margin: 0 0 8px; }
+.story p { color: var(--ink); font-size: 1rem; margin: 0 0 8px; max-width: 100ch; }
 .story p:last-child { margin-bottom: 0; }
 .two { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 14px; }
 .two > section { margin-top: 14px; }

@@ -125,7 +125,7 @@ PAGE = """<!DOCTYPE html>
 <div class="two">{% for chart in row %}{{ panel(chart) }}{% endfor %}</div>
   {% endif %}
 {% endfor %}
-<footer>Made by DisUE {{ version }}.
+<footer>Drag in a chart to zoom, double-click to come back. Made by DisUE {{ version }}.
 This page loads nothing from anywhere; it may be kept, sent and opened offline.</footer>
 </div>
 <script>{{ plotly|safe }}</script>
