@@ -16,6 +16,7 @@ from disue.metrics import Score, score
 from disue.models import State, build_model, get_state
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
+from server_app.progress import Progress
 from server_app.recorder import Recorder, Row, check_directory, default_directory
 from server_app.report import write_report
 from strategies.proxies import load_proxy
@@ -86,6 +87,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     test = federation.global_test()
     recorder = Recorder(default_directory(config), config, clients, on_round)
     portrait = Portrait(recorder.directory)
+    progress = Progress(recorder.directory, config.num_server_rounds)
+    strategy.on_phase = progress.phase
     log(INFO, "run directory: %s", recorder.directory)
 
     def evaluate(state: State, name: str = config.model) -> Score:
@@ -106,13 +109,14 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         )
 
     try:
-        strategy.start(
-            grid,
-            ArrayRecord(start),
-            num_rounds=config.num_server_rounds,
-            timeout=config.round_timeout,
-            evaluate_fn=after_round,
-        )
+        with progress.watching(grid):
+            strategy.start(
+                grid,
+                ArrayRecord(start),
+                num_rounds=config.num_server_rounds,
+                timeout=config.round_timeout,
+                evaluate_fn=after_round,
+            )
         portrait.finish(strategy, federation, test, build, config.model, device)
         summary = recorder.finish(strategy)
     except BaseException as error:

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -67,10 +67,13 @@ class RoundOutcome:
     """What clients told of their labels, (classes,) each."""
     sheet: Tensor | None = None
     """Pictures of generated samples, (rows, columns, channels, height, width), pixels in 0..1."""
+    on_phase: Callable[[int, str], None] = field(default=lambda number, phase: None, repr=False, compare=False)
+    """Called with the round and the name of a phase as it begins."""
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the seconds spent inside to a phase."""
+        self.on_phase(self.server_round, phase)
         start = time.perf_counter()
         try:
             yield
@@ -110,6 +113,8 @@ class FederatedStrategy(Strategy):
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
         Who taught what in the last round, where experts taught.
+    on_phase : callable
+        Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
         Of the round that is under way or was the last.
     """
@@ -133,6 +138,7 @@ class FederatedStrategy(Strategy):
         self.experts: dict[int, State] = {}
         self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
+        self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
         self._starts: dict[str, State | None] = {}
@@ -193,7 +199,7 @@ class FederatedStrategy(Strategy):
         if not self.universal:  # later Flower hands back a copy of what the last round returned
             self.universal = dict(arrays.to_torch_state_dict())
         self.initial = self.initial or self.universal
-        self.outcome = RoundOutcome(server_round)
+        self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
         self.roster.refresh(grid)
         self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round)
         self._candidates = tuple(self.candidates())

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from disue.cli.cells import Cell, Summary, run_cells, seconds_left
 from disue.cli.presets import preset
-from disue.cli.simulate import number
 from disue.cli.tables import write_results, write_table
+from disue.cli.views import number
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError, DisueError, FederationError
 

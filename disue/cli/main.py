@@ -151,6 +151,23 @@ def report(
     run(directories, output)
 
 
+@app.command()
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+) -> None:
+    """Follow a run that goes on: live in a terminal, a line per phase in a pipe.
+
+    Ends when the run does, with its status. It only reads files, so it may be started and stopped at any time.
+
+    Examples:
+
+    - disue watch runs/20260101-120000-disue
+    """
+    from disue.cli.watch import watch as run
+
+    run(directory)
+
+
 def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 
