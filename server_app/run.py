@@ -14,6 +14,7 @@ from disue.device import prepare_device
 from disue.errors import FederationError
 from disue.metrics import Score, score
 from disue.models import State, build_model, get_state
+from server_app.events import Events, check_tensorboard
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
 from server_app.progress import Progress
@@ -38,6 +39,8 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         One line that names the key, the value and what is allowed.
     """
     check_names(config)
+    if config.tensorboard:
+        check_tensorboard()
     prepare_device(config.device)
     check_directory(default_directory(config))
     if num_clients is not None:
@@ -89,6 +92,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     portrait = Portrait(recorder.directory)
     progress = Progress(recorder.directory, config.num_server_rounds)
     strategy.on_phase = progress.phase
+    events = Events(recorder.directory, strategy) if config.tensorboard else None
     log(INFO, "run directory: %s", recorder.directory)
 
     def evaluate(state: State, name: str = config.model) -> Score:
@@ -104,6 +108,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         others = {name: evaluate(state, name) for name, state in strategy.universals.items() if name != strategy.model}
         portrait.after_round(strategy.outcome)
         row = recorder.record_round(strategy.outcome, roster.clients, universal, average, others)
+        if events:
+            events.after_round(row, strategy.outcome)
         return MetricRecord(
             {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
         )
@@ -122,6 +128,9 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     except BaseException as error:
         recorder.fail(error)
         raise
+    finally:
+        if events:
+            events.close()
     if config.report:
         write_report(recorder.directory)
     return summary

