@@ -195,7 +195,7 @@ def membership(record: RunRecord) -> Chart:
     figure, columns = drawn
     words = (
         "From left to right: each block is a cluster in a round, each band the clients that go from one to the next. "
-        "Rounds in which nobody moved are left out."
+        "Rounds in which nobody moved are left out; of many others, those in which most clients did are shown."
     )
     return Chart(*chart, words, figure, int(figure["layout"]["height"]), 110 * columns)
 
