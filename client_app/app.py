@@ -1,29 +1,28 @@
 """The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from client_app.data import introduce, open_data
 from client_app.signature import DESCRIPTIONS, make_signature
 from client_app.training import label_counts, train
 from disue.config import RunConfig
-from disue.data import ClientData, build_federation
 from disue.device import prepare_device
-from disue.errors import DataError
 from disue.metrics import log_prior, score
 from disue.models import MODELS, Classifier, State, build_model, get_state
-from disue.naming import client_name
+from disue.nodes import NodeConfig
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
+from disue.task import Task
 from disue.wire import (
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
-    HelloReply,
     HelloRequest,
     TrainReply,
     TrainRequest,
@@ -35,33 +34,24 @@ app = ClientApp()
 class LocalClient:
     """This client: its name, its data, its device, and a model to work with."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, task: Task | None) -> None:
         self.config = RunConfig.from_flower(context.run_config)
-        self.name = client_name(context.node_config)
-        try:
-            partition, partitions = (
-                int(context.node_config["partition-id"]),
-                int(context.node_config["num-partitions"]),
-            )
-        except KeyError as error:
-            raise DataError(f"{self.name}: the node config has no {error}") from None
-        self.num_partitions = partitions
-        self.model_name = own_model(context.node_config, self.config, partition, partitions)
-        federation = build_federation(self.config, partitions)
-        self.data: ClientData = federation.client(partition)
-        self.num_classes = federation.dataset.num_classes
-        self.shape = federation.dataset.shape
+        node = NodeConfig.from_flower(context.node_config)
+        self.name = node.client
+        self.model_name = own_model(node, self.config)
+        self.task, self.data = open_data(self.config, node, task)
+        self.num_classes = self.task.num_classes
         self.device = prepare_device(self.config.device)
 
     def model(self, state: State) -> Classifier:
         """Return a model of the client's own architecture with these parameters."""
-        model = build_model(self.model_name, self.shape, self.num_classes)
+        model = build_model(self.model_name, self.task.shape, self.num_classes)
         model.load_state_dict(state)
         return model
 
     def initial_model(self) -> Classifier:
         """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""
-        return build_model(self.config.model, self.shape, self.num_classes, self.config.seed)
+        return build_model(self.config.model, self.task.shape, self.num_classes, self.config.seed)
 
     def own_prior(self, objective: LocalObjective) -> Tensor | None:
         """Return the log label shares that a model trained with this objective lacks; None: it lacks nothing."""
@@ -94,7 +84,7 @@ class LocalClient:
         return torch_rng(self.config.seed, purpose, self.name, server_round)
 
 
-def own_model(node_config: Mapping[str, object], config: RunConfig, partition: int, partitions: int) -> str:
+def own_model(node: NodeConfig, config: RunConfig) -> str:
     """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
 
     Raises
@@ -102,31 +92,28 @@ def own_model(node_config: Mapping[str, object], config: RunConfig, partition: i
     ConfigError
         If there is none of that name.
     """
-    if name := node_config.get("model"):
-        MODELS.pick(str(name), "model in the node config")
-        return str(name)
-    return config.client_model(partition, partitions)
+    if node.model is not None:
+        MODELS.pick(node.model, "model in the node config")
+        return node.model
+    if node.partition_id is None or node.num_partitions is None:
+        return config.model
+    return config.client_model(node.partition_id, node.num_partitions)
 
 
 @app.query()
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
     HelloRequest.check(message)
-    client = LocalClient(context)
-    return HelloReply(
-        name=client.name,
-        num_examples=len(client.data.train),
-        group=client.data.group,
-        num_partitions=client.num_partitions,
-        model=client.model_name,
-    ).to_message(message)
+    config, node = RunConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
+    return introduce(config, node, own_model(node, config)).to_message(message)
 
 
 @app.query("describe")
 def describe(message: Message, context: Context) -> Message:
     """Say what the data are like."""
-    description = DESCRIPTIONS[DescribeRequest.from_message(message).description]
-    client = LocalClient(context)
+    request = DescribeRequest.from_message(message)
+    description = DESCRIPTIONS[request.description]
+    client = LocalClient(context, request.task)
     share = client.config.share_label_counts
     signature = description(client.initial_model(), client.data.train, client.device, share)
     return DescribeReply(signature).to_message(message)
@@ -136,7 +123,7 @@ def describe(message: Message, context: Context) -> Message:
 def train_locally(message: Message, context: Context) -> Message:
     """Phase L: train from the given start, or from the best candidate, on this client's data."""
     request = TrainRequest.from_message(message)
-    client = LocalClient(context)
+    client = LocalClient(context, request.task)
     choice = client.best_of(request.candidates, request.objective) if request.candidates else None
     start = request.start or request.candidates[choice or 0]
     signature = None
@@ -164,7 +151,7 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     trained with the balanced loss carries none. The universal expert is for anyone and gets none.
     """
     request = EvaluateRequest.from_message(message)
-    client = LocalClient(context)
+    client = LocalClient(context, request.task)
     test = client.data.test
     universal = score(client.model(request.universal), test, client.device)
     own_prior = client.own_prior(request.objective)

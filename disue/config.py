@@ -1,5 +1,6 @@
 """The run config: every key with its type, its default, its allowed values and its meaning."""
 
+import re
 import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,6 +9,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from disue.errors import ConfigError
 from disue.registry import suggestion
+from disue.task import Shape
+
+SMALLEST_SIDE = 4
+"""Of an image: the networks halve it twice."""
 
 
 def _to_kebab(name: str) -> str:
@@ -29,6 +34,18 @@ class RunConfig(BaseModel):
     method: str = Field("disue", description="strategy")
 
     dataset: str = Field("digits", description="task data")
+    input_shape: str = Field(
+        "1x28x28",
+        description="with dataset=own: channels x height x width that all clients convert their images to",
+    )
+    classes: str = Field(
+        "",
+        description="with dataset=own: all classes, separated by commas, in the order of the model's outputs; empty: "
+        "those that the clients have at the start, sorted by name",
+    )
+    test_fraction: float = Field(
+        0.2, gt=0.0, lt=1.0, description="with dataset=own: share of its data that a client holds out to test on"
+    )
     data_dir: str = Field("", description="where dataset files are looked for first; empty: the usual places")
     scenario: str = Field("label-groups", description="how clients differ")
     num_groups: int = Field(3, ge=1, le=1000, description="planted groups, in scenarios that have them")
@@ -78,8 +95,12 @@ class RunConfig(BaseModel):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
 
-    min_clients: int = Field(2, ge=1, le=10**6, description="fewest clients that must have joined")
-    join_timeout: float = Field(20.0, gt=0.0, description="seconds to wait for min-clients")
+    min_clients: int = Field(
+        2, ge=1, le=10**6, description="fewest clients that must have joined, and answered, before the first round"
+    )
+    join_timeout: float = Field(
+        20.0, gt=0.0, description="seconds to wait at the start for min-clients to join and to answer"
+    )
     fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
     fraction_evaluate: float = Field(
         1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
@@ -173,10 +194,27 @@ class RunConfig(BaseModel):
             raise ValueError("use holdout, dataset:NAME, path:DIR or generator")
         return value
 
+    @field_validator("input_shape")
+    @classmethod
+    def _shape_of_an_image(cls, value: str) -> str:
+        if not re.fullmatch(r"[13]x[1-9][0-9]{0,3}x[1-9][0-9]{0,3}", value) or min(_sizes(value)[1:]) < SMALLEST_SIDE:
+            raise ValueError(
+                f"use CHANNELSxHEIGHTxWIDTH with 1 or 3 channels and sides from {SMALLEST_SIDE} to 9999, e.g. 3x32x32"
+            )
+        return value
+
+    @field_validator("classes")
+    @classmethod
+    def _several_classes(cls, value: str) -> str:
+        names = _words(value)
+        if value and (len(names) < 2 or not all(names) or len(set(names)) < len(names)):
+            raise ValueError("use the names of at least 2 classes, separated by commas, each once")
+        return value
+
     @field_validator("client_models")
     @classmethod
     def _names_between_commas(cls, value: str) -> str:
-        if value and not all(name.strip() for name in value.split(",")):
+        if value and not all(_words(value)):
             raise ValueError("use names of models, separated by commas")
         return value
 
@@ -213,7 +251,23 @@ class RunConfig(BaseModel):
     @property
     def models_of_clients(self) -> list[str]:
         """The architectures that the clients have where their node configs name none."""
-        return [name.strip() for name in self.client_models.split(",")] if self.client_models else [self.model]
+        return _words(self.client_models) if self.client_models else [self.model]
+
+    @property
+    def shape(self) -> Shape:
+        """Channels, height and width of ``input-shape``."""
+        channels, height, width = _sizes(self.input_shape)
+        return channels, height, width
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names in ``classes``."""
+        return tuple(_words(self.classes)) if self.classes else ()
+
+    @property
+    def scenario_name(self) -> str:
+        """How clients differ: the scenario, or that they have data of their own."""
+        return "own-data" if self.dataset == "own" else self.scenario
 
     def client_model(self, partition: int, partitions: int) -> str:
         """Return the architecture of the client with this partition of so many, where its node config names none.
@@ -225,6 +279,14 @@ class RunConfig(BaseModel):
     def to_flower(self) -> dict[str, bool | float | int | str]:
         """Return the config as Flower keeps it: kebab-case keys, scalar values."""
         return self.model_dump(by_alias=True)
+
+
+def _sizes(shape: str) -> list[int]:
+    return [int(size) for size in shape.split("x")]
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",")]
 
 
 def _expectation(error: Any) -> str:

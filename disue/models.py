@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from disue.registry import Registry
 from disue.seeding import derive_seed
+from disue.task import Shape as Shape
 from disue.torchvision_compat import torchvision
 
-Shape = tuple[int, int, int]
 State = dict[str, Tensor]
 """A model's parameters by name, in the model's own order."""
 

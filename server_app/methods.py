@@ -6,7 +6,7 @@ from functools import partial
 import torch
 
 from disue.config import RunConfig
-from disue.data import DATASETS, SCENARIOS, Federation
+from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
 from disue.models import MODELS, State, build_model, get_state
 from disue.objective import LocalObjective
@@ -36,9 +36,9 @@ from strategies.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.signatures import SIGNATURES
 from strategies.teachers import TEACHERS
 
-METHODS: Registry[Callable[[RunConfig, Roster, Federation, torch.device], FederatedStrategy]] = Registry("method")
+METHODS: Registry[Callable[[RunConfig, Roster, RunData, torch.device], FederatedStrategy]] = Registry("method")
 
-GROUPINGS: Registry[Callable[[RunConfig, Roster, Federation], Grouping]] = Registry("clusterer")
+GROUPINGS: Registry[Callable[[RunConfig, Roster, RunData], Grouping]] = Registry("clusterer")
 """What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
 
 
@@ -112,16 +112,16 @@ def knows_planted_groups(config: RunConfig) -> bool:
     return config.method == "oracle" or (config.method == "disue" and config.clusterer == "oracle")
 
 
-def check_groups(config: RunConfig, federation: Federation) -> None:
+def check_groups(config: RunConfig, data: RunData) -> None:
     """Raise `ConfigError` where the method is told the planted groups and the scenario plants none."""
-    if knows_planted_groups(config) and federation.scenario.groups.min() < 0:
+    if knows_planted_groups(config) and not data.has_groups:
         key = "method" if config.method == "oracle" else "clusterer"
-        raise ConfigError(f"{key}: 'oracle' needs planted groups and scenario '{config.scenario}' has none")
+        raise ConfigError(f"{key}: 'oracle' needs planted groups and scenario '{config.scenario_name}' has none")
 
 
-def make_strategy(config: RunConfig, roster: Roster, federation: Federation, device: torch.device) -> FederatedStrategy:
+def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
     """Build the configured method."""
-    return METHODS[config.method](config, roster, federation, device)
+    return METHODS[config.method](config, roster, data, device)
 
 
 def _participation(config: RunConfig) -> Participation:
@@ -139,19 +139,19 @@ def _objective(config: RunConfig, prox_mu: float = 0.0) -> LocalObjective:
     return LocalObjective(config.local_loss, prox_mu if config.prox_mu < 0.0 else config.prox_mu)
 
 
-def _server(config: RunConfig, federation: Federation, device: torch.device) -> Server:
-    shape, num_classes = federation.dataset.shape, federation.dataset.num_classes
+def _server(config: RunConfig, data: RunData, device: torch.device) -> Server:
+    shape, num_classes = data.task.shape, data.task.num_classes
     return Server(lambda name: build_model(name, shape, num_classes, config.seed), config.model, device, config.seed)
 
 
-def _proxy(config: RunConfig, federation: Federation, device: torch.device) -> ProxySource:
+def _proxy(config: RunConfig, data: RunData, device: torch.device) -> ProxySource:
     if config.proxy == "generator":
-        return GeneratedProxy(_generator(config, federation, device), config.seed)
-    return FixedProxy(load_proxy(config, federation))
+        return GeneratedProxy(_generator(config, data, device), config.seed)
+    return FixedProxy(load_proxy(config, data))
 
 
-def _generator(config: RunConfig, federation: Federation, device: torch.device) -> GeneratorTrainer:
-    dataset = federation.dataset
+def _generator(config: RunConfig, data: RunData, device: torch.device) -> GeneratorTrainer:
+    task = data.task
     settings = GeneratorSettings(
         steps=config.generator_steps,
         learning_rate=config.generator_learning_rate,
@@ -162,8 +162,8 @@ def _generator(config: RunConfig, federation: Federation, device: torch.device) 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "generator"))
-        generator = Generator(dataset.shape, dataset.num_classes)
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (dataset.mean, dataset.std))
+        generator = Generator(task.shape, task.num_classes)
+    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (task.mean, task.std))
     return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, device)
 
 
@@ -190,39 +190,39 @@ def _random_state(config: RunConfig) -> int:
 
 
 @METHODS.register("local")
-def _local(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _local(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return Local(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedavg")
-def _fedavg(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fedavg(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedAvg(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedprox")
-def _fedprox(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fedprox(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     objective = _objective(config, prox_mu=0.01)
     return FedProx(roster, _participation(config), objective, mu=objective.prox_mu)
 
 
 @METHODS.register("fedlc")
-def _fedlc(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fedlc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedLC(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedavg-ft")
-def _fedavg_ft(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fedavg_ft(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedAvgFT(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("feddf")
-def _feddf(config: RunConfig, roster: Roster, federation: Federation, device: torch.device) -> FederatedStrategy:
-    server, proxy = _server(config, federation, device), load_proxy(config, federation)
+def _feddf(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
+    server, proxy = _server(config, data, device), load_proxy(config, data)
     return FedDF(roster, _participation(config), server, proxy, _distiller(config), _objective(config))
 
 
 @METHODS.register("fesem")
-def _fesem(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fesem(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FeSEM(
         roster,
         _participation(config),
@@ -233,46 +233,46 @@ def _fesem(config: RunConfig, roster: Roster, _federation: Federation, _device: 
 
 
 @METHODS.register("cfl")
-def _cfl(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _cfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return CFL(roster, _participation(config), config.cfl_eps1, config.cfl_eps2, _objective(config))
 
 
 @METHODS.register("flhc")
-def _flhc(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _flhc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FLHC(roster, _participation(config), config.warm_up_rounds, _agglomerative(config), _objective(config))
 
 
 @METHODS.register("pacfl")
-def _pacfl(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _pacfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return PACFL(roster, _participation(config), _agglomerative(config), _objective(config))
 
 
 @METHODS.register("ifca")
-def _ifca(config: RunConfig, roster: Roster, federation: Federation, _device: torch.device) -> FederatedStrategy:
-    return IFCA(roster, _participation(config), _random_models(config, federation), _objective(config))
+def _ifca(config: RunConfig, roster: Roster, data: RunData, _device: torch.device) -> FederatedStrategy:
+    return IFCA(roster, _participation(config), _random_models(config, data), _objective(config))
 
 
 @METHODS.register("fedgroup")
-def _fedgroup(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _fedgroup(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedGroup(roster, _participation(config), _given_number(config), _objective(config), _random_state(config))
 
 
 @METHODS.register("oracle")
-def _oracle(config: RunConfig, roster: Roster, _federation: Federation, _device: torch.device) -> FederatedStrategy:
+def _oracle(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return Oracle(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("disue")
-def _disue(config: RunConfig, roster: Roster, federation: Federation, device: torch.device) -> FederatedStrategy:
+def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
     expert_share = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}[
         config.initialisation
     ]
     return DisUE(
         roster,
         _participation(config),
-        _server(config, federation, device),
-        _proxy(config, federation, device),
-        grouping=GROUPINGS[config.clusterer](config, roster, federation),
+        _server(config, data, device),
+        _proxy(config, data, device),
+        grouping=GROUPINGS[config.clusterer](config, roster, data),
         teacher=TEACHERS[config.teacher],
         distiller=_distiller(config, config.student_share),
         # What was trained with the balanced loss carries no prior that could be taken out.
@@ -286,7 +286,7 @@ def _disue(config: RunConfig, roster: Roster, federation: Federation, device: to
     )
 
 
-def _by_signature(clusterer: str, config: RunConfig, _roster: Roster, _federation: Federation) -> Grouping:
+def _by_signature(clusterer: str, config: RunConfig, _roster: Roster, _data: RunData) -> Grouping:
     clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, config.min_cluster_size, _random_state(config))
     return BySignature(config.signature, SIGNATURES[config.signature], clusters, config.signature_memory)
 
@@ -296,16 +296,16 @@ for _name in CLUSTERERS:
 
 
 @GROUPINGS.register("ifca")
-def _by_choice(config: RunConfig, _roster: Roster, federation: Federation) -> Grouping:
-    return ByChoice(_random_models(config, federation))
+def _by_choice(config: RunConfig, _roster: Roster, data: RunData) -> Grouping:
+    return ByChoice(_random_models(config, data))
 
 
 @GROUPINGS.register("oracle")
-def _planted(_config: RunConfig, roster: Roster, _federation: Federation) -> Grouping:
+def _planted(_config: RunConfig, roster: Roster, _data: RunData) -> Grouping:
     return Planted(roster)
 
 
-def _random_models(config: RunConfig, federation: Federation) -> list[State]:
+def _random_models(config: RunConfig, data: RunData) -> list[State]:
     seeds = [derive_seed(config.seed, "candidate", number) for number in range(_given_number(config))]
-    shape, num_classes = federation.dataset.shape, federation.dataset.num_classes
+    shape, num_classes = data.task.shape, data.task.num_classes
     return [get_state(build_model(config.model, shape, num_classes, seed)) for seed in seeds]

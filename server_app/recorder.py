@@ -5,7 +5,7 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
@@ -18,10 +18,12 @@ from safetensors.torch import save_file
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
-from disue.metrics import Score, agreement_with_groups, churn, worst_decile
+from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
+from disue.task import Task
 from server_app.pictures import save_sheet
+from server_app.scoring import Scores
 from strategies.base import FederatedStrategy, RoundOutcome
 from strategies.experts import Team
 from strategies.roster import Client
@@ -82,6 +84,8 @@ class Recorder:
         Made here; see `check_directory`.
     config : RunConfig
         Written resolved, with the package versions.
+    task : Task
+        Its classes, and how inputs are made to what the models take.
     clients : list of Client
         Everyone who said hello.
     on_round : callable, optional
@@ -92,6 +96,7 @@ class Recorder:
         self,
         directory: Path,
         config: RunConfig,
+        task: Task,
         clients: list[Client],
         on_round: Callable[[Row], None] | None = None,
     ) -> None:
@@ -104,6 +109,12 @@ class Recorder:
         self._rows: list[Row] = []
         self._clusters: dict[str, int] = {}
         settings = {
+            "task": {
+                "classes": list(task.class_names),
+                "input-shape": "x".join(map(str, task.shape)),
+                "mean": list(task.mean),
+                "std": list(task.std),
+            },
             "run": config.to_flower() | {"output-dir": str(directory)},
             "versions": {package: version(package) for package in PACKAGES},
             "federation": {"clients": [client.name for client in clients]},
@@ -115,9 +126,7 @@ class Recorder:
         self,
         outcome: RoundOutcome,
         clients: list[Client],
-        universal: Score,
-        average: Score,
-        others: Mapping[str, Score],
+        scores: Scores,
     ) -> Row:
         """Append one row to ``metrics.jsonl`` and return it.
 
@@ -126,10 +135,8 @@ class Recorder:
         outcome : RoundOutcome
         clients : list of Client
             Those that are connected now.
-        universal, average : Score
-            Of the run's own architecture, on the global test set.
-        others : mapping of architecture to Score
-            Of the other universal models.
+        scores : Scores
+            Of the universal models.
         """
         self.clients |= {client.name: client for client in clients}
         experts = [reply.expert_accuracy for reply in outcome.evaluations.values()]
@@ -141,10 +148,10 @@ class Recorder:
         )
         row: Row = {
             "round": outcome.server_round,
-            "universal_accuracy": universal.accuracy,
-            "universal_loss": universal.loss,
-            **{f"universal_accuracy_{model}": score.accuracy for model, score in others.items()},
-            "average_accuracy": average.accuracy,
+            "universal_accuracy": scores.universal.accuracy if scores.universal else None,
+            "universal_loss": scores.universal.loss if scores.universal else None,
+            **{f"universal_accuracy_{model}": score.accuracy for model, score in scores.others.items()},
+            "average_accuracy": scores.average.accuracy if scores.average else None,
             "expert_accuracy": float(np.mean(experts)) if experts else None,
             "personal_accuracy": float(np.mean(personal)) if personal else None,
             "worst_decile_accuracy": worst_decile(experts) if experts else None,
@@ -207,7 +214,7 @@ class Recorder:
         return {
             "status": status,
             "method": self.config.method,
-            "scenario": self.config.scenario,
+            "scenario": self.config.scenario_name,
             "dataset": self.config.dataset,
             "seed": self.config.seed,
             "rounds": len(self._rows),

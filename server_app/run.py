@@ -7,21 +7,26 @@ from logging import INFO
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from disue.config import RunConfig
-from disue.data import build_federation
+from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
-from disue.errors import FederationError
-from disue.metrics import Score, score
-from disue.models import State, build_model, get_state
+from disue.errors import ConfigError
+from disue.models import build_model, get_state
 from server_app.events import Events, check_tensorboard
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
 from server_app.progress import Progress
 from server_app.recorder import Recorder, Row, check_directory, default_directory
 from server_app.report import write_report
+from server_app.scoring import by_clients, on_test_set
+from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
-from strategies.roster import Client, Roster
+from strategies.roster import Roster
+
+SHORTEST_TIMEOUT = 10.0
+"""Seconds: Flower looks for replies every three, and nodes for messages about as often."""
 
 
 def preflight(config: RunConfig, num_clients: int | None = None) -> None:
@@ -39,6 +44,9 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         One line that names the key, the value and what is allowed.
     """
     check_names(config)
+    if num_clients is not None and config.dataset == OWN:
+        load_dataset(OWN)  # raises: a simulation has none
+    check_own_data(config)
     if config.tensorboard:
         check_tensorboard()
     prepare_device(config.device)
@@ -74,40 +82,35 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         If the run cannot start or cannot go on.
     """
     preflight(config)
+    check_timeout(config, grid)
     device = prepare_device(config.device)
-    roster = Roster(config.seed, config.round_timeout, partial(check_model, config))
+    roster = Roster(config.seed, config.round_timeout, partial(check_model, config), partial(check_summary, config))
     roster.gather(grid, config.min_clients, config.join_timeout)
     clients = roster.clients
     check_sizes(config, len(clients))
     check_main_model(config, (client.model for client in clients))
-    federation = build_federation(config, _agreed_partitions(clients))
-    check_groups(config, federation)
-    strategy = make_strategy(config, roster, federation, device)
-    build = partial(
-        build_model, shape=federation.dataset.shape, num_classes=federation.dataset.num_classes, seed=config.seed
-    )
+    data = prepare_data(config, roster)
+    check_groups(config, data)
+    strategy = make_strategy(config, roster, data, device)
+    build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
-    test = federation.global_test()
-    recorder = Recorder(default_directory(config), config, clients, on_round)
+    test = data.global_test()
+    recorder = Recorder(default_directory(config), config, data.task, clients, on_round)
     portrait = Portrait(recorder.directory)
     progress = Progress(recorder.directory, config.num_server_rounds)
     strategy.on_phase = progress.phase
     events = Events(recorder.directory, strategy) if config.tensorboard else None
     log(INFO, "run directory: %s", recorder.directory)
 
-    def evaluate(state: State, name: str = config.model) -> Score:
-        model = build(name)
-        model.load_state_dict(state)
-        return score(model, test, device)
-
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
         if server_round == 0:
             return None
-        universal = evaluate(strategy.universal)
-        average = universal if strategy.average is strategy.universal else evaluate(strategy.average)
-        others = {name: evaluate(state, name) for name, state in strategy.universals.items() if name != strategy.model}
+        if test is None:
+            scores = by_clients(strategy.outcome.evaluations, roster.models, config.model)
+        else:
+            scores = on_test_set(strategy, build, config.model, test, device)
         portrait.after_round(strategy.outcome)
-        row = recorder.record_round(strategy.outcome, roster.clients, universal, average, others)
+        row = recorder.record_round(strategy.outcome, roster.clients, scores)
         if events:
             events.after_round(row, strategy.outcome)
         return MetricRecord(
@@ -123,7 +126,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
                 timeout=config.round_timeout,
                 evaluate_fn=after_round,
             )
-        portrait.finish(strategy, federation, test, build, config.model, device)
+        portrait.finish(strategy, data, test, build, config.model, device)
         summary = recorder.finish(strategy)
     except BaseException as error:
         recorder.fail(error)
@@ -136,10 +139,10 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     return summary
 
 
-def _agreed_partitions(clients: list[Client]) -> int:
-    partitions = {client.num_partitions for client in clients}
-    if len(partitions) > 1:
-        raise FederationError(
-            f"num-partitions: the clients disagree on it ({sorted(partitions)}); give all nodes the same"
+def check_timeout(config: RunConfig, grid: Grid) -> None:
+    """Raise `ConfigError` for a timeout in which no reply can come over a network."""
+    if isinstance(grid, HttpGrid) and config.round_timeout < SHORTEST_TIMEOUT:
+        raise ConfigError(
+            f"round-timeout: got {config.round_timeout:g}; a reply takes some seconds to be fetched, "
+            f"use at least {SHORTEST_TIMEOUT:g}"
         )
-    return partitions.pop()

@@ -27,6 +27,7 @@ from disue.wire import (
     message_bytes,
 )
 from strategies.descriptions import Descriptions
+from strategies.exchange import is_no_answer
 from strategies.roster import Client, Roster
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
@@ -141,6 +142,8 @@ class FederatedStrategy(Strategy):
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
+        self._left_out = 0
+        self._addressees: set[int] = set()
         self._starts: dict[str, State | None] = {}
         self._candidates: tuple[State, ...] = ()
         self._phase_started = 0.0
@@ -201,13 +204,26 @@ class FederatedStrategy(Strategy):
         self.initial = self.initial or self.universal
         self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
         self.roster.refresh(grid)
+        for name in self.roster.returned:
+            log(
+                INFO,
+                "client %s is back%s",
+                name,
+                f", in cluster {self.clusters[name]}" if name in self.clusters else "",
+            )
+        self._left_out = len(self.roster.away)
         self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round)
         self._candidates = tuple(self.candidates())
         self._problems.clear()
         if self.needs_description:
             with self.outcome.timed("local"):
                 self._ask_for_descriptions(grid)
-        able = [c for c in self._sampled if not self.needs_description or c.name in self.descriptions]
+        present = {client.name for client in self.roster.clients}
+        able = [
+            client
+            for client in self._sampled
+            if client.name in present and (not self.needs_description or client.name in self.descriptions)
+        ]
         self._starts = {client.name: self.start_for(client.name) for client in able}
         messages = []
         for client in able:
@@ -219,6 +235,7 @@ class FederatedStrategy(Strategy):
                 universal=universal if self.needs_signature and start is not universal else None,
                 signature=self.needs_signature,
                 objective=self.objective,
+                task=self.roster.task,
             )
             messages.append(request.to_message(client.node_id))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
@@ -232,7 +249,8 @@ class FederatedStrategy(Strategy):
         Raises
         ------
         FederationError
-            If fewer than ``min_success_fraction`` of the sampled clients sent a usable update.
+            If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
+            a usable update.
         """
         replies = self._received(replies, "local")
         self.outcome.bytes_up += sum(map(message_bytes, replies))
@@ -260,6 +278,7 @@ class FederatedStrategy(Strategy):
                 personalise=last or self.always_personalise,
                 compare=self.needs_comparison,
                 objective=self.objective,
+                task=self.roster.task,
             ).to_message(client.node_id)
             for client in self.roster.sample(fraction, "evaluate", server_round)
         ]
@@ -302,7 +321,8 @@ class FederatedStrategy(Strategy):
         messages = self.descriptions.requests(self.needs_description, self._sampled)
         if not messages:
             return
-        replies = list(grid.send_and_receive(messages, timeout=self.roster.timeout))
+        sent = self._sent(messages)
+        replies = self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
         self.outcome.bytes_up += sum(map(message_bytes, replies))
         self.descriptions.take_in(replies)
@@ -314,12 +334,19 @@ class FederatedStrategy(Strategy):
 
     def _sent(self, messages: list[Message]) -> list[Message]:
         self._phase_started = time.perf_counter()
+        self._addressees = {message.metadata.dst_node_id for message in messages}
         return messages
 
     def _received(self, replies: Iterable[Message], phase: str) -> list[Message]:
-        received = list(replies)
+        received = self._answers(replies)
         self.outcome.seconds[phase] += time.perf_counter() - self._phase_started
         return received
+
+    def _answers(self, replies: Iterable[Message]) -> list[Message]:
+        """Return what nodes replied themselves, and go on without those that did not."""
+        answers = [reply for reply in replies if not is_no_answer(reply)]
+        self.roster.leave_out(self._addressees - {answer.metadata.src_node_id for answer in answers})
+        return answers
 
     def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
         updates: dict[str, ClientUpdate] = {}
@@ -345,17 +372,20 @@ class FederatedStrategy(Strategy):
             self.outcome.client_steps += reply.steps
         ordered = [updates[name] for name in by_name(updates)]
         self.outcome.clients_ok = len(ordered)
-        self.outcome.clients_failed = len(self._sampled) - len(ordered) - self.outcome.clients_rejected
+        asked = len(self._sampled) + self._left_out
+        self.outcome.clients_failed = asked - len(ordered) - self.outcome.clients_rejected
         if ordered:
             examples = sum(update.num_examples for update in ordered)
             self.outcome.train_loss = sum(losses[u.name] * u.num_examples for u in ordered) / examples
         return ordered
 
     def _require_enough(self, usable: int) -> None:
-        needed = max(1, math.ceil(self.participation.min_success_fraction * len(self._sampled) - 1e-9))
+        left_out = round(self.participation.fraction_train * self._left_out)
+        asked = len(self._sampled) + left_out
+        needed = max(1, math.ceil(self.participation.min_success_fraction * asked - 1e-9))
         if usable < needed:
             raise FederationError(
-                f"min-success-fraction: {usable} of {len(self._sampled)} clients sent a usable update in round "
+                f"min-success-fraction: {usable} of {asked} clients sent a usable update in round "
                 f"{self.outcome.server_round} and {needed} are needed; "
                 + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
             )

@@ -51,7 +51,7 @@ class Descriptions(Mapping[str, Tensor]):
         wanted = {client.name for client in sampled} - self._known.keys()
         asked = [c for c in self.roster.clients if self._asked.get(c.name) != c.node_id or c.name in wanted]
         self._asked |= {client.name: client.node_id for client in asked}
-        return [DescribeRequest(description).to_message(client.node_id) for client in asked]
+        return [DescribeRequest(description, self.roster.task).to_message(client.node_id) for client in asked]
 
     def take_in(self, replies: Sequence[Message]) -> None:
         """Keep what was said; a description of another shape than most clients' is refused."""

@@ -1,28 +1,23 @@
 """The server's proxy set: unlabelled inputs on which the experts teach the universal expert."""
 
-import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.nn import functional as F
 
 from disue.config import RunConfig
-from disue.data import Dataset, Federation, load_dataset
+from disue.data import RunData, load_dataset
+from disue.data.images import fit_to, images_below, read_images
 from disue.errors import ConfigError, DataError
-from disue.models import Shape
 from disue.seeding import numpy_rng
+from disue.task import Task
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 USUAL_SIZE = 2000
 MIN_SIZE = 10
-LUMINANCE = (0.299, 0.587, 0.114)
-"""Red, green and blue in grey (ITU-R BT.601)."""
 
 
-def load_proxy(config: RunConfig, federation: Federation) -> Tensor:
+def load_proxy(config: RunConfig, data: RunData) -> Tensor:
     """Return the configured proxy set, (samples, channels, height, width), as the task's models take it.
 
     ``holdout``: unlabelled part of the task's own data. ``dataset:NAME``: the inputs of another dataset, normalised by
@@ -31,13 +26,13 @@ def load_proxy(config: RunConfig, federation: Federation) -> Tensor:
     Raises
     ------
     ConfigError
-        If there is no such dataset.
+        If there is no such dataset, or the server has none of the task's own data.
     DataError
         If the data are missing, cannot be read, or are too few.
     """
     kind, _, where = config.proxy.partition(":")
     if kind == "holdout":
-        return federation.proxy()
+        return data.proxy()
     rng = numpy_rng(config.seed, "proxy")
     if kind == "dataset":
         try:
@@ -45,24 +40,10 @@ def load_proxy(config: RunConfig, federation: Federation) -> Tensor:
         except ConfigError as error:
             raise ConfigError(f"proxy: got '{config.proxy}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
-        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), federation.dataset.shape)
+        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape)
     paths = find_images(Path(where).expanduser())
     chosen = rng.permutation(len(paths))[: config.proxy_size or USUAL_SIZE]
-    return read_images([paths[i] for i in sorted(chosen)], federation.dataset)
-
-
-def fit_to(x: Tensor, shape: Shape) -> Tensor:
-    """Return inputs, (samples, channels, height, width), resized and with their channels made ``shape``'s.
-
-    Grey becomes colour by repetition, colour becomes grey by luminance; sizes change bilinearly, with antialiasing.
-    """
-    channels, height, width = shape
-    if x.shape[1] == 3 and channels == 1:
-        x = (x * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    x = x.expand(-1, channels, -1, -1)
-    if x.shape[2:] != (height, width):
-        x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
-    return x.contiguous()
+    return read_proxy([paths[i] for i in sorted(chosen)], data.task)
 
 
 def find_images(directory: Path) -> list[Path]:
@@ -75,36 +56,24 @@ def find_images(directory: Path) -> list[Path]:
     """
     if not directory.is_dir():
         raise DataError(f"proxy: '{directory}' is not a directory")
-    paths = sorted(path for path in directory.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    try:
+        paths = images_below(directory)
+    except OSError as error:
+        raise DataError(f"proxy: '{error.filename}' cannot be read ({error.strerror})") from None
     if len(paths) < MIN_SIZE:
         raise DataError(f"proxy: '{directory}' has {len(paths)} images; at least {MIN_SIZE} are needed")
     return paths
 
 
-def read_images(paths: list[Path], dataset: Dataset) -> Tensor:
-    """Read images as a dataset's models take them, (images, channels, height, width).
+def read_proxy(paths: list[Path], task: Task) -> Tensor:
+    """Read images as a task's models take them, (images, channels, height, width).
 
     Raises
     ------
     DataError
         If a file is not an image that can be read, or is too large to be a harmless one.
     """
-    images = []
-    for path in paths:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    pixels = np.asarray(image.convert("L" if dataset.shape[0] == 1 else "RGB"), dtype=np.float32)
-        except (
-            OSError,
-            ValueError,
-            SyntaxError,
-            Image.DecompressionBombError,
-            Image.DecompressionBombWarning,
-        ) as error:
-            reason = "not an image" if isinstance(error, UnidentifiedImageError) else error
-            raise DataError(f"proxy: '{path}' cannot be read ({reason})") from None
-        x = torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).unsqueeze(0)
-        images.append(fit_to(x, dataset.shape))
-    return dataset.normalise(torch.cat(images) * (dataset.maximum / 255.0))
+    try:
+        return task.normalise(read_images(paths, task.shape, [str(path) for path in paths]))
+    except DataError as error:
+        raise DataError(f"proxy: {error}") from None

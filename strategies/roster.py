@@ -1,18 +1,23 @@
 """Who takes part: clients by stable name, sampled with the run seed."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
+from flwr.app import Message
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 
-from disue.errors import ConfigError, DisueError, FederationError, WireError
+from disue.errors import ConfigError, DataError, DisueError, FederationError, WireError
 from disue.models import MODELS
 from disue.naming import by_name
 from disue.seeding import numpy_rng
+from disue.task import DataSummary, Task
 from disue.wire import HelloReply, HelloRequest, error_reason
+from strategies.exchange import collect, is_no_answer, send
+
+JOIN_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -25,10 +30,15 @@ class Client:
     group: int
     num_partitions: int
     model: str
+    summary: DataSummary | None = None
 
 
 class Roster:
-    """The clients that are connected.
+    """The clients that take part.
+
+    Every round it is asked who is new. A node is waited for once, at most ``timeout`` seconds; one that was silent, or
+    that was refused, is asked again in later rounds, without waiting for it. A client that did not answer, whatever it
+    was asked, is left out until it says hello again.
 
     Parameters
     ----------
@@ -38,35 +48,54 @@ class Roster:
         Seconds to wait for the answers to a hello.
     check_model : callable
         Raises `ConfigError` for an architecture that a client may not have.
+    check_summary : callable
+        Raises `DataError` where what a client says of data of its own, if it has any, does not go with the task.
 
     Attributes
     ----------
     models : dict of client to str
-        The architecture of every client that is or was connected.
+        The architecture of every client that takes or took part.
+    task : Task or None
+        What clients with data of their own are told with every request; None: clients know it.
+    away : dict of client to Client
+        Those that took part and are left out now.
+    returned : list of str
+        Who came back in the last `refresh`.
     """
 
     def __init__(
-        self, seed: int, timeout: float = 600.0, check_model: Callable[[str], object] = MODELS.__getitem__
+        self,
+        seed: int,
+        timeout: float = 600.0,
+        check_model: Callable[[str], object] = MODELS.__getitem__,
+        check_summary: Callable[[DataSummary | None, Task | None], object] = lambda summary, task: None,
     ) -> None:
         self.seed = seed
         self.timeout = timeout
         self.check_model = check_model
+        self.check_summary = check_summary
         self.models: dict[str, str] = {}
+        self.task: Task | None = None
+        self.away: dict[str, Client] = {}
+        self.returned: list[str] = []
         self._clients: dict[str, Client] = {}
         self._asked: set[int] = set()
+        self._unanswered: dict[str, int] = {}
+        self._refusals: dict[int, str] = {}
 
     @property
     def clients(self) -> list[Client]:
-        """All known clients, sorted by name."""
+        """All clients that take part now, sorted by name."""
         return [self._clients[name] for name in by_name(self._clients)]
 
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
-        names = [client.name for client in self._clients.values() if client.node_id == node_id]
+        known = [*self._clients.values(), *self.away.values()]
+        names = [client.name for client in known if client.node_id == node_id]
         return names[0] if names else f"node {node_id}"
 
     def gather(self, grid: Grid, min_clients: int, join_timeout: float) -> None:
-        """Wait for enough nodes, then ask each who it is.
+        """Wait for enough nodes, and for enough of them to say who they are.
 
         Raises
         ------
@@ -75,18 +104,17 @@ class Roster:
             an architecture that it may not have.
         """
         deadline = time.monotonic() + join_timeout
-        while len(list(grid.get_node_ids())) < min_clients:
+        while (joined := len(list(grid.get_node_ids()))) < min_clients:
             if time.monotonic() > deadline:
                 raise FederationError(
-                    f"min-clients: {len(list(grid.get_node_ids()))} clients joined within {join_timeout:g} s "
-                    f"and {min_clients} are needed; start more clients (num-supernodes in a simulation) "
-                    "or lower min-clients"
+                    f"min-clients: {joined} clients joined within {join_timeout:g} s and {min_clients} are needed; "
+                    "start more clients (num-supernodes in a simulation) or lower min-clients"
                 )
-            time.sleep(0.2)
-        problems = self.refresh(grid)
-        for problem in problems:
-            if isinstance(problem, FederationError):
-                raise problem
+            time.sleep(JOIN_POLL_SECONDS)
+        problems = self._ask_at_the_start(grid)
+        while len(self._clients) < min_clients and time.monotonic() < deadline:
+            time.sleep(JOIN_POLL_SECONDS)
+            problems = self._ask_at_the_start(grid) or problems
         if len(self._clients) < min_clients:
             raise FederationError(
                 f"min-clients: {len(self._clients)} clients answered and {min_clients} are needed"
@@ -94,42 +122,80 @@ class Roster:
             )
 
     def refresh(self, grid: Grid) -> list[DisueError]:
-        """Forget nodes that are gone, say hello to each new one once, and return what went wrong with them."""
+        """Leave out who is gone, say hello to everybody else who takes no part, and return what went wrong with them.
+
+        Who is new is waited for.
+        """
+        self.returned = []
         present = set(grid.get_node_ids())
-        self._clients = {name: client for name, client in self._clients.items() if client.node_id in present}
+        self._leave_out({c.node_id for c in self._clients.values()} - present, "is no longer connected")
         self._asked &= present
-        new = sorted(present - self._asked)  # a node that refused or kept silent is not waited for every round
-        if not new:
-            return []
-        self._asked |= set(new)
+        self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
+        self._refusals = {node: reason for node, reason in self._refusals.items() if node in present}
+        strangers = present - {c.node_id for c in self._clients.values()} - set(self._unanswered.values())
+        new = strangers - self._asked
+        self._asked |= strangers
+        self._unanswered |= send(grid, [HelloRequest().to_message(node) for node in sorted(strangers)])
+        replies = collect(grid, self._unanswered, new, self.timeout)
+        asked = [(sent, node) for sent, node in self._unanswered.items() if sent in replies]
         problems: list[DisueError] = []
-        replies = grid.send_and_receive([HelloRequest().to_message(node) for node in new], timeout=self.timeout)
-        for reply in replies:
-            node_id = reply.metadata.src_node_id
-            try:
-                if reply.has_error():
-                    raise WireError(error_reason(reply))
-                hello = HelloReply.from_message(reply)
-                if hello.name in self._clients:
-                    self._asked.discard(node_id)  # the other one may be a dead connection that is still listed
-                    raise WireError(f"a second client calls itself '{hello.name}'")
-                self._require_fitting_model(hello)
-            except (WireError, FederationError) as error:
-                problems.append(error)
-                log(WARNING, "node %s cannot take part: %s", node_id, error)
-                continue
-            self._clients[hello.name] = Client(
-                hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model
-            )
-            self.models[hello.name] = hello.model
-        log(INFO, "%s clients take part", len(self._clients))
+        for sent, node_id in sorted(asked, key=lambda pair: pair[1]):
+            del self._unanswered[sent]
+            if not is_no_answer(replies[sent]):
+                problems += self._take_in(replies[sent], node_id)
+        if asked:
+            log(INFO, "%s clients take part", len(self._clients))
         return problems
 
-    def _require_fitting_model(self, hello: HelloReply) -> None:
+    def leave_out(self, nodes: Iterable[int]) -> None:
+        """Go on without the clients of these nodes, which did not answer, until they say hello again."""
+        self._leave_out(set(nodes), "did not answer")
+
+    def _leave_out(self, nodes: set[int], reason: str) -> None:
+        for client in [client for client in self.clients if client.node_id in nodes]:
+            self.away[client.name] = self._clients.pop(client.name)
+            log(WARNING, "client %s %s; going on without it", client.name, reason)
+
+    def _ask_at_the_start(self, grid: Grid) -> list[DisueError]:
+        problems = self.refresh(grid)
+        for problem in problems:
+            if isinstance(problem, FederationError):
+                raise problem
+        return problems
+
+    def _take_in(self, reply: Message, node_id: int) -> list[DisueError]:
+        """Enter a client, or return and, if it is not known yet, log why it cannot take part."""
+        try:
+            client = self._read(reply, node_id)
+        except (WireError, DataError, FederationError) as error:
+            if self._refusals.get(node_id) != str(error):
+                self._refusals[node_id] = str(error)
+                log(WARNING, "node %s cannot take part: %s", node_id, error)
+            return [error]
+        self._refusals.pop(node_id, None)
+        if self.away.pop(client.name, None):
+            self.returned.append(client.name)
+        self._clients[client.name] = client
+        self.models[client.name] = client.model
+        return []
+
+    def _read(self, reply: Message, node_id: int) -> Client:
+        if reply.has_error():
+            raise WireError(error_reason(reply))
+        hello = HelloReply.from_message(reply)
+        if hello.name in self._clients:  # maybe a dead connection that is still listed
+            raise WireError(f"a second client calls itself '{hello.name}'")
         try:
             self.check_model(hello.model)
         except ConfigError as error:
             raise FederationError(f"{hello.name}: {error}") from None
+        try:
+            self.check_summary(hello.summary, self.task)
+        except DataError as error:
+            raise DataError(f"{hello.name}: {error}") from None
+        return Client(
+            hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model, hello.summary
+        )
 
     def sample(self, fraction: float, purpose: str, server_round: int) -> list[Client]:
         """Return a seeded sample of the clients, sorted by name; at least one."""

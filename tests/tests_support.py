@@ -1,7 +1,8 @@
 """Client apps that misbehave, for tests of the server's side."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from flwr.app import Context, Message, RecordDict
@@ -51,7 +52,18 @@ def answering_app(train: Behaviour = honest, on_hello: Callable[[str], None] = l
 
 
 class ChangingGrid(InlineGrid):
-    """An inline grid whose nodes come and go."""
+    """An inline grid whose nodes come and go, and may be silent."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.silent: set[int] = set()
+        """Nodes that are listed and do not answer; messages wait for them, as in a SuperLink."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Answer the messages of the nodes that are not silent."""
+        return super().pull_messages(
+            [i for i in message_ids if self._pushed[i].metadata.dst_node_id not in self.silent]
+        )
 
     def forget(self, node_id: int) -> Context:
         """Take a node away."""

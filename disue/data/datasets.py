@@ -21,6 +21,7 @@ from torch import Tensor
 
 from disue.errors import DataError
 from disue.registry import Registry
+from disue.task import Task
 from disue.torchvision_compat import torchvision
 
 logger = logging.getLogger(__name__)
@@ -66,12 +67,18 @@ class Dataset:
         channels, height, width = self.train.x.shape[1:]
         return channels, height, width
 
+    @property
+    def task(self) -> Task:
+        """What a run on these data is about."""
+        return Task(self.class_names, self.shape, self.mean, self.std)
+
     def normalise(self, x: Tensor) -> Tensor:
         """Return raw pixels as float32 with about zero mean and unit variance per channel."""
-        mean = torch.tensor(self.mean).view(-1, 1, 1)
-        std = torch.tensor(self.std).view(-1, 1, 1)
-        return (x.float() / self.maximum - mean) / std
+        return self.task.normalise(x.float() / self.maximum)
 
+
+OWN = "own"
+"""The config value that stands for clients with data of their own; see `disue.data.own`."""
 
 Loader = Callable[[Path | None], Dataset]
 DATASETS: Registry[Loader] = Registry("dataset")
@@ -112,6 +119,17 @@ def _directory(data_dir: str) -> Path:
 
 def _cache_directory(data_dir: Path | None) -> Path:
     return data_dir or Path.home() / ".cache" / "disue"
+
+
+# --- own: not a dataset that could be loaded ------------------------------------------------------
+
+
+@DATASETS.register(OWN)
+def _own(_data_dir: Path | None) -> Dataset:
+    raise DataError(
+        f"dataset: got '{OWN}'; that is what clients on real machines have, where data-path in their node config says, "
+        "and neither a server nor a simulation has it"
+    )
 
 
 # --- digits ---------------------------------------------------------------------------------------

@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import torch
 
 from disue.config import RunConfig
 from disue.data.datasets import Dataset, Examples, load_dataset
-from disue.data.scenarios import SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
+from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import DataError
 from disue.seeding import derive_seed, numpy_rng
+from disue.task import Task
 
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1
@@ -24,6 +26,24 @@ class ClientData:
     train: Examples
     test: Examples
     group: int
+
+
+class RunData(Protocol):
+    """What the server knows of a run's data."""
+
+    @property
+    def task(self) -> Task:
+        """The classes, the shape of an input, and how inputs are normalised."""
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether groups are planted."""
+
+    def global_test(self) -> Examples | None:
+        """Return the server's test set, or None where only the clients can test."""
+
+    def proxy(self) -> torch.Tensor:
+        """Return unlabelled inputs of the task's own data, (proxy-size, channels, height, width)."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +66,16 @@ class Federation:
     def num_clients(self) -> int:
         """Number of clients."""
         return len(self.train_parts)
+
+    @property
+    def task(self) -> Task:
+        """What the run is about."""
+        return self.dataset.task
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether the scenario plants groups."""
+        return bool(self.scenario.groups.min() > NO_GROUP)
 
     def client(self, index: int) -> ClientData:
         """Return the data of client ``index``, as its planted group sees them."""

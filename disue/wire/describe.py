@@ -8,7 +8,8 @@ from torch import Tensor
 
 from disue.errors import WireError
 from disue.source import source_hash
-from disue.wire.reading import read_config, read_state
+from disue.task import Task
+from disue.wire.reading import read_config, read_state, read_task, task_values
 
 DESCRIBE = f"{MessageType.QUERY}.describe"
 
@@ -21,19 +22,23 @@ class DescribeRequest:
     ----------
     description : str
         Which one; `client_app.signature` has them all.
+    task : Task or None
+        None: the client knows it from the run config.
     """
 
     description: str
+    task: Task | None = None
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        config = ConfigRecord({"source-hash": source_hash(), "description": self.description})
+        config = ConfigRecord({"source-hash": source_hash(), "description": self.description, **task_values(self.task)})
         return Message(RecordDict({"config": config}), node_id, DESCRIBE)
 
     @classmethod
     def from_message(cls, message: Message) -> "DescribeRequest":
         """Read the request; raise `FederationError` if the server runs other source code."""
-        return cls(description=str(read_config(message)["description"]))
+        config = read_config(message)
+        return cls(description=str(config["description"]), task=read_task(config))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
+from disue.task import Task
 from disue.wire.reading import (
     integer,
     make_config,
@@ -16,6 +17,7 @@ from disue.wire.reading import (
     read_objective,
     read_optional_state,
     read_state,
+    read_task,
     share,
 )
 
@@ -38,6 +40,8 @@ class EvaluateRequest:
     compare : bool
         Whether to say, too, how well both models fit the training data.
     objective : LocalObjective
+    task : Task or None
+        None: the client knows it from the run config.
     """
 
     universal: State
@@ -47,6 +51,7 @@ class EvaluateRequest:
     personalise: bool = False
     compare: bool = False
     objective: LocalObjective = PLAIN
+    task: Task | None = None
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
@@ -54,7 +59,7 @@ class EvaluateRequest:
             {
                 "arrays": ArrayRecord(self.universal),
                 "config": make_config(
-                    self.server_round, self.objective, personalise=self.personalise, compare=self.compare
+                    self.server_round, self.objective, self.task, personalise=self.personalise, compare=self.compare
                 ),
             }
         )
@@ -77,6 +82,7 @@ class EvaluateRequest:
             personalise=bool(config["personalise"]),
             compare=bool(config["compare"]),
             objective=read_objective(config),
+            task=read_task(config),
         )
 
 

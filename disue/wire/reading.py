@@ -9,9 +9,12 @@ from disue.errors import FederationError, WireError
 from disue.models import State
 from disue.objective import LocalObjective
 from disue.source import source_hash
+from disue.task import Task
+
+LONGEST_REASON = 1000
 
 
-def make_config(server_round: int, objective: LocalObjective, **flags: bool) -> ConfigRecord:
+def make_config(server_round: int, objective: LocalObjective, task: Task | None = None, **flags: bool) -> ConfigRecord:
     """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
     return ConfigRecord(
         {
@@ -20,8 +23,29 @@ def make_config(server_round: int, objective: LocalObjective, **flags: bool) -> 
             "local-loss": objective.local_loss,
             "prox-mu": objective.prox_mu,
             **flags,
+            **task_values(task),
         }
     )
+
+
+def task_values(task: Task | None) -> dict[str, list[str] | list[int] | list[float]]:
+    """Return what a request's config says of the task; nothing where clients know it."""
+    if task is None:
+        return {}
+    return {
+        "class-names": list(task.class_names),
+        "shape": list(task.shape),
+        "mean": list(task.mean),
+        "std": list(task.std),
+    }
+
+
+def read_task(config: ConfigRecord) -> Task | None:
+    """Return the task that a request's config tells, if any."""
+    if "class-names" not in config:
+        return None
+    names, shape, mean, std = (config[key] for key in ("class-names", "shape", "mean", "std"))
+    return Task(tuple(names), tuple(shape), tuple(mean), tuple(std))  # type: ignore[arg-type]
 
 
 def read_config(message: Message) -> ConfigRecord:
@@ -93,9 +117,19 @@ def share(metrics: MetricRecord, key: str) -> float:
 
 
 def error_reason(message: Message) -> str:
-    """Return why a client failed, in one line; Ray wraps the client's own words in two tracebacks."""
+    """Return why a client failed, in one line of printable text."""
+    line = _last_words(message)[:LONGEST_REASON]
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _last_words(message: Message) -> str:
+    """Return what the client's error said; Ray wraps it in two tracebacks, a SuperNode in the error's type."""
     reason = message.error.reason or ""
     said = re.findall(r"ClientAppException occurred\. Message: (.*)", reason)
+    raised = re.fullmatch(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", reason.strip(), re.DOTALL)
+    if raised and not said:  # as a SuperNode says it
+        kind, words = raised.groups()
+        return f"{kind}: {(words.strip().splitlines() or ['no reason'])[-1]}"
     lines = said or reason.strip().splitlines() or [f"error code {message.error.code}"]
     return str(lines[-1]).rstrip("'>")
 

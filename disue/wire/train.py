@@ -9,6 +9,7 @@ from disue.errors import WireError
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
+from disue.task import Task
 from disue.wire.reading import (
     integer,
     make_config,
@@ -18,6 +19,7 @@ from disue.wire.reading import (
     read_objective,
     read_optional_state,
     read_state,
+    read_task,
 )
 
 
@@ -37,6 +39,8 @@ class TrainRequest:
     signature : bool
         Whether the reply should carry a signature.
     objective : LocalObjective
+    task : Task or None
+        None: the client knows it from the run config.
     """
 
     start: State | None
@@ -45,11 +49,12 @@ class TrainRequest:
     universal: State | None = None
     signature: bool = False
     objective: LocalObjective = PLAIN
+    task: Task | None = None
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node; without a start the record ``arrays`` is the first candidate."""
         first, *others = self.candidates if self.start is None else (self.start, *self.candidates)
-        config = make_config(self.server_round, self.objective, signature=self.signature)
+        config = make_config(self.server_round, self.objective, self.task, signature=self.signature)
         content = RecordDict({"arrays": ArrayRecord(first), "config": config})
         config["candidates"] = len(self.candidates)
         config["start-from-choice"] = self.start is None
@@ -73,6 +78,7 @@ class TrainRequest:
             universal=read_optional_state(message, "universal"),
             signature=bool(config["signature"]),
             objective=read_objective(config),
+            task=read_task(config),
         )
 
 

@@ -11,18 +11,23 @@ from disue.data import Examples
 from disue.errors import ConfigError
 from disue.metrics import log_prior
 from disue.models import build_model, flatten, get_state
+from disue.nodes import NodeConfig
 from disue.objective import PLAIN, LocalObjective
 
 CPU = torch.device("cpu")
 
 
+def node(partition: int, partitions: int, model: str | None = None) -> NodeConfig:
+    return NodeConfig(partition_id=partition, num_partitions=partitions, model=model)
+
+
 def test_a_clients_own_model_is_the_node_configs_then_the_listed_ones_then_the_runs() -> None:
     config = RunConfig(model="resnet18", client_models="mlp,cnn")
-    assert own_model({"model": "resnet18", "partition-id": 1}, config, 1, 2) == "resnet18"
-    assert own_model({"partition-id": 1}, config, 1, 2) == "cnn"
-    assert own_model({"partition-id": 1}, RunConfig(model="mlp"), 1, 2) == "mlp"
+    assert own_model(node(1, 2, model="resnet18"), config) == "resnet18"
+    assert own_model(node(1, 2), config) == "cnn"
+    assert own_model(node(1, 2), RunConfig(model="mlp")) == "mlp"
     with pytest.raises(ConfigError, match="^model in the node config: 'mpl' does not exist .*'mlp'.*; choose from mlp"):
-        own_model({"model": "mpl"}, config, 0, 2)
+        own_model(node(0, 2, model="mpl"), config)
 
 
 def examples(count: int = 40, classes: int = 3) -> Examples:

@@ -192,5 +192,5 @@ def test_fashion_mnist_constants_fit_the_real_files() -> None:
 
 
 def test_every_dataset_of_the_design_is_registered() -> None:
-    assert set(DATASETS) == {"digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn"}
+    assert set(DATASETS) == {"own", "digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn"}
     assert datasets.DATASETS.key == "dataset"

@@ -11,6 +11,7 @@ from disue.errors import FederationError
 from disue.models import State
 from disue.objective import LocalObjective
 from disue.signature import Signature
+from disue.task import DataSummary, Task
 from disue.wire import (
     DescribeReply,
     DescribeRequest,
@@ -131,11 +132,74 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, wants_signature=False).state, model)
 
 
-@given(st.text(min_size=1), st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6), st.text(min_size=1))
+names = st.text(st.characters().filter(str.isprintable), min_size=1, max_size=100)
+
+
+@given(names, st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6), names)
 @settings(deadline=None)
 def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int, model: str) -> None:
     sent = HelloReply(name, examples, group, partitions, model)
     assert HelloReply.from_message(sent.to_message(reply_to())) == sent
+
+
+TASK = Task(("healthy", "ill"), (3, 8, 6), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+
+
+@pytest.mark.parametrize("task", [None, TASK])
+def test_every_request_carries_the_task(task: Task | None) -> None:
+    requests = (
+        (TrainRequest, TrainRequest(state(), 1, task=task)),
+        (EvaluateRequest, EvaluateRequest(state(), 1, task=task)),
+        (DescribeRequest, DescribeRequest("subspace", task)),
+    )
+    for kind, request in requests:
+        assert kind.from_message(request.to_message(3)).task == task
+
+
+@given(st.lists(names, min_size=1, max_size=5, unique=True), st.lists(st.floats(0.0, 0.5), min_size=1, max_size=3))
+@settings(deadline=None)
+def test_what_a_client_says_of_its_own_data_survives_the_wire(class_names: list[str], values: list[float]) -> None:
+    summary = DataSummary(tuple(class_names), tuple(values), tuple(reversed(values)))
+    sent = HelloReply("a", 5, -1, 0, "cnn", summary)
+    assert HelloReply.from_message(sent.to_message(reply_to())) == sent
+
+
+@pytest.mark.parametrize(
+    ("record", "key", "value", "words"),
+    [
+        ("config", "name", "", "the hello reply's name is ''; expected 1 to 100 letters"),
+        ("config", "name", "a\nb", "the hello reply's name is 'a\\nb'; expected 1 to 100 letters"),
+        ("config", "name", "x" * 101, "expected 1 to 100 letters"),
+        ("config", "class-names", "cat", "class-names are 'cat'; expected texts"),
+        ("config", "class-names", ["cat", "cat"], "expected printable names, each once"),
+        ("config", "class-names", ["cat", "\x1b[31m"], "expected printable names, each once"),
+        ("metrics", "mean", 0.5, "lacks the pixels' mean and std"),
+        ("metrics", "mean", [0.1, 0.2], "mean and std have 2 and 1 channels"),
+        ("metrics", "mean", [float("nan")], "the pixels' mean is [nan]; expected numbers from 0 to 1"),
+        ("metrics", "std", [0.6], "the pixels' std is [0.6]; expected numbers from 0 to 0.5"),
+    ],
+)
+def test_a_hello_that_cannot_be_true_is_refused(record: str, key: str, value: object, words: str) -> None:
+    message = HelloReply("a", 5, -1, 0, "cnn", DataSummary(("cat",), (0.5,), (0.2,))).to_message(reply_to())
+    message.content[record][key] = value  # type: ignore[index]
+    with pytest.raises(WireError) as caught:
+        HelloReply.from_message(message)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        ("<class 'disue.errors.DataError'>:<'ward-b: it isn't one'>", "DataError: ward-b: it isn't one"),
+        ("<class 'ValueError'>:<'one\nlast'>", "ValueError: last"),
+        ("<class 'KeyError'>:<''>", "KeyError: no reason"),
+        ("<class 'ValueError'>:<'\x1b[31mred'>", "ValueError: ?[31mred"),
+        ("x" * 5000, "x" * 1000),
+        ("DataError: as the inline engine says it", "DataError: as the inline engine says it"),
+    ],
+)
+def test_the_reason_that_a_supernode_gives_is_read(reason: str, expected: str) -> None:
+    assert error_reason(Message(Error(2, reason), reply_to=reply_to())) == expected
 
 
 @pytest.mark.parametrize("personal", [None, 0.25])

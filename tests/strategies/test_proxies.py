@@ -9,8 +9,9 @@ from PIL import Image
 
 from disue.config import RunConfig
 from disue.data import Dataset, Examples, Federation, build_federation, load_dataset
+from disue.data.images import fit_to
 from disue.errors import ConfigError, DataError
-from strategies.proxies import find_images, fit_to, load_proxy, read_images
+from strategies.proxies import find_images, load_proxy, read_proxy
 
 LABELS = torch.zeros(2, dtype=torch.int64)
 
@@ -76,7 +77,7 @@ def test_images_below_a_directory_are_read_in_the_order_of_their_paths(tmp_path:
     paths = find_images(tmp_path)
     assert [path.name for path in paths] == [f"{i:03}.png" for i in (*range(0, 12, 2), *range(1, 12, 2))]
     digits = load_dataset("digits")
-    x = read_images(paths, digits)
+    x = read_proxy(paths, digits.task)
     expected = (pixels[0] / 255.0 - digits.mean[0]) / digits.std[0]
     np.testing.assert_allclose(x[0, 0], expected, atol=1e-5)
 
@@ -84,7 +85,7 @@ def test_images_below_a_directory_are_read_in_the_order_of_their_paths(tmp_path:
 def test_colour_images_of_any_size_for_a_colour_task(tmp_path: Path) -> None:
     pixels = write_images(tmp_path, 10, "RGB", size=(4, 6))
     task = colour_task()
-    x = read_images(find_images(tmp_path), task)
+    x = read_proxy(find_images(tmp_path), task.task)
     expected = (pixels[2] / 255.0 - np.array(task.mean)) / np.array(task.std)
     np.testing.assert_allclose(x[1].permute(1, 2, 0), expected, atol=1e-5)
 
@@ -142,11 +143,11 @@ def test_a_damaged_file_is_named(tmp_path: Path, content: bytes | None) -> None:
     victim = tmp_path / "ward-1" / "003.png"
     victim.write_bytes(victim.read_bytes()[:60] if content is None else content)
     with pytest.raises(DataError, match=r"proxy: '.*003.png' cannot be read"):
-        read_images(find_images(tmp_path), load_dataset("digits"))
+        read_proxy(find_images(tmp_path), load_dataset("digits").task)
 
 
 def test_an_image_that_would_fill_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, 10, size=(20, 20))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.raises(DataError, match=r"000.png' cannot be read \(Image size \(400 pixels\) exceeds limit"):
-        read_images(find_images(tmp_path), load_dataset("digits"))
+        read_proxy(find_images(tmp_path), load_dataset("digits").task)

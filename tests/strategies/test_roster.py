@@ -1,11 +1,33 @@
+import logging
 import time
+from collections.abc import Iterator
 
 import pytest
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
 from tests_support import ChangingGrid, answering_app
 
 from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
 from strategies.roster import Roster
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What is logged, at any level."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger, listener = logging.getLogger("flwr"), Listener()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    yield said
+    logger.removeHandler(listener)
+    logger.setLevel(level)
 
 
 def grid(names: list[str]) -> ChangingGrid:
@@ -99,7 +121,7 @@ def test_a_restarted_client_takes_over_once_its_dead_connection_is_gone() -> Non
     assert made.clients[0].node_id != dead
 
 
-def test_a_node_that_cannot_say_hello_is_asked_once() -> None:
+def test_a_node_that_cannot_say_hello_is_asked_every_round_and_logged_once(messages: list[str]) -> None:
     asked: list[str] = []
 
     def refuse(name: str) -> None:
@@ -112,7 +134,9 @@ def test_a_node_that_cannot_say_hello_is_asked_once() -> None:
     made.gather(nodes, min_clients=1, join_timeout=1.0)
     made.refresh(nodes)
     assert [client.name for client in made.clients] == ["a"]
-    assert asked == ["a", "b"]
+    made.refresh(nodes)
+    assert asked == ["a", "b", "b", "b"]
+    assert messages.count("node 1001 cannot take part: RuntimeError: no data here") == 1
     with pytest.raises(FederationError, match="1 clients answered and 2 are needed; the first problem was: .*no data"):
         Roster(0).gather(nodes, min_clients=2, join_timeout=1.0)
 
@@ -153,3 +177,111 @@ def test_names_come_from_the_node_config() -> None:
 
 def test_any_text_is_a_name() -> None:
     assert by_name(["²", "10", "9", "a10", "a9", ""]) == ["", "9", "10", "a9", "a10", "²"]
+
+
+def test_a_silent_node_is_waited_for_once_and_takes_part_when_it_answers(messages: list[str]) -> None:
+    nodes = grid(["a", "b"])
+    nodes.silent.add(1001)
+    made = Roster(0, timeout=1.0)
+    started = time.monotonic()
+    made.gather(nodes, min_clients=1, join_timeout=5.0)
+    assert 1.0 <= time.monotonic() - started < 2.0
+    started = time.monotonic()
+    for _ in range(5):
+        made.refresh(nodes)
+    assert time.monotonic() - started < 1.0
+    assert [client.name for client in made.clients] == ["a"]
+    nodes.silent.clear()
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert made.returned == []  # it had never been there
+
+
+def test_a_client_that_is_left_out_comes_back_by_saying_hello(messages: list[str]) -> None:
+    nodes = grid(["a", "b"])
+    made = Roster(0, timeout=0.5)
+    made.gather(nodes, 2, 1.0)
+    nodes.silent.add(1001)
+    made.leave_out([1001])
+    assert [client.name for client in made.clients] == ["a"]
+    assert list(made.away) == ["b"]
+    assert made.name_of(1001) == "b"
+    assert [line for line in messages if "going on" in line] == ["client b did not answer; going on without it"]
+    made.refresh(nodes)
+    assert list(made.away) == ["b"]
+    nodes.silent.clear()
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert (made.returned, made.away) == (["b"], {})
+    made.refresh(nodes)
+    assert made.returned == []
+
+
+def test_a_silent_client_that_starts_again_as_another_node_takes_over_at_once() -> None:
+    nodes = grid(["a", "b"])
+    made = Roster(0, timeout=0.5)
+    made.gather(nodes, 2, 1.0)
+    nodes.silent.add(1001)
+    made.leave_out([1001])
+    nodes.add_node({"name": "b"})
+    made.refresh(nodes)
+    (back,) = (client for client in made.clients if client.name == "b")
+    assert back.node_id != 1001
+    assert made.returned == ["b"]
+    nodes.silent.clear()  # the dead one was only slow: the name is taken now
+    assert "a second client calls itself 'b'" in str(made.refresh(nodes)[0])
+    assert back in made.clients
+
+
+def test_a_client_whose_node_is_gone_is_away(messages: list[str]) -> None:
+    nodes = grid(["a", "b"])
+    made = Roster(0)
+    made.gather(nodes, 2, 1.0)
+    nodes.forget(1001)
+    made.refresh(nodes)
+    assert list(made.away) == ["b"]
+    assert "client b is no longer connected; going on without it" in messages
+
+
+def test_the_superlinks_word_on_a_node_that_is_gone_is_no_refusal(messages: list[str]) -> None:
+    class Telling(ChangingGrid):
+        def _answer(self, message: Message) -> Message:
+            if message.metadata.dst_node_id in self.silent:
+                return Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=message)
+            return super()._answer(message)
+
+        def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
+            return super(ChangingGrid, self).pull_messages(message_ids)
+
+    nodes = Telling(answering_app(), {}, [{"name": "a"}, {"name": "b"}])
+    nodes.silent.add(1001)
+    made = Roster(0)
+    made.gather(nodes, 1, 1.0)
+    assert made.refresh(nodes) == []
+    assert not [line for line in messages if "cannot take part" in line]
+    nodes.silent.clear()
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+
+
+def test_the_start_waits_for_answers_as_long_as_for_nodes() -> None:
+    tries: list[str] = []
+
+    def later(name: str) -> None:
+        tries.append(name)
+        if tries.count("b") < 3:
+            raise RuntimeError("not ready yet")
+
+    nodes = ChangingGrid(answering_app(on_hello=later), {}, [{"name": "a"}, {"name": "b"}])
+    made = Roster(0)
+    made.gather(nodes, min_clients=2, join_timeout=10.0)
+    assert [client.name for client in made.clients] == ["a", "b"]
+
+
+def test_what_clients_say_of_their_data_is_checked_and_stops_nobody_else() -> None:
+    def never(summary: object, task: object) -> None:
+        raise DataError("no such classes here")
+
+    made = Roster(0, check_summary=never)
+    with pytest.raises(FederationError, match="0 clients answered and 1 are needed; the first problem was: a: no such"):
+        made.gather(grid(["a", "b"]), min_clients=1, join_timeout=0.5)

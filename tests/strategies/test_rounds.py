@@ -1,6 +1,7 @@
 """The moments of a round, with clients that fail, lie, or stay silent."""
 
 import time
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -92,6 +93,42 @@ def test_silent_clients_cost_the_timeout_and_no_more() -> None:
     strategy, _ = fedavg(slow, timeout=0.2)
     assert strategy.outcome.clients_ok == 2
     assert strategy.outcome.clients_failed == 2
+
+
+class Patient(ChangingGrid):
+    """Waits for the nodes that are silent until the timeout, as Flower's own grid does."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        messages = list(messages)
+        if timeout and any(message.metadata.dst_node_id in self.silent for message in messages):
+            time.sleep(timeout)
+        return super().send_and_receive(messages, timeout=timeout)
+
+
+def test_a_client_that_never_answers_costs_the_timeout_once() -> None:
+    grid = Patient(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
+    roster = Roster(seed=0, timeout=2.0)
+    roster.gather(grid, 4, 1.0)
+    grid.silent.add(1002)
+    strategy = FedAvg(roster, Participation(num_rounds=5))
+    started = time.monotonic()
+    strategy.start(grid, ArrayRecord(START), num_rounds=5, timeout=2.0)
+    assert 2.0 <= time.monotonic() - started < 4.0
+    assert (strategy.outcome.clients_ok, strategy.outcome.clients_failed) == (3, 1)
+    assert list(strategy.outcome.evaluations) == ["client-0", "client-1", "client-3"]
+
+
+def test_clients_that_are_left_out_count_among_those_of_whom_enough_must_answer() -> None:
+    grid = ChangingGrid(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
+    roster = Roster(seed=0, timeout=0.5)
+    roster.gather(grid, 4, 1.0)
+    roster.leave_out([1000, 1001])
+    grid.silent |= {1000, 1001}
+    FedAvg(roster, Participation(num_rounds=1)).start(grid, ArrayRecord(START), num_rounds=1)
+    with pytest.raises(FederationError, match="2 of 4 clients sent a usable update in round 1 and 3 are needed"):
+        FedAvg(roster, Participation(num_rounds=1, min_success_fraction=0.6)).start(
+            grid, ArrayRecord(START), num_rounds=1
+        )
 
 
 def test_only_sampled_clients_are_aggregated() -> None:

@@ -1,0 +1,154 @@
+"""Images of any size, kind and number of channels, made to what a model takes. The rules are in the docstrings."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn import functional as F
+
+from disue.errors import DataError
+from disue.task import Shape
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Red, green and blue in grey (ITU-R BT.601)."""
+CHUNK = 256
+
+
+def images_below(directory: Path) -> list[Path]:
+    """Return the image files below a directory, by their endings, sorted by path.
+
+    Hidden files and folders are left alone; symbolic links to folders are not followed.
+
+    Raises
+    ------
+    OSError
+        If a folder may not be read: its images would be missing in silence.
+    """
+    found: list[Path] = []
+    for folder, folders, files in os.walk(directory, onerror=_give_up):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = (Path(folder, name) for name in files if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return sorted(found)
+
+
+def _give_up(error: OSError) -> None:
+    raise error
+
+
+def fit_to(x: Tensor, shape: Shape) -> Tensor:
+    """Return inputs, (samples, channels, height, width), resized and with their channels made ``shape``'s.
+
+    Grey becomes colour by repetition, colour becomes grey by luminance; sizes change bilinearly, with antialiasing.
+    """
+    channels, height, width = shape
+    if x.shape[1] == 3 and channels == 1:
+        x = (x * torch.tensor(LUMINANCE).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    x = x.expand(-1, channels, -1, -1)
+    if x.shape[2:] != (height, width):
+        x = F.interpolate(x, (height, width), mode="bilinear", antialias=True)
+    return x.contiguous()
+
+
+def read_image(path: Path, channels: int, name: str) -> Tensor:
+    """Read a file as pixels in 0..1, (1, channels, height, width).
+
+    It is turned as its EXIF data say. Palettes are looked up and transparency is dropped; grey of 16 bits is divided by
+    65535, all else is read as 8 bits and divided by 255. Of an animation the first frame counts.
+
+    Parameters
+    ----------
+    path : Path
+    channels : int
+        1 (grey) or 3 (colour).
+    name : str
+        What the file is called in an error.
+
+    Raises
+    ------
+    DataError
+        If it is not an image that can be read, or is too large to be a harmless one.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                turned = ImageOps.exif_transpose(image)
+                if turned.mode.startswith("I"):
+                    pixels = np.asarray(turned, dtype=np.float32)[..., None] / 65535.0
+                elif turned.mode == "F":
+                    raise ValueError("pixels are floats; put such images into an .npz file")
+                else:
+                    as_wished = turned.convert("L" if channels == 1 else "RGB")
+                    pixels = np.asarray(as_wished, dtype=np.float32).reshape(*as_wished.size[::-1], channels) / 255.0
+                if pixels.min() < 0.0 or pixels.max() > 1.0:
+                    raise ValueError("pixels have more than 16 bits")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"'{name}' cannot be read ({_reason(error, path)})") from None
+    x = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+    return x.expand(-1, channels, -1, -1)
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return why, without the path: who reads it need not know where another one's files are."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return reason.replace(str(path), path.name)
+
+
+def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Tensor:
+    """Return files as pixels in 0..1, (files, channels, height, width); see `read_image` and `fit_to`."""
+    x = torch.empty(len(paths), *shape)
+    for i, (path, name) in enumerate(zip(paths, names, strict=True)):
+        x[i] = fit_to(read_image(path, shape[0], name), shape)[0]
+    return x.clamp_(0.0, 1.0)  # antialiasing overshoots by rounding
+
+
+def from_array(x: np.ndarray, shape: Shape) -> Tensor:
+    """Return an array of images as pixels in 0..1, (examples, channels, height, width).
+
+    Three axes are (examples, height, width) in grey. Of four, the last or the second counts the channels: 1 or 3. Bytes
+    (uint8) are divided by 255; floats must be from 0 to 1 and are taken as they are.
+
+    Raises
+    ------
+    DataError
+        If the array has other axes, another type or other values.
+    """
+    with_channels = _channels_first(x)
+    if x.dtype != np.uint8 and not np.issubdtype(x.dtype, np.floating):
+        raise DataError(f"x is {x.dtype}; expected uint8 from 0 to 255, or floats from 0 to 1")
+    if x.dtype != np.uint8 and x.size:
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0.0 and high <= 1.0):  # also if one is not a number
+            raise DataError(f"x has floats from {low:g} to {high:g}; expected numbers from 0 to 1")
+    converted = torch.empty(len(x), *shape)
+    for start in range(0, len(x), CHUNK):
+        chunk = np.ascontiguousarray(with_channels[start : start + CHUNK], dtype=np.float32)
+        pixels = torch.from_numpy(chunk / np.float32(255.0) if x.dtype == np.uint8 else chunk)
+        converted[start : start + CHUNK] = fit_to(pixels, shape)
+    return converted.clamp_(0.0, 1.0)
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 3 and min(x.shape[1:]) > 0:
+        return x[:, None]
+    if x.ndim == 4 and min(x.shape[1:]) > 0:
+        first, last = x.shape[1] in (1, 3), x.shape[3] in (1, 3)
+        if first != last:
+            return x if first else x.transpose(0, 3, 1, 2)
+        if first and last:
+            raise DataError(
+                f"x is {x.shape}; the second and the last axis could both be channels, use (n, height, width)"
+            )
+    raise DataError(
+        f"x is {x.shape}; expected (n, height, width), (n, height, width, channels) or (n, channels, height, width) "
+        "with 1 or 3 channels"
+    )

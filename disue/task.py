@@ -1,0 +1,141 @@
+"""What a run is about: its classes, the shape of an input, and how inputs are normalised."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from disue.errors import DataError
+from disue.naming import by_name
+
+Shape = tuple[int, int, int]
+"""Channels, height and width of one input."""
+
+SMALLEST_STD = 1e-3
+
+
+@dataclass(frozen=True)
+class Task:
+    """What server and clients must agree on to train one model.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        In the order of the model's outputs.
+    shape : tuple of int
+        Channels, height and width of one input.
+    mean, std : tuple of float
+        Per channel, of pixels in 0..1.
+    """
+
+    class_names: tuple[str, ...]
+    shape: Shape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Return pixels in 0..1, (examples, channels, height, width), with about zero mean and unit variance."""
+        mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
+        return (pixels - mean) / std
+
+    def indices(self, class_names: Sequence[str]) -> Tensor:
+        """Return the outputs that belong to these classes, (classes,) int64.
+
+        Raises
+        ------
+        DataError
+            If the task does not have one of them.
+        """
+        require_known(class_names, self.class_names)
+        return torch.tensor([self.class_names.index(name) for name in class_names], dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """What a client says of data that are its own, so that a task can be agreed on.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        The classes that it has examples of.
+    mean, std : tuple of float
+        Per channel, of the pixels (in 0..1) of its training examples.
+
+    Raises
+    ------
+    ValueError
+        If there is no class, a name is not printable text or comes twice, or the numbers cannot be those of pixels.
+    """
+
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        if not names or not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
+            raise ValueError(f"the class names are {list(names)!r}; expected printable names, each once")
+        if not len(self.mean) == len(self.std) > 0:
+            raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} channels")
+        # Values in 0..1 deviate from their mean by no more than one half; a hair more is rounding.
+        for key, values, most in (("mean", self.mean, 1.0), ("std", self.std, 0.5)):
+            if not all(math.isfinite(value) and -1e-6 <= value <= most + 1e-6 for value in values):
+                raise ValueError(f"the pixels' {key} is {list(values)!r}; expected numbers from 0 to {most:g}")
+
+
+def require_known(class_names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise `DataError` if some classes are none of those that are known."""
+    unknown = [name for name in by_name(set(class_names)) if name not in known]
+    if unknown:
+        raise DataError(
+            f"classes that this run does not have: {quoted(unknown)}; it has {quoted(known)}; "
+            "name all of them with the run config key 'classes'"
+        )
+
+
+def quoted(names: Sequence[str], most: int = 20) -> str:
+    """Return names for a line of text; of very many only the first."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown
+
+
+def agree(summaries: Sequence[tuple[int, DataSummary]], shape: Shape, class_names: Sequence[str] = ()) -> Task:
+    """Return the task of clients with data of their own.
+
+    The mean and the deviation are those of all clients' training pixels together.
+
+    Parameters
+    ----------
+    summaries : sequence of (int, DataSummary)
+        Each client's number of training examples, and what it says of its data.
+    shape : tuple of int
+        Channels, height and width that all clients convert their images to.
+    class_names : sequence of str, optional
+        All classes, in order; empty: those that a client has, sorted by name.
+
+    Raises
+    ------
+    DataError
+        If there are fewer than two classes, or a client has one that is not among those named.
+    """
+    found = by_name({name for _, summary in summaries for name in summary.class_names})
+    if class_names:
+        require_known(found, class_names)
+    names = tuple(class_names or found)
+    if len(names) < 2:
+        raise DataError(f"the clients together have {len(names)} class ({quoted(names)}); at least 2 are needed")
+    total = sum(count for count, _ in summaries)
+    means, deviations = [], []
+    for channel in range(shape[0]):
+        mean = sum(count * summary.mean[channel] for count, summary in summaries) / total
+        square = sum(count * (s.std[channel] ** 2 + s.mean[channel] ** 2) for count, s in summaries) / total
+        means.append(mean)
+        deviations.append(max(math.sqrt(max(square - mean**2, 0.0)), SMALLEST_STD))
+    return Task(names, shape, tuple(means), tuple(deviations))

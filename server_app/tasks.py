@@ -1,0 +1,113 @@
+"""What the server knows of the run's data: a dataset that it divides, or what clients with their own agree on."""
+
+from dataclasses import dataclass
+from logging import INFO
+from pathlib import Path
+
+from flwr.common.logger import log
+from torch import Tensor
+
+from disue.config import RunConfig
+from disue.data import OWN, Examples, RunData, build_federation, load_dataset
+from disue.errors import ConfigError, DataError, FederationError
+from disue.task import DataSummary, Task, agree, quoted, require_known
+from strategies.proxies import find_images
+from strategies.roster import Client, Roster
+
+DISTILLING = ("disue", "feddf")
+"""Methods that need a proxy set."""
+
+NO_HOLDOUT = (
+    f"proxy: got 'holdout'; with dataset '{OWN}' the server has no data to hold out, "
+    "use path:DIR (images), dataset:NAME or generator"
+)
+
+
+@dataclass(frozen=True)
+class AgreedData:
+    """Data that the clients have and the server has not."""
+
+    task: Task
+    has_groups: bool = False
+
+    def global_test(self) -> Examples | None:
+        """Return None: only the clients can test."""
+        return None
+
+    def proxy(self) -> Tensor:
+        """Raise `ConfigError`: the server holds nothing out."""
+        raise ConfigError(NO_HOLDOUT)
+
+
+def check_own_data(config: RunConfig) -> None:
+    """Raise `ConfigError` or `DataError` where the config does not go with clients that have data of their own."""
+    if config.dataset != OWN:
+        return
+    if config.client_models:
+        raise ConfigError(
+            f"client-models: got '{config.client_models}'; with dataset '{OWN}' leave it empty, "
+            "and put model into node configs"
+        )
+    if config.method not in DISTILLING:
+        return
+    kind, _, where = config.proxy.partition(":")
+    if kind == "holdout":
+        raise ConfigError(NO_HOLDOUT)
+    if kind == "path":
+        find_images(Path(where).expanduser())
+    elif kind == "dataset":
+        load_dataset(where, config.data_dir)
+
+
+def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | None) -> None:
+    """Raise `DataError` for a client whose data are not those that the run is about.
+
+    Parameters
+    ----------
+    config : RunConfig
+    summary : DataSummary or None
+        What the client says of data that are its own.
+    task : Task or None
+        What the clients agreed on, once they have.
+    """
+    if config.dataset != OWN:
+        if summary is not None:
+            raise DataError(
+                f"the client has data of its own; the run's dataset is '{config.dataset}', use dataset={OWN}"
+            )
+        return
+    if summary is None:
+        raise DataError(f"the client has no data of its own; dataset={OWN} needs name and data-path in its node config")
+    if len(summary.mean) != config.shape[0]:
+        raise DataError(f"the client's images have {len(summary.mean)} channels; input-shape is {config.input_shape}")
+    known = task.class_names if task else config.class_names
+    if known:
+        require_known(summary.class_names, known)
+
+
+def prepare_data(config: RunConfig, roster: Roster) -> RunData:
+    """Return the run's data; from here on the roster tells clients with their own what they agreed on.
+
+    Raises
+    ------
+    DataError
+        If a dataset is missing or too small, or the clients have fewer than two classes.
+    FederationError
+        If clients disagree on how many they are.
+    """
+    clients = roster.clients
+    if config.dataset != OWN:
+        return build_federation(config, _agreed_partitions(clients))
+    told = [(client.num_examples, client.summary) for client in clients if client.summary is not None]
+    roster.task = agree(told, config.shape, config.class_names)
+    log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
+    return AgreedData(roster.task)
+
+
+def _agreed_partitions(clients: list[Client]) -> int:
+    partitions = {client.num_partitions for client in clients}
+    if len(partitions) > 1:
+        raise FederationError(
+            f"num-partitions: the clients disagree on it ({sorted(partitions)}); give all nodes the same"
+        )
+    return partitions.pop()

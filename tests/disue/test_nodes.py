@@ -1,0 +1,43 @@
+import pytest
+
+from disue.errors import ConfigError
+from disue.nodes import NodeConfig
+
+
+def test_a_node_has_data_of_its_own_or_a_part_of_a_dataset() -> None:
+    own = NodeConfig.from_flower({"name": "hospital-a", "data-path": "/data"})
+    assert (own.client, own.data_path, own.partition_id, own.model) == ("hospital-a", "/data", None, None)
+    part = NodeConfig.from_flower({"partition-id": 3, "num-partitions": 7, "model": "mlp"})
+    assert (part.client, part.data_path, part.model) == ("client-3", None, "mlp")
+    named = NodeConfig.from_flower({"partition-id": 3, "num-partitions": 7, "name": "ward"})
+    assert named.client == "ward"
+
+
+@pytest.mark.parametrize(
+    ("node_config", "words"),
+    [
+        ({}, "neither data-path nor partition-id and num-partitions; use e.g. --node-config"),
+        ({"name": "a"}, "neither data-path nor partition-id"),
+        ({"partition-id": 0}, "neither data-path nor partition-id"),
+        ({"name": "a", "datapath": "/d"}, "no such key 'datapath' (did you mean 'data-path'?); the keys are name,"),
+        ({"data-path": "/d"}, "data-path needs a name beside it"),
+        ({"name": "", "data-path": "/d"}, "name: got ''"),
+        ({"name": "x" * 101, "data-path": "/d"}, "should have at most 100 characters"),
+        ({"name": "a\nb", "data-path": "/d"}, "name: got 'a\\nb'; use printable text"),
+        ({"name": 7, "data-path": "/d"}, "name: got 7; input should be a valid string"),
+        ({"name": "a", "data-path": 7}, "data-path: got 7; input should be a valid string"),
+        ({"name": "a", "data-path": "/d", "partition-id": 0}, "data-path and partition-id exclude each other"),
+        ({"name": "a", "data-path": "/d", "num-partitions": 2}, "data-path and num-partitions exclude each other"),
+        ({"partition-id": "0", "num-partitions": 2}, "partition-id: got '0'; input should be a valid integer"),
+        ({"partition-id": -1, "num-partitions": 2}, "partition-id: got -1"),
+        ({"partition-id": 2, "num-partitions": 2}, "partition-id: got 2; num-partitions is 2, use 0 to 1"),
+    ],
+)
+def test_a_node_config_that_cannot_be_meant_is_one_clear_line(node_config: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        NodeConfig.from_flower(node_config)
+    name = str(node_config.get("name", ""))
+    known = name in ("a", "x" * 101)
+    assert str(caught.value).startswith(f"node config of '{name}': " if known else "node config: ")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
