@@ -173,6 +173,10 @@ class RunConfig(BaseModel):
     generator_diversity: float = Field(1.0, ge=0.0, description="weight of different images for different noise")
 
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
+    report: bool = Field(True, description="make report.html at the end (5 MB); `disue report` makes it later")
+    tensorboard: bool = Field(
+        False, description="write event files into `tensorboard` of the run directory (extra `tensorboard`)"
+    )
     resume_from: str = Field("", description="reserved: this version cannot resume a run")
 
     @field_validator("prox_mu")

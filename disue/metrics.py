@@ -55,6 +55,14 @@ def score(model: nn.Module, examples: Examples, device: torch.device, logit_shif
     return Score(float(accuracy), float(F.cross_entropy(logits.double(), examples.y)))
 
 
+def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
+    """Return how many examples of each class (row) were taken for each class (column), (classes, classes) int64."""
+    logits = predict_logits(model, examples.x, device)
+    classes = logits.shape[1]
+    pairs = examples.y * classes + logits.argmax(dim=1)
+    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+
+
 def agreement_with_groups(clusters: Sequence[int], groups: Sequence[int]) -> tuple[float, float] | None:
     """Return (adjusted Rand index, normalised mutual information), or None without planted groups."""
     # Here, because a client on a real machine starts a process for every message, and never needs it.

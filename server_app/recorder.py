@@ -155,6 +155,8 @@ class Recorder:
             "expert_accuracy": float(np.mean(experts)) if experts else None,
             "personal_accuracy": float(np.mean(personal)) if personal else None,
             "worst_decile_accuracy": worst_decile(experts) if experts else None,
+            "expert_accuracy_p10": float(np.quantile(experts, 0.1)) if experts else None,
+            "expert_accuracy_p90": float(np.quantile(experts, 0.9)) if experts else None,
             "num_clusters": len(set(outcome.clusters.values())),
             "ari": agreement[0] if agreement else None,
             "nmi": agreement[1] if agreement else None,

@@ -14,8 +14,12 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError
 from disue.models import build_model, get_state
+from server_app.events import Events, check_tensorboard
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
+from server_app.portrait import Portrait
+from server_app.progress import Progress
 from server_app.recorder import Recorder, Row, check_directory, default_directory
+from server_app.report import write_report
 from server_app.scoring import by_clients, on_test_set
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
@@ -43,6 +47,8 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     if num_clients is not None and config.dataset == OWN:
         load_dataset(OWN)  # raises: a simulation has none
     check_own_data(config)
+    if config.tensorboard:
+        check_tensorboard()
     prepare_device(config.device)
     check_directory(default_directory(config))
     if num_clients is not None:
@@ -90,6 +96,10 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     start = get_state(build(config.model))
     test = data.global_test()
     recorder = Recorder(default_directory(config), config, data.task, clients, on_round)
+    portrait = Portrait(recorder.directory)
+    progress = Progress(recorder.directory, config.num_server_rounds)
+    strategy.on_phase = progress.phase
+    events = Events(recorder.directory, strategy) if config.tensorboard else None
     log(INFO, "run directory: %s", recorder.directory)
 
     def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -99,23 +109,34 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             scores = by_clients(strategy.outcome.evaluations, roster.models, config.model)
         else:
             scores = on_test_set(strategy, build, config.model, test, device)
+        portrait.after_round(strategy.outcome)
         row = recorder.record_round(strategy.outcome, roster.clients, scores)
+        if events:
+            events.after_round(row, strategy.outcome)
         return MetricRecord(
             {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
         )
 
     try:
-        strategy.start(
-            grid,
-            ArrayRecord(start),
-            num_rounds=config.num_server_rounds,
-            timeout=config.round_timeout,
-            evaluate_fn=after_round,
-        )
-        return recorder.finish(strategy)
+        with progress.watching(grid):
+            strategy.start(
+                grid,
+                ArrayRecord(start),
+                num_rounds=config.num_server_rounds,
+                timeout=config.round_timeout,
+                evaluate_fn=after_round,
+            )
+        portrait.finish(strategy, data, test, build, config.model, device)
+        summary = recorder.finish(strategy)
     except BaseException as error:
         recorder.fail(error)
         raise
+    finally:
+        if events:
+            events.close()
+    if config.report:
+        write_report(recorder.directory)
+    return summary
 
 
 def check_timeout(config: RunConfig, grid: Grid) -> None:

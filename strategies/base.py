@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
@@ -29,6 +29,7 @@ from disue.wire import (
 from strategies.descriptions import Descriptions
 from strategies.exchange import is_no_answer
 from strategies.roster import Client, Roster
+from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
 
@@ -63,12 +64,17 @@ class RoundOutcome:
     clusters: dict[str, int] = field(default_factory=dict)
     evaluations: dict[str, EvaluateReply] = field(default_factory=dict)
     extra: dict[str, float | int | bool] = field(default_factory=dict)
+    label_counts: dict[str, Tensor] = field(default_factory=dict)
+    """What clients told of their labels, (classes,) each."""
     sheet: Tensor | None = None
     """Pictures of generated samples, (rows, columns, channels, height, width), pixels in 0..1."""
+    on_phase: Callable[[int, str], None] = field(default=lambda number, phase: None, repr=False, compare=False)
+    """Called with the round and the name of a phase as it begins."""
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the seconds spent inside to a phase."""
+        self.on_phase(self.server_round, phase)
         start = time.perf_counter()
         try:
             yield
@@ -108,6 +114,8 @@ class FederatedStrategy(Strategy):
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
         Who taught what in the last round, where experts taught.
+    on_phase : callable
+        Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
         Of the round that is under way or was the last.
     """
@@ -131,6 +139,7 @@ class FederatedStrategy(Strategy):
         self.experts: dict[int, State] = {}
         self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
+        self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
         self._left_out = 0
@@ -148,6 +157,11 @@ class FederatedStrategy(Strategy):
     @universal.setter
     def universal(self, state: State) -> None:
         self.universals[self.model] = state
+
+    @property
+    def signatures(self) -> SignatureBook | None:
+        """What the clients are compared by, in methods that compare them."""
+        return None
 
     # --- what a method decides ---------------------------------------------------------------------
 
@@ -188,7 +202,7 @@ class FederatedStrategy(Strategy):
         if not self.universal:  # later Flower hands back a copy of what the last round returned
             self.universal = dict(arrays.to_torch_state_dict())
         self.initial = self.initial or self.universal
-        self.outcome = RoundOutcome(server_round)
+        self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
         self.roster.refresh(grid)
         for name in self.roster.returned:
             log(
@@ -353,6 +367,8 @@ class FederatedStrategy(Strategy):
             start = self._starts[name] or self._candidates[reply.choice or 0]
             updates[name] = ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
             losses[name] = reply.train_loss
+            if reply.signature is not None:
+                self.outcome.label_counts[name] = reply.signature.label_counts
             self.outcome.client_steps += reply.steps
         ordered = [updates[name] for name in by_name(updates)]
         self.outcome.clients_ok = len(ordered)

@@ -10,6 +10,7 @@ from strategies.base import FederatedStrategy, Participation
 from strategies.experts import cluster_averages, members_of, renew
 from strategies.groupings import Grouping
 from strategies.roster import Roster
+from strategies.signatures import SignatureBook
 from strategies.updates import ClientUpdate
 
 
@@ -63,6 +64,11 @@ class GroupedStrategy(ClusteredStrategy):
         super().__init__(roster, participation, objective)
         self.grouping = grouping
         self.needs_description = grouping.description
+
+    @property
+    def signatures(self) -> SignatureBook | None:
+        """What the grouping compares clients by."""
+        return self.grouping.book
 
     def candidates(self) -> Sequence[State]:
         """Return the grouping's candidates."""

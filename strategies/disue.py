@@ -22,6 +22,7 @@ from strategies.groupings import Grouping
 from strategies.prototypes import Prototypes, in_common_units, prototype_vote
 from strategies.roster import Roster
 from strategies.server import ProxySet, ProxySource, Server
+from strategies.signatures import SignatureBook
 from strategies.teachers import Evidence, estimated_log_priors, lesson, log_priors_of, teacher_logits
 from strategies.updates import ClientUpdate
 
@@ -115,6 +116,11 @@ class DisUE(FederatedStrategy):
         self.priors: dict[Team, Tensor] = {}
         self.expert_shares: dict[Team, float] = {}
         self._warned = False
+
+    @property
+    def signatures(self) -> SignatureBook | None:
+        """What the grouping compares clients by."""
+        return self.grouping.book
 
     def universal_for(self, name: str) -> State:
         """Return the universal expert of the client's architecture."""

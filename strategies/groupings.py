@@ -33,6 +33,10 @@ class Grouping(Protocol):
 
     description: str
 
+    @property
+    def book(self) -> SignatureBook | None:
+        """What clients are compared by, where they are."""
+
     def candidates(self, experts: Mapping[int, State]) -> Sequence[State]:
         """Return the models that clients choose from, given the experts so far; most groupings have none."""
 
@@ -117,6 +121,7 @@ class ByChoice:
     """
 
     description = ""
+    book = None
 
     def __init__(self, models: Sequence[State]) -> None:
         self.models = list(models)
@@ -149,6 +154,7 @@ class Planted:
     """
 
     description = ""
+    book = None
 
     def __init__(self, roster: Roster) -> None:
         self.roster = roster

@@ -127,12 +127,16 @@ class SignatureBook:
         """Clients with a known signature, sorted."""
         return by_name(self._vectors)
 
+    def gram(self) -> Tensor:
+        """Return the inner products of the vectors, (clients, clients), in the order of `names`; ones if alike."""
+        return self.kind.gram([self._vectors[name] for name in self.names])
+
     def embedding(self) -> FloatArray:
         """Return coordinates, (clients, at most clients), in which all distances and angles are kept.
 
         They come from the exact Gram matrix of the vectors, in the order of `names`.
         """
-        return embed(self.kind.gram([self._vectors[name] for name in self.names]))
+        return embed(self.gram())
 
 
 def embed(gram: Tensor) -> FloatArray:

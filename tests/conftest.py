@@ -16,7 +16,7 @@ from strategies.updates import ClientUpdate
 
 pytest.register_assert_rewrite("deployment")
 
-FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20}
+FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20, "report": False}
 
 
 @pytest.fixture(autouse=True, scope="session")

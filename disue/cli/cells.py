@@ -72,7 +72,7 @@ class Cell:
         settings = tomllib.loads((self.directory / "config.toml").read_text())
         wanted = {"clients": self.clients} | self.config.to_flower()
         found = {"clients": len(settings["federation"]["clients"])} | settings["run"]
-        for key in wanted.keys() - {"output-dir"}:
+        for key in wanted.keys() - {"output-dir", "report"}:
             if found.get(key) != wanted[key]:
                 raise ConfigError(
                     f"--output: '{self.directory}' is a run with {key} {found.get(key)!r}, not {wanted[key]!r}; "

@@ -14,8 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from disue.cli.cells import Cell, Summary, run_cells, seconds_left
 from disue.cli.presets import preset
-from disue.cli.simulate import number
 from disue.cli.tables import write_results, write_table
+from disue.cli.views import number
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError, DisueError, FederationError
 
@@ -114,7 +114,7 @@ def make_cells(
             for scenario in scenarios:
                 for label in labels:
                     method, own = _parse_label(label)
-                    settings = values | own
+                    settings = {"report": False} | values | own
                     for key in settings.keys() & {*axes, "output-dir"}:
                         raise ConfigError(f"{key}: cannot be set in a comparison; use {axes.get(key, '--output')}")
                     axis_values = {"method": method, "scenario": scenario, "seed": seed, "dataset": dataset}

@@ -180,6 +180,49 @@ def certs(
     typer.echo(f"keys and certificates: {directory.expanduser().absolute()}\n\n{commands(directory, names, nodes)}")
 
 
+@app.command()
+def report(
+    directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Where it is written. [default: DIR/report.html; of several: comparison.html]"
+        ),
+    ] = None,
+) -> None:
+    """Make the report of a run again, or one that compares several runs.
+
+    A page that opens offline in any browser. A run makes its own at its end; of one that goes on or was interrupted
+    this command shows what there is.
+
+    Examples:
+
+    - disue report runs/20260101-120000-disue
+
+    - disue report runs/20260101-120000-disue runs/20260101-121500-fedavg --output comparison.html
+    """
+    from disue.cli.report import report as run
+
+    run(directories, output)
+
+
+@app.command()
+def watch(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+) -> None:
+    """Follow a run that goes on: live in a terminal, a line per phase in a pipe.
+
+    Ends when the run does, with its status. It only reads files, so it may be started and stopped at any time.
+
+    Examples:
+
+    - disue watch runs/20260101-120000-disue
+    """
+    from disue.cli.watch import watch as run
+
+    run(directory)
+
+
 def _end(number: int, _frame: object) -> None:
     sys.exit(128 + number)
 

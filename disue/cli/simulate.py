@@ -10,6 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from disue.cli.views import number, view_of
+from disue.cli.watching import followed
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError
 
@@ -50,15 +52,19 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
         f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}",
         soft_wrap=True,
     )
-    show = _RoundPrinter(console, config.num_server_rounds)
-    if engine == "inline":
-        summary = run_inline(config, clients, show)
-    else:
-        from disue.cli.ray import run_ray
-
+    directory, rounds = Path(config.output_dir), config.num_server_rounds
+    if engine == "ray":
         console.print("starting Flower's simulation (half a minute) ...", style="dim")
-        summary = run_ray(config, clients, gpus_per_client, show)
+    with view_of(console, directory.name) as view, followed(directory, view, rounds):
+        if engine == "inline":
+            summary = run_inline(config, clients)
+        else:
+            from disue.cli.ray import run_ray
+
+            summary = run_ray(config, clients, gpus_per_client, lambda row: None)
     console.print(_summary_table(summary))
+    if config.report:
+        console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
 
 
@@ -93,29 +99,6 @@ def run_inline(config: RunConfig, num_clients: int, on_round: Callable[[Row], No
     return execute(config, InlineGrid(client_app, config.to_flower(), simulated_nodes(num_clients)), on_round)
 
 
-class _RoundPrinter:
-    """Prints one line per round."""
-
-    def __init__(self, console: Console, num_rounds: int) -> None:
-        self.console = console
-        self.num_rounds = num_rounds
-
-    def __call__(self, row: Row) -> None:
-        parts = [
-            f"round {row['round']:>{len(str(self.num_rounds))}}/{self.num_rounds}",
-            f"universal {number(row['universal_accuracy'])}",
-            f"expert {number(row['expert_accuracy'])}",
-            f"average {number(row['average_accuracy'])}",
-            f"clusters {row['num_clusters']}",
-            f"ari {number(row['ari'], 2)}",
-            f"{sum(row[key] for key in row if key.startswith('seconds_')):.1f} s",
-        ]
-        missing = row["clients_failed"] + row["clients_rejected"]
-        if missing:
-            parts.append(f"{missing} of {missing + row['clients_ok']} clients missing")
-        self.console.print("  ".join(parts), soft_wrap=True)
-
-
 def _summary_table(summary: Row) -> Table:
     table = Table(title=f"{summary['method']} after {summary['rounds']} rounds", title_justify="left")
     table.add_column("what")
@@ -144,8 +127,3 @@ def _summary_table(summary: Row) -> Table:
     table.add_row("clusters", str(summary["num_clusters"]), "found by the server")
     table.add_row("ari", number(summary["ari"], 2), "agreement with planted groups")
     return table
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """Return a number as it is printed; a dash for none."""
-    return "-" if value is None else f"{value:.{digits}f}"

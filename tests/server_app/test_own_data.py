@@ -135,6 +135,7 @@ def test_four_clients_with_different_data_give_what_a_simulation_gives(
     files = {path.relative_to(tmp_path / "r").as_posix() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     assert files == {
         *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
+        *("membership.csv", "portrait.safetensors", "portrait.json", "report.html"),
         *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
     }
     assert (summary["status"], summary["scenario"], summary["dataset"]) == ("completed", "own-data", "own")

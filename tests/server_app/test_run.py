@@ -35,10 +35,11 @@ def without_timings(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 
 def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=7, num_clusters=2)
+    result = run(clients=7, num_clusters=2, report=True)
     files = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
     assert files == {
         *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
+        *("membership.csv", "portrait.safetensors", "portrait.json", "report.html"),
         *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
     }
     rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]

@@ -1,0 +1,33 @@
+"""`disue watch`: follow a run that goes on elsewhere."""
+
+import time
+from pathlib import Path
+
+from rich.console import Console
+
+from disue.cli.views import view_of
+from disue.cli.watching import POLL_SECONDS, look
+from disue.errors import FederationError
+
+
+def watch(directory: Path) -> None:
+    """Show a run until it is over; see ``disue watch --help``.
+
+    Raises
+    ------
+    DataError
+        If there is no run in the directory.
+    FederationError
+        If the run fails.
+    """
+    from server_app.report import read_run
+
+    config = read_run(directory).config
+    rounds = int(config.get("num-server-rounds", 0))
+    with view_of(Console(highlight=False), f"{config.get('method')} on {config.get('dataset')}: {directory}") as view:
+        while not (sight := look(directory, rounds)).summary:
+            view.show(sight)
+            time.sleep(POLL_SECONDS)
+        view.show(look(directory, rounds))
+    if sight.summary.get("status") != "completed":
+        raise FederationError(f"the run ended early: {sight.summary.get('error', 'it does not say why')}")

@@ -1,0 +1,129 @@
+"""A run as it is seen from outside: its directory, looked at again and again."""
+
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import mean
+from typing import Any, Protocol
+
+from disue.errors import DataError
+
+Row = dict[str, Any]
+POLL_SECONDS = 0.2
+PHASES = {"local": "local training", "clustering": "clustering", "distillation": "distillation"}
+"""Those that have a line of their own; the last line of a round, with its accuracies, comes after evaluation."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What a run directory shows at one time.
+
+    Attributes
+    ----------
+    rows : list of dict
+        The rounds that are over.
+    progress : dict
+        ``progress.json``; empty where no round is under way.
+    sizes : dict of cluster to int
+        Clients in each cluster.
+    summary : dict
+        Empty until the run is over.
+    rounds : int
+        In the whole run.
+    time : float
+        When this was, seconds since the epoch.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    progress: Row = field(default_factory=dict)
+    sizes: dict[int, int] = field(default_factory=dict)
+    summary: Row = field(default_factory=dict)
+    rounds: int = 0
+    time: float = 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds that the rounds to come will take if they are like the last five; None before any is over."""
+        if not self.rows or not self.rounds:
+            return None
+        each = mean(seconds_of(row) for row in self.rows[-5:])
+        spent = 0.0
+        if self.progress.get("round", 0) > len(self.rows):
+            finished = self.progress["finished"].values()
+            spent = self.time - self.progress["since"] + sum(phase["seconds"] for phase in finished)
+        return max(0.0, each * (self.rounds - len(self.rows)) - min(spent, each))
+
+
+class View(Protocol):
+    """Shows a run."""
+
+    def show(self, sight: Sight) -> None:
+        """Show what is new."""
+
+
+def seconds_of(row: Row) -> float:
+    """Return the seconds of all phases of a round."""
+    return float(sum(value for key, value in row.items() if key.startswith("seconds_")))
+
+
+def look(directory: Path, rounds: int = 0) -> Sight:
+    """Look at a run directory, which may be written at this moment or not be there yet.
+
+    Parameters
+    ----------
+    directory : Path
+    rounds : int
+        In the whole run, where ``progress.json`` does not say.
+
+    Raises
+    ------
+    DataError
+        If a file that is never half written is damaged.
+    """
+    from server_app.report.reading import membership_moves, metrics_rows
+
+    try:
+        progress = json.loads(_text(directory / "progress.json") or "{}")
+        moves = membership_moves(_text(directory / "membership.csv"))
+        clusters = {move.client: move.cluster for move in moves}
+        return Sight(
+            rows=metrics_rows(_text(directory / "metrics.jsonl")),
+            progress=progress,
+            sizes=dict(sorted(Counter(clusters.values()).items())),
+            summary=json.loads(_text(directory / "summary.json") or "{}"),
+            rounds=int(progress.get("rounds", rounds)),
+            time=time.time(),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"'{directory}': a file in it is damaged ({error}); it cannot be watched") from None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+@contextmanager
+def followed(directory: Path, view: View, rounds: int) -> Iterator[None]:
+    """Show a run that goes on inside, from a thread of its own."""
+    over = threading.Event()
+
+    def follow() -> None:
+        while not over.wait(POLL_SECONDS):
+            view.show(look(directory, rounds))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        view.show(look(directory, rounds))

@@ -1,0 +1,90 @@
+"""What TensorBoard shows of a run: scalars and clusters by round, and pictures of the proxy set or the generator."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from disue.errors import ConfigError
+from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.server import SHEET_COLUMNS, FixedProxy
+
+DIRECTORY = "tensorboard"
+PICTURES = 4 * SHEET_COLUMNS
+GROUPS = ("accuracy", "loss", "seconds", "bytes", "clients")
+"""Words in a metric's name that put it among its like; what has none of them is told under `run`."""
+
+
+def check_tensorboard() -> None:
+    """Raise `ConfigError` if TensorBoard is asked for and not there."""
+    if find_spec("tensorboard") is None:
+        raise ConfigError(
+            "tensorboard: got True; the package is missing, use false or pip install 'disue[tensorboard]'"
+        )
+
+
+class Events:
+    """Writes TensorBoard's event files, flushed after every round.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory; the files are in its ``tensorboard``.
+    strategy : FederatedStrategy
+        If it has a proxy set that does not change, pictures of it are shown once.
+    """
+
+    def __init__(self, directory: Path, strategy: FederatedStrategy) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(directory / DIRECTORY)
+        proxy = getattr(strategy, "proxy", None)
+        if isinstance(proxy, FixedProxy):
+            self._show("proxy", pixels_of(proxy.x[:PICTURES]), 0)
+
+    def after_round(self, row: dict[str, Any], outcome: RoundOutcome) -> None:
+        """Write one round.
+
+        Parameters
+        ----------
+        row : dict
+            Its line of ``metrics.jsonl``.
+        outcome : RoundOutcome
+        """
+        number = outcome.server_round
+        for key, value in row.items():
+            if key != "round" and isinstance(value, int | float):
+                self._writer.add_scalar(tag_of(key), value, number)
+        if outcome.clusters:
+            clusters = np.array(list(outcome.clusters.values()))
+            self._writer.add_histogram("clusters", clusters, number, bins=np.arange(clusters.max() + 2) - 0.5)
+        if outcome.sheet is not None:
+            self._show("generator", outcome.sheet.flatten(0, 1), number)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._writer.close()
+
+    def _show(self, name: str, pixels: Tensor, number: int) -> None:
+        colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
+        self._writer.add_images(name, colours, number)
+
+
+def tag_of(key: str) -> str:
+    """Return what a metric is called in TensorBoard.
+
+    Examples
+    --------
+    >>> tag_of("universal_accuracy"), tag_of("seconds_local"), tag_of("ari")
+    ('accuracy/universal_accuracy', 'seconds/seconds_local', 'run/ari')
+    """
+    return f"{next((group for group in GROUPS if group in key), 'run')}/{key}"
+
+
+def pixels_of(inputs: Tensor) -> Tensor:
+    """Return normalised inputs as pixels in 0..1: from the least value of all to the greatest."""
+    low, high = inputs.min(), inputs.max()
+    return (inputs - low) / (high - low).clamp(min=1e-12)

@@ -1,0 +1,159 @@
+"""What a report shows of a run beyond its models and metrics: who was where, who is like whom, who holds what."""
+
+import csv
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from sklearn.decomposition import KernelPCA
+from torch import Tensor
+
+from disue.data import Examples, Federation
+from disue.metrics import confusion
+from disue.models import Classifier
+from disue.naming import by_name, client_name
+from strategies.base import FederatedStrategy, RoundOutcome
+
+MEMBERSHIP = "membership.csv"
+TENSORS = "portrait.safetensors"
+NAMES = "portrait.json"
+MOST_SIMILARITIES = 256
+"""Clients in the similarity matrix, so that it stays small with any number of clients."""
+
+
+class Portrait:
+    """Writes ``membership.csv`` as the run goes, and ``portrait.safetensors`` and ``portrait.json`` at its end.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+
+    Attributes
+    ----------
+    clusters : dict of client to cluster
+        As they were last.
+    label_counts : dict of client to (classes,) tensor
+        What clients last told of their labels; ones and zeros where they tell only which classes they have.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.clusters: dict[str, int] = {}
+        self.label_counts: dict[str, Tensor] = {}
+        with (directory / MEMBERSHIP).open("w", newline="") as file:
+            csv.writer(file).writerow(["round", "client", "cluster"])
+
+    def after_round(self, outcome: RoundOutcome) -> None:
+        """Append who is in another cluster than before; the first cluster of a client is one, too."""
+        self.label_counts |= outcome.label_counts
+        moved = [name for name in by_name(outcome.clusters) if self.clusters.get(name) != outcome.clusters[name]]
+        self.clusters |= outcome.clusters
+        with (self.directory / MEMBERSHIP).open("a", newline="") as file:
+            csv.writer(file).writerows([outcome.server_round, name, outcome.clusters[name]] for name in moved)
+
+    def finish(
+        self,
+        strategy: FederatedStrategy,
+        federation: object,
+        test: Examples | None,
+        build: Callable[[str], Classifier],
+        main: str,
+        device: torch.device,
+    ) -> None:
+        """Write the rest.
+
+        Parameters
+        ----------
+        strategy : FederatedStrategy
+            After the last round.
+        federation : Federation or anything else
+            The data of a simulation tell the labels where the clients do not.
+        test : Examples or None
+            The server's test set, for the confusion matrix of the universal expert.
+        build : callable
+            From the name of an architecture to a model.
+        main : str
+            The run's own architecture.
+        device : torch.device
+        """
+        tensors: dict[str, Tensor] = {}
+        names: dict[str, object] = {}
+        book = strategy.signatures
+        if book is not None and book.names:
+            gram = book.gram().double().numpy()
+            points, share = map_of(gram)
+            chosen = chosen_for_similarity(
+                book.names, self.clusters, {c.name: c.group for c in strategy.roster.clients}
+            )
+            rows = [book.names.index(name) for name in chosen]
+            tensors["map"] = torch.from_numpy(points).float()
+            tensors["similarity"] = torch.from_numpy(gram[np.ix_(rows, rows)]).float()
+            names |= {"map": book.names, "map-share": round(share, 6), "similarity": chosen}
+        labels, source = self._labels(federation)
+        if labels:
+            tensors["labels"] = torch.stack(list(labels.values())).float()
+            names |= {"labels": list(labels), "labels-source": source}
+        if test is not None:
+            model = build(main)
+            model.load_state_dict(strategy.universal)
+            tensors["confusion"] = confusion(model, test, device)
+        part = self.directory / f"{TENSORS}.part"
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        part.replace(self.directory / TENSORS)
+        part = self.directory / f"{NAMES}.part"
+        part.write_text(json.dumps(names, indent=1) + "\n")
+        part.replace(self.directory / NAMES)
+
+    def _labels(self, federation: object) -> tuple[dict[str, Tensor], str]:
+        if self.label_counts:
+            told = {name: self.label_counts[name] for name in by_name(self.label_counts)}
+            return told, "told"
+        if isinstance(federation, Federation):
+            numbers = {client_name({"partition-id": i}): i for i in range(federation.num_clients)}
+            if self.clusters.keys() <= numbers.keys():
+                return labels_of(federation), "scenario"
+        return {}, ""
+
+
+def labels_of(federation: Federation) -> dict[str, Tensor]:
+    """Return the label counts, (classes,), of every client of a simulation."""
+    classes = federation.dataset.num_classes
+    return {
+        client_name({"partition-id": i}): torch.bincount(federation.client(i).train.y, minlength=classes)
+        for i in range(federation.num_clients)
+    }
+
+
+def map_of(gram: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+    """Return points in the plane, (clients, 2), and the share of the variance that they show.
+
+    The two leading principal components of the vectors whose inner products, (clients, clients), are given; they keep
+    the distances between clients as well as any plane can (classical multidimensional scaling).
+    """
+    centred = gram - gram.mean(axis=0) - gram.mean(axis=1, keepdims=True) + gram.mean()
+    total = float(np.trace(centred))
+    points = np.zeros((len(gram), 2))
+    if len(gram) < 2 or total <= 1e-12:
+        return points, 1.0
+    pca = KernelPCA(n_components=2, kernel="precomputed", eigen_solver="dense")
+    points[:] = pca.fit_transform(gram)
+    return points, float(min(1.0, pca.eigenvalues_.sum() / total))
+
+
+def chosen_for_similarity(
+    names: Sequence[str], clusters: Mapping[str, int], groups: Mapping[str, int], most: int = MOST_SIMILARITIES
+) -> list[str]:
+    """Return clients ordered by cluster, then planted group, then name; of too many, evenly spaced ones.
+
+    So every cluster has its share of the matrix.
+    """
+    position = {name: i for i, name in enumerate(by_name(names))}
+    ordered = sorted(names, key=lambda name: (clusters.get(name, -1), groups.get(name, -1), position[name]))
+    if len(ordered) <= most:
+        return ordered
+    return [ordered[i] for i in np.linspace(0, len(ordered) - 1, most).round().astype(int)]

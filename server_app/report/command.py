@@ -1,0 +1,43 @@
+"""The command that repeats a run."""
+
+import shlex
+from typing import Any
+
+from disue.config import RunConfig, parse_assignments
+from disue.naming import client_name
+from server_app.report.reading import RunRecord
+
+PLACES = ("output-dir", "resume-from")
+
+
+def command_of(record: RunRecord) -> str:
+    """Return a shell command for a run with the same config: `disue simulate` for a simulation, else `flwr run`.
+
+    Keys at their defaults are left out, and so is where the run was written.
+    """
+    defaults = RunConfig().to_flower()
+    settings = {key: value for key, value in record.config.items() if key not in PLACES and defaults.get(key) != value}
+    clients = record.client_names
+    if clients == [client_name({"partition-id": i}) for i in range(len(clients))]:
+        words = ["disue", "simulate", "--clients", str(len(clients))]
+        for key, value in settings.items():
+            words += ["--set", f"{key}={_bare(key, value)}"]
+        return shlex.join(words)
+    toml = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+    return shlex.join(["flwr", "run", ".", "--stream", *(["--run-config", toml] if toml else [])])
+
+
+def _bare(key: str, value: Any) -> str:
+    """Return a value as `--set` takes it, without quotes where it is understood without."""
+    if isinstance(value, str) and parse_assignments([f"{key}={value}"])[key] == value:
+        return value
+    return _toml(value)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c in '"\\' else c for c in value)
+        return f'"{escaped}"'
+    return repr(value)

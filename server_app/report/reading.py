@@ -1,0 +1,240 @@
+"""A run directory, read and checked: what is there is whole, and what is not there yet is empty."""
+
+import csv
+import json
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from disue.errors import DataError
+from server_app.portrait import MEMBERSHIP, NAMES, TENSORS
+
+Row = dict[str, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ClientRow:
+    """A line of ``clients.csv``; what is not known is None."""
+
+    name: str
+    group: int | None
+    model: str
+    cluster: int | None
+    examples: int
+    universal: float | None
+    expert: float | None
+    personal: float | None
+
+
+@dataclass(frozen=True)
+class Move:
+    """A line of ``membership.csv``: a client comes to a cluster, for the first time or from another one."""
+
+    round: int
+    client: str
+    cluster: int
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A line of ``teaching.csv``: an expert's mean weight in the vote on the samples of a class."""
+
+    expert: str
+    label: int
+    weight: float
+    samples: int
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run left behind, or has left so far.
+
+    Attributes
+    ----------
+    directory : Path
+    settings : dict
+        ``config.toml``.
+    rows : list of dict
+        ``metrics.jsonl``.
+    summary : dict
+        ``summary.json``; empty while the run goes on.
+    clients : list of ClientRow
+        Empty until the run is over.
+    moves : list of Move
+    teaching : list of Taught
+    arrays : dict of str to array
+        ``portrait.safetensors``.
+    names : dict
+        ``portrait.json``: whose the rows of the arrays are.
+    """
+
+    directory: Path
+    settings: Row
+    rows: list[Row]
+    summary: Row = field(default_factory=dict)
+    clients: list[ClientRow] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    teaching: list[Taught] = field(default_factory=list)
+    arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
+    names: Row = field(default_factory=dict)
+
+    @property
+    def config(self) -> Row:
+        """The resolved run config."""
+        run: Row = self.settings["run"]
+        return run
+
+    @property
+    def client_names(self) -> list[str]:
+        """Everyone who was there at the start."""
+        return [str(name) for name in self.settings.get("federation", {}).get("clients", [])]
+
+    @property
+    def clusters(self) -> dict[str, int]:
+        """The clusters as they were last."""
+        return {move.client: move.cluster for move in self.moves}
+
+    @property
+    def groups(self) -> dict[str, int]:
+        """The planted groups, where they are known."""
+        return {client.name: client.group for client in self.clients if client.group is not None}
+
+    def class_names(self, count: int) -> list[str]:
+        """Return the names of the classes, or their numbers where they have none."""
+        names = self.settings.get("task", {}).get("classes", [])
+        return [str(name) for name in names] if len(names) == count else [str(i) for i in range(count)]
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Read a run directory.
+
+    Raises
+    ------
+    DataError
+        If there is no run in it, or a file is damaged: one line that names the file.
+    """
+    if not directory.is_dir():
+        raise DataError(f"'{directory}' is no directory; name the directory of a run")
+    for name in ("config.toml", "metrics.jsonl"):
+        if not (directory / name).is_file():
+            raise DataError(f"'{directory}': there is no run here ({name} is missing); name the directory of a run")
+    settings = _read(directory / "config.toml", _settings)
+    rows = _read(directory / "metrics.jsonl", metrics_rows)
+    record = RunRecord(
+        directory=directory,
+        settings=settings,
+        rows=rows,
+        summary=_read(directory / "summary.json", _json_object, {}),
+        clients=_read(directory / "clients.csv", _clients, []),
+        moves=_read(directory / MEMBERSHIP, membership_moves, []),
+        teaching=_read(directory / "teaching.csv", _teaching, []),
+        arrays=_read_arrays(directory / TENSORS),
+        names=_read(directory / NAMES, _json_object, {}),
+    )
+    _check_portrait(record)
+    return record
+
+
+def metrics_rows(text: str) -> list[Row]:
+    """Parse ``metrics.jsonl``; a last line that is still being written is left out."""
+    rows: list[Row] = []
+    for line in text[: text.rfind("\n") + 1].splitlines():
+        row = json.loads(line)
+        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+            raise ValueError(f"line {len(rows) + 1} is no round")
+        rows.append(row)
+    return rows
+
+
+def membership_moves(text: str) -> list[Move]:
+    """Parse ``membership.csv``; a last line that is still being written is left out."""
+    lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True))
+    return [Move(int(line["round"]), line["client"], int(line["cluster"])) for line in lines]
+
+
+def _read(path: Path, parse: Callable[[str], T], missing: T | None = None) -> T:
+    if missing is not None and not path.exists():
+        return missing
+    try:
+        return parse(path.read_bytes().decode())
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        what = f"no column {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+        raise DataError(f"'{path}' is damaged ({what}); run it again, or restore the file") from None
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    if not path.exists():
+        return {}
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"'{path}' is damaged ({error}); run it again, or restore the file") from None
+
+
+def _settings(text: str) -> Row:
+    settings = tomllib.loads(text)
+    if not isinstance(settings.get("run"), dict):
+        raise ValueError("there is no [run] in it")
+    return settings
+
+
+def _json_object(text: str) -> Row:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text else None
+
+
+def _whole(text: str) -> int | None:
+    return int(text) if text else None
+
+
+def _clients(text: str) -> list[ClientRow]:
+    return [
+        ClientRow(
+            name=line["client"],
+            group=_whole(line["group"]),
+            model=line["model"],
+            cluster=_whole(line["cluster"]),
+            examples=int(line["examples"]),
+            universal=_number(line["universal_accuracy"]),
+            expert=_number(line["expert_accuracy"]),
+            personal=_number(line["personal_accuracy"]),
+        )
+        for line in csv.DictReader(text.splitlines(keepends=True))
+    ]
+
+
+def _teaching(text: str) -> list[Taught]:
+    return [
+        Taught(line["expert"], int(line["class"]), float(line["weight"]), int(line["samples"]))
+        for line in csv.DictReader(text.splitlines(keepends=True))
+    ]
+
+
+def _check_portrait(record: RunRecord) -> None:
+    shapes = {"map": (..., 2), "similarity": (..., ...), "labels": (..., ...), "confusion": (..., ...)}
+    for key, array in record.arrays.items():
+        names = record.names.get(key)
+        fits = array.ndim == 2 and np.isfinite(array).all() and shapes.get(key, (..., ...))[1] in (..., array.shape[1])
+        named = key == "confusion" or (isinstance(names, list) and len(names) == len(array))
+        square = key not in ("similarity", "confusion") or array.shape[0] == array.shape[-1]
+        if not (fits and named and square):
+            raise DataError(
+                f"'{record.directory / TENSORS}' is damaged ('{key}' does not fit {NAMES}); run it again, "
+                "or restore both files"
+            )

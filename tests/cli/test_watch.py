@@ -1,0 +1,210 @@
+"""A run as it is seen while it goes on: progress file, lines in a pipe, panel in a terminal, `disue watch`."""
+
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.live import Live
+from synthetic import write_run
+
+from client_app.app import app as client_app
+from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.cli.views import LiveView, PlainView
+from disue.cli.watching import Sight, followed, look
+from disue.config import RunConfig
+from disue.errors import DataError
+from server_app.progress import Progress
+from server_app.run import execute
+
+ROW: dict[str, Any] = {
+    "round": 1,
+    "universal_accuracy": 0.5,
+    "expert_accuracy": 0.75,
+    "average_accuracy": 0.25,
+    "num_clusters": 2,
+    "ari": 1.0,
+    "clients_ok": 5,
+    "clients_failed": 1,
+    "clients_rejected": 0,
+    "seconds_local": 4.0,
+    "seconds_clustering": 1.0,
+    "seconds_distillation": 2.0,
+    "seconds_evaluation": 3.0,
+}
+UNDER_WAY = {
+    "round": 2,
+    "rounds": 3,
+    "phase": "clustering",
+    "done": 0,
+    "of": 0,
+    "since": 100.0,
+    "finished": {"local": {"done": 4, "of": 6, "seconds": 3.5}},
+}
+
+
+def test_the_progress_file_says_where_a_round_is(tmp_path: Path) -> None:
+    now = 10.0
+    progress = Progress(tmp_path, rounds=5, clock=lambda: now)
+
+    def state() -> dict[str, Any]:
+        return json.loads((tmp_path / "progress.json").read_text())
+
+    progress.ask(1, "local", 8)
+    now = 11.0
+    progress.answered(3)
+    assert state() == {"round": 1, "rounds": 5, "phase": "local", "done": 3, "of": 8, "since": 10.0, "finished": {}}
+    now = 12.5
+    progress.answered(5)
+    progress.phase(1, "clustering")
+    progress.phase(1, "clustering")
+    assert state()["finished"] == {"local": {"done": 8, "of": 8, "seconds": 2.5}}
+    assert (state()["phase"], state()["since"]) == ("clustering", 12.5)
+    progress.ask(1, "evaluation", 4)
+    assert state()["finished"].keys() == {"local", "clustering"}
+    progress.ask(2, "local", 8)
+    assert (state()["round"], state()["finished"]) == (2, {})
+
+
+def test_a_run_passes_through_its_phases_and_leaves_no_progress_file(tmp_path: Path) -> None:
+    config = RunConfig(
+        model="mlp", num_server_rounds=2, distill_steps=5, output_dir=str(tmp_path / "run"), report=False
+    )
+    grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(5))
+    path = tmp_path / "run" / "progress.json"
+    seen: list[tuple[int, str, int]] = []
+    pull = grid.pull_messages
+
+    def looking(ids):  # type: ignore[no-untyped-def]
+        if path.exists():
+            state = json.loads(path.read_text())
+            seen.append((state["round"], state["phase"], state["of"]))
+        return pull(ids)
+
+    grid.pull_messages = looking  # type: ignore[method-assign]
+    rows: list[dict[str, Any]] = []
+
+    def after(row: dict[str, Any]) -> None:
+        state = json.loads(path.read_text())
+        assert state["finished"].keys() >= {"local", "clustering", "distillation"}
+        assert {key: state["finished"]["local"][key] for key in ("done", "of")} == {"done": 5, "of": 5}
+        rows.append(row)
+
+    execute(config, grid, after)
+    assert len(rows) == 2
+    asked = [entry for entry in dict.fromkeys(seen) if entry[2]]
+    assert asked == [(1, "local", 5), (1, "evaluation", 5), (2, "local", 5), (2, "evaluation", 5)]
+    assert not path.exists()
+    assert grid.pull_messages is looking
+
+
+def lines_of(*sights: Sight) -> list[str]:
+    out = io.StringIO()
+    view = PlainView(Console(file=out, width=200))
+    for sight in sights:
+        view.show(sight)
+    return out.getvalue().splitlines()
+
+
+def test_a_pipe_gets_a_line_per_phase_once() -> None:
+    first = Sight(rounds=3, progress=UNDER_WAY | {"round": 1})
+    second = Sight(rows=[ROW], rounds=3, sizes={0: 2, 1: 4})
+    third = Sight(rows=[ROW], rounds=3, progress=UNDER_WAY)
+    assert lines_of(first, first, second, third, third) == [
+        "round 1/3  local training  4 of 6 clients  3.5 s",
+        "round 1/3  clustering  1.0 s",
+        "round 1/3  distillation  2.0 s",
+        "round 1/3  universal 0.500  expert 0.750  average 0.250  2 clusters (4, 2)  ari 1.00  10.0 s"
+        "  1 of 6 clients missing",
+        "round 2/3  local training  4 of 6 clients  3.5 s",
+    ]
+
+
+def test_a_phase_that_took_no_time_has_no_line() -> None:
+    row = ROW | {"seconds_clustering": 0.0, "seconds_distillation": 0.0}
+    assert len(lines_of(Sight(rows=[row], rounds=1))) == 2
+
+
+def test_the_time_left_is_that_of_rounds_like_the_last() -> None:
+    assert Sight(rounds=3).seconds_left is None
+    assert Sight(rows=[ROW], rounds=3).seconds_left == 20.0
+    # 3.5 s of local training are over, and clustering began 2 s ago.
+    assert Sight(rows=[ROW], rounds=3, progress=UNDER_WAY, time=102.0).seconds_left == 14.5
+
+
+def test_a_terminal_gets_a_panel_with_everything() -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=True, width=90)
+    progress = UNDER_WAY | {"phase": "local", "done": 3, "of": 6, "finished": {}}
+    with Live(console=console, auto_refresh=False) as live:
+        LiveView(live, "[my] run").show(Sight([ROW], progress, {0: 2, 1: 4}, {}, 3, 100.0))
+    text = out.getvalue()
+    for word in (
+        "[my] run",
+        "2 of 3",
+        "local training",
+        "3 of 6 clients",
+        "0.500",
+        "0.750",
+        "2 clusters (4, 2)",
+        "20 s",
+    ):
+        assert word in text
+
+
+def test_a_run_inside_is_followed_to_its_last_round(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    out = io.StringIO()
+    with followed(tmp_path / "run-1", PlainView(Console(file=out, width=200)), 2):
+        run(clients=4, num_clusters=2)
+    lines = out.getvalue().splitlines()
+    assert len(lines) == 8
+    assert [line[:9] for line in lines] == ["round 1/2"] * 4 + ["round 2/2"] * 4
+    assert "local training  4 of 4 clients" in lines[0]
+
+
+def watching(directory: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", "from disue.cli.main import main; main()", "watch", str(directory)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
+def test_watch_follows_a_run_and_ends_with_it(tmp_path: Path, status: str, code: int) -> None:
+    directory = write_run(tmp_path / "run", rounds=3)
+    rows = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (directory / "summary.json").unlink()
+    (directory / "metrics.jsonl").write_text(rows[0])
+    process = watching(directory)
+    assert process.stdout is not None
+    first: list[str] = []
+    reader = threading.Thread(target=lambda: first.extend(process.stdout.readline() for _ in range(4)))  # type: ignore[union-attr]
+    reader.start()
+    reader.join(timeout=60)
+    assert len(first) == 4
+    assert process.poll() is None
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(rows[1] + rows[2][:20])
+        file.flush()
+        time.sleep(0.5)
+        file.write(rows[2][20:])
+    (directory / "summary.json").write_text(json.dumps({"status": status, "error": "too few clients"}))
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [line for line in out.splitlines() if "universal" in line][-1].startswith("round 3/3  universal 0.620")
+    assert err == ("" if code == 0 else "disue: the run ended early: too few clients\n")
+
+
+def test_watch_wants_a_run(tmp_path: Path) -> None:
+    process = watching(tmp_path)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert err.startswith(f"disue: '{tmp_path}': there is no run here (config.toml is missing)")
+    assert err.count("\n") == 1
+    (tmp_path / "metrics.jsonl").write_text("{\n")
+    with pytest.raises(DataError, match="cannot be watched"):
+        look(tmp_path)

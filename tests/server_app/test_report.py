@@ -1,0 +1,218 @@
+"""The report: what it says, that it is whole and safe, and what it says of directories that hold no run."""
+
+import csv
+import json
+import shlex
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import CHARTS, HOSTILE, write_run
+
+from disue.config import RunConfig, parse_assignments
+from disue.errors import DataError
+from server_app.report import read_run, write_comparison, write_report
+from server_app.report.charts import charts, safe
+from server_app.report.command import command_of
+from server_app.report.flow import flow
+from server_app.report.words import sentences
+
+
+class Page(HTMLParser):
+    """What a browser makes of a page: its elements, the figures, the cells of its tables, and outside addresses."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.figures: dict[str, object] = {}
+        self.cells: list[str] = []
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+        self._figure = ""
+        self._cell = False
+        self.text = path.read_text()
+        self.feed(self.text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append(tag)
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href")]
+        self._figure = (values.get("id") or "") if values.get("type") == "application/json" else ""
+        self._cell = tag == "td" or (self._cell and tag == "span")
+        if tag == "td":
+            self.cells.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._figure = ""
+        self._cell = self._cell and tag != "td"
+
+    def handle_data(self, data: str) -> None:
+        if self._figure:
+            self.figures[self._figure.removeprefix("figure-")] = json.loads(data)
+        elif self._cell:
+            self.cells[-1] += data
+
+
+def test_a_run_makes_its_report_with_every_chart(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=7, num_clusters=2, report=True)
+    page = Page(result.directory / "report.html")
+    assert page.figures.keys() == CHARTS
+    assert all(address.startswith(("#", "data:")) for address in page.addresses)
+    with (result.directory / "clients.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert row["client"] in page.cells
+            assert f"{100 * float(row['expert_accuracy']):.1f} %" in page.cells
+    assert f"{100 * result.summary['universal_accuracy']:.1f} %" in page.text
+    line = next(trace for trace in page.figures["accuracy"]["data"] if trace["name"] == "universal expert")
+    assert line["y"] == pytest.approx([row["universal_accuracy"] for row in result.rows], abs=1e-5)
+    before = page.text
+    assert write_report(result.directory).read_text() == before
+
+
+@pytest.mark.parametrize("method", ["fedavg", "local", "ifca"])
+def test_methods_without_signatures_have_a_report_that_says_so(run, method: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=4, method=method, report=True)
+    page = Page(result.directory / "report.html")
+    assert "This method compares no clients" in page.text
+    assert page.figures.keys() >= {"accuracy", "composition", "clients", "confusion", "seconds", "traffic"}
+    assert not page.figures.keys() & {"map", "similarity", "teaching"}
+
+
+def test_names_from_outside_are_letters_and_no_markup(tmp_path: Path) -> None:
+    names = HOSTILE * 2
+    directory = write_run(
+        tmp_path / "<b>run",
+        clients=len(HOSTILE),
+        name=names.__getitem__,
+        class_names=[f"<i>{i}</i>" for i in range(10)],
+    )
+    page = Page(write_report(directory))
+    expected = Page(write_report(write_run(tmp_path / "plain", clients=len(HOSTILE))))
+    assert page.tags == expected.tags
+    assert set(HOSTILE) <= set(page.cells)
+    for figure in page.figures.values():
+        assert not any(name in text for name in HOSTILE[:3] for text in texts_of(figure))
+        assert not any("<i>" in text for text in texts_of(figure))
+    assert safe(HOSTILE[0]) in "\n".join(texts_of(page.figures["map"]))
+
+
+def texts_of(value: object) -> list[str]:
+    if isinstance(value, dict):
+        return [text for inner in value.values() for text in texts_of(inner)]
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_of(inner)]
+    return [value] if isinstance(value, str) else []
+
+
+def test_a_thousand_clients_fit_in_less_than_15_megabytes(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "large", clients=1000, rounds=100, groups=10)
+    path = write_report(directory)
+    assert path.stat().st_size < 15e6
+    page = Page(path)
+    assert page.figures.keys() == CHARTS
+    assert len(page.figures["similarity"]["data"][0]["z"]) == 256
+    assert {f"client-{i}" for i in range(1000)} <= set(page.cells)
+
+
+def test_the_flow_counts_who_goes_where(tmp_path: Path) -> None:
+    record = read_run(write_run(tmp_path / "run", clients=30))
+    figure, columns = flow(record, lambda cluster: "#000000")
+    assert columns == 4  # groups, and rounds 1, 3 and 10
+    links = figure["data"][0]["link"]
+    assert sum(links["value"]) == 3 * 30
+    # Clients 0, 10 and 20, of groups 0, 1 and 2, begin in the next group's cluster and come back in round 3.
+    assert sorted(links["value"]) == sorted([9, 9, 9, 1, 1, 1, 9, 9, 9, 1, 1, 1, 10, 10, 10])
+
+
+def test_the_words_say_what_the_numbers_are(tmp_path: Path) -> None:
+    words = " ".join(sentences(read_run(write_run(tmp_path / "run", clients=12))))
+    assert "ran 10 rounds with 12 clients on digits (scenario label-groups, seed 0)" in words
+    assert "right on 69.0 % of the test examples" in words
+    assert "in the same round on 67.0 %, so the universal expert is right on 2.0 more in a hundred" in words
+    assert "beats the universal expert for 12 of 12 clients" in words
+    assert "in 3 clusters, exactly the planted groups. Clients last changed their cluster in round 3." in words
+    assert "All rounds took 40.0 s, most of it local training (20.0 s)." in words
+    assert "Training sent 20.0 MB to the clients and 10.0 MB back; no update was lost." in words
+
+
+def test_the_command_gives_the_same_configuration(tmp_path: Path) -> None:
+    values = {"seed": 7, "method": "fedavg", "alpha": 0.25, "prior-correction": False, "data-dir": "my 'data'; 3"}
+    record = read_run(write_run(tmp_path / "run", clients=5, **values))
+    words = shlex.split(command_of(record))
+    assert words[:4] == ["disue", "simulate", "--clients", "5"]
+    repeated = RunConfig.from_flower(parse_assignments(words[5::2]))
+    assert repeated.to_flower() == record.config
+
+
+def test_a_deployed_run_is_repeated_with_flowers_command(tmp_path: Path) -> None:
+    values = {"seed": 7, "data-dir": 'a "b"', "learning-rate": 1e-5}
+    record = read_run(write_run(tmp_path / "run", clients=2, name="ward {}".format, **values))
+    words = shlex.split(command_of(record))
+    assert words[:5] == ["flwr", "run", ".", "--stream", "--run-config"]
+    assert words[5] == 'seed=7 data-dir="a \\u0022b\\u0022" learning-rate=1e-05'
+
+
+def test_an_unfinished_run_shows_what_there_is(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", rounds=3)
+    for name in ("summary.json", "clients.csv", "portrait.safetensors", "portrait.json", "teaching.csv"):
+        (directory / name).unlink()
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write('{"round": 4, "univ')  # being written
+    page = Page(write_report(directory))
+    assert "not finished" in page.text
+    assert page.figures.keys() == {"accuracy", "membership", "seconds", "traffic"}
+    assert len(page.figures["accuracy"]["data"][0]["x"]) == 6
+
+    (directory / "metrics.jsonl").write_text("")
+    (directory / "membership.csv").unlink()
+    assert not Page(write_report(directory)).figures
+
+
+def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
+    first = write_run(tmp_path / "a" / "<run>", rounds=5)
+    second = write_run(tmp_path / "b" / "<run>", rounds=10, seed=3)
+    page = Page(write_comparison([first, second], tmp_path / "both.html"))
+    assert page.figures.keys() == {"universal", "expert", "spread"}
+    assert [len(trace["x"]) for trace in page.figures["universal"]["data"]] == [5, 10]
+    assert "The best universal expert: b/&lt;run&gt;, 69.0 %; 5.0 points before the second." in page.text
+    assert "The runs differ in seed" in page.text
+    assert "run" not in page.tags
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("metrics.jsonl", b'{"round": 1}\n{"round"\n', "metrics.jsonl' is damaged ("),
+        ("metrics.jsonl", b"[1]\n", "metrics.jsonl' is damaged (line 1 is no round)"),
+        ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl' is damaged ("),
+        ("config.toml", b"run = 3", "config.toml' is damaged (there is no [run] in it)"),
+        ("summary.json", b"{", "summary.json' is damaged ("),
+        ("clients.csv", b"client,group\na,0\n", "clients.csv' is damaged (no column 'model')"),
+        ("membership.csv", b"round,client,cluster\nx,a,0\n", "membership.csv' is damaged ("),
+        ("portrait.safetensors", b"\x08", "portrait.safetensors' is damaged ("),
+        ("portrait.json", b"{}", "portrait.safetensors' is damaged ('"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: bytes, words: str) -> None:
+    directory = write_run(tmp_path / "run")
+    (directory / name).write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        write_report(directory)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (directory / "report.html").exists()
+
+
+def test_where_there_is_no_run_it_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"is no directory; name the directory of a run"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"there is no run here \(config.toml is missing\)"):
+        read_run(tmp_path)
+    directory = write_run(tmp_path / "run")
+    with pytest.raises(DataError, match=r"cannot be written"):
+        write_report(directory, tmp_path / "nowhere" / "report.html")
+
+
+def test_every_chart_is_explained(tmp_path: Path) -> None:
+    for chart in charts(read_run(write_run(tmp_path / "run"))):
+        assert chart.title
+        assert chart.words.endswith((".", ").", "right."))
