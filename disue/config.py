@@ -171,6 +171,11 @@ class RunConfig(BaseModel):
         0.1, ge=0.0, description="weight of looking for where student and teacher differ; fidelity has weight 1"
     )
     generator_diversity: float = Field(1.0, ge=0.0, description="weight of different images for different noise")
+    generator_prototypes: float = Field(
+        1.0,
+        ge=0.0,
+        description="weight of images whose features have the clients' prototypes as their means",
+    )
 
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
     report: bool = Field(True, description="make report.html at the end (5 MB); `disue report` makes it later")

@@ -158,6 +158,7 @@ def _generator(config: RunConfig, data: RunData, device: torch.device) -> Genera
         batch_size=config.generator_batch_size,
         adversarial_weight=config.generator_adversarial,
         diversity_weight=config.generator_diversity,
+        prototype_weight=config.generator_prototypes,
         samples=config.proxy_size or USUAL_SIZE,
     )
     with torch.random.fork_rng(devices=[]):

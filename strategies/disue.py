@@ -17,7 +17,7 @@ from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
 from strategies.distiller import Distiller
 from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
-from strategies.generator import Experts
+from strategies.generator import Centres, Experts
 from strategies.groupings import Grouping
 from strategies.prototypes import Prototypes, in_common_units, prototype_vote
 from strategies.roster import Roster
@@ -248,15 +248,37 @@ class DisUE(FederatedStrategy):
     def _all_experts(self) -> Experts:
         """Return what a generator learns from."""
         networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
-        return Experts(networks, self._label_counts(), self.server.network(self.average), self._priors_to_take_out())
+        return Experts(
+            networks,
+            self._label_counts(),
+            self.server.network(self.average),
+            self._priors_to_take_out(),
+            [self._centres(own) for own in self._by_feature_space().values()],
+        )
+
+    def _by_feature_space(self) -> dict[int, list[Team]]:
+        """Return the teams whose prototypes are in one feature space, by the identity of its model.
+
+        The prototypes of a cluster that was not sampled are in the space of an earlier universal expert.
+        """
+        spaces: dict[int, list[Team]] = {}
+        for team in self.team_experts:
+            spaces.setdefault(id(self.knowledge[team].model), []).append(team)
+        return spaces
+
+    def _centres(self, teams: Sequence[Team]) -> Centres:
+        known = [self.knowledge[team] for team in teams]
+        pooled = Prototypes(
+            torch.cat([own.label_counts for own in known]), torch.cat([own.points for own in known]), known[0].model
+        )
+        return Centres(self.server.network(pooled.model, teams[0].model), pooled.centres, pooled.pooled_counts)
 
     def _evidence(self, proxy: ProxySet) -> Evidence:
         known = {team: self.knowledge[team] for team in self.team_experts}
-        # The prototypes of a cluster that was not sampled are in the feature space of an earlier universal expert.
-        features: dict[int, Tensor] = {}
-        for team, own in known.items():
-            if id(own.model) not in features:
-                features[id(own.model)] = self.server.features(own.model, proxy.x, team.model)
+        features = {
+            space: self.server.features(self.knowledge[team].model, proxy.x, team.model)
+            for space, (team, *_) in self._by_feature_space().items()
+        }
         spaces = [features[id(own.model)] for own in known.values()]
         distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
         return Evidence(

@@ -1,8 +1,8 @@
 """A proxy set without data: a generator that is trained, every round, to draw what the experts know.
 
 FedFTG (Zhang et al., "Fine-tuning Global Model via Data-Free Knowledge Distillation for Non-IID Federated Learning",
-CVPR 2022), section 3.2, whose losses the data-free DisUE uses. Ours: diversity within a class, and a smaller weight of
-the adversarial loss.
+CVPR 2022), section 3.2, whose losses the data-free DisUE uses. Ours: samples that lie where the clients' examples lie,
+diversity within a class, and a smaller weight of the adversarial loss.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from disue.models import Classifier, Shape, State
 from strategies.teachers import Evidence, class_weights, teacher_logits
 
 LATENT_DIM = 100
-WIDTH = 64
+WIDTH = 32
 
 
 class Generator(nn.Module):
@@ -85,6 +85,32 @@ def diversity(images: Tensor, z: Tensor, y: Tensor) -> Tensor:
     return torch.exp(-10.0 * (apart * noise)[same_class].mean())
 
 
+def off_centre(features: Tensor, y: Tensor, centres: Tensor, label_counts: Tensor) -> Tensor:
+    """Return how far the samples of a class lie from where the clients' examples of it lie, on the mean.
+
+    Zero where, for each class, the mean features of the samples are those of the examples; one where they are as far
+    away as the classes are from each other: the mean of |mean_i f_i(y) - c(y)|^2 over the samples, divided by that of
+    |c(y) - c|^2 over the examples, c their mean. The same idea as matching the statistics of normalisation layers
+    (DeepInversion, Yin et al. 2020, eq. 4), for models without them.
+
+    Parameters
+    ----------
+    features : (samples, features) tensor
+    y : (samples,) tensor
+        Classes; samples of one that has no centre do not count.
+    centres : (classes, features) tensor
+    label_counts : (classes,) tensor
+        How many examples each centre is the mean of; zero: there is no centre.
+    """
+    shares = (label_counts / label_counts.sum()).unsqueeze(1)
+    scatter = (shares * (centres - (shares * centres).sum(dim=0)).square()).sum()
+    members = F.one_hot(y, len(centres)).to(features) * (label_counts > 0).to(features)
+    sizes = members.sum(dim=0)
+    means = members.T @ features / sizes.clamp(min=1.0).unsqueeze(1)
+    apart = ((means - centres).square().sum(dim=1) * sizes).sum() / sizes.sum().clamp(min=1.0)
+    return apart / scatter.clamp(min=1e-12)
+
+
 @dataclass(frozen=True)
 class GeneratorSettings:
     """How a generator is trained each round.
@@ -98,6 +124,8 @@ class GeneratorSettings:
     adversarial_weight : float (default: 0.1)
         Beside the fidelity, which has weight 1.
     diversity_weight : float (default: 1.0)
+    prototype_weight : float (default: 1.0)
+        Of the distance from the clients' prototypes.
     samples : int (default: 2000)
         Size of the proxy set that it draws.
     """
@@ -107,6 +135,7 @@ class GeneratorSettings:
     batch_size: int = 64
     adversarial_weight: float = 0.1
     diversity_weight: float = 1.0
+    prototype_weight: float = 1.0
     samples: int = 2000
 
 
@@ -122,9 +151,42 @@ class Network:
         logits: Tensor = functional_call(self.model, self.state, (x,))
         return logits
 
+    def features(self, x: Tensor) -> Tensor:
+        """Return the body's features, (samples, features)."""
+        own = {name.removeprefix("body."): tensor for name, tensor in self.state.items() if name.startswith("body.")}
+        features: Tensor = functional_call(self.model.body, own, (x,))
+        return features
+
     def on(self, device: torch.device) -> "Network":
         """Return the network on a device, ready to predict."""
         return Network(self.model.to(device).eval(), {name: tensor.to(device) for name, tensor in self.state.items()})
+
+
+@dataclass(frozen=True)
+class Centres:
+    """Where the clients' examples of each class lie in a feature space.
+
+    Attributes
+    ----------
+    network : Network
+        Its body gives the features.
+    points : (classes, features) tensor
+        The mean features of all clients' examples of each class.
+    label_counts : (classes,) tensor
+        How many these are.
+    """
+
+    network: Network
+    points: Tensor
+    label_counts: Tensor
+
+    def distance(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return how far samples lie from them, as `off_centre` does."""
+        return off_centre(self.network.features(x), y, self.points, self.label_counts)
+
+    def on(self, device: torch.device) -> "Centres":
+        """Return them on a device."""
+        return Centres(self.network.on(device), self.points.to(device), self.label_counts.to(device))
 
 
 @dataclass(frozen=True)
@@ -140,12 +202,15 @@ class Experts:
         The weighted average, which is to be taught.
     log_priors : (experts, classes) tensor, optional
         What is taken out of the experts' logits.
+    centres : sequence of Centres
+        In every feature space that clients told of.
     """
 
     networks: Sequence[Network]
     label_counts: Tensor
     student: Network
     log_priors: Tensor | None = None
+    centres: Sequence[Centres] = ()
 
 
 class GeneratorTrainer:
@@ -184,6 +249,7 @@ class GeneratorTrainer:
         """
         networks = [network.on(self.device) for network in experts.networks]
         student = experts.student.on(self.device)
+        centres = [centre.on(self.device) for centre in experts.centres]
         last: dict[str, Tensor] = {}
         for _ in range(self.settings.steps):
             z, y = self.draw_codes(self.settings.batch_size, experts.label_counts, rng)
@@ -196,10 +262,13 @@ class GeneratorTrainer:
                 "generator_adversarial": adversarial(teacher, student(x)),
                 "generator_diversity": diversity(images, z, y),
             }
+            if centres:
+                last["generator_prototypes"] = torch.stack([centre.distance(x, y) for centre in centres]).mean()
             loss = (
                 last["generator_fidelity"]
                 + self.settings.adversarial_weight * last["generator_adversarial"]
                 + self.settings.diversity_weight * last["generator_diversity"]
+                + self.settings.prototype_weight * last.get("generator_prototypes", torch.zeros(()))
             )
             self.optimizer.zero_grad()
             loss.backward()

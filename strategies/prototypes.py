@@ -45,6 +45,12 @@ class Prototypes:
         """Examples per class of all clients together, (classes,)."""
         return self.label_counts.sum(dim=0)
 
+    @property
+    def centres(self) -> Tensor:
+        """Mean features of all clients' examples of each class, (classes, features); zeros where there are none."""
+        sums = (self.label_counts.unsqueeze(2) * self.points).sum(dim=0)
+        return sums / self.pooled_counts.clamp(min=1e-12).unsqueeze(1)
+
     def distances(self, features: Tensor) -> Tensor:
         """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
 

@@ -1,6 +1,7 @@
 """The generator's losses against loops, and a generator against experts that are right."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from torch.nn import functional as F
 from disue.models import build_model, get_state
 from strategies.generator import (
     LATENT_DIM,
+    Centres,
     Experts,
     Generator,
     GeneratorSettings,
@@ -17,6 +19,7 @@ from strategies.generator import (
     adversarial,
     diversity,
     fidelity,
+    off_centre,
 )
 
 CPU = torch.device("cpu")
@@ -58,6 +61,25 @@ def test_diversity_against_a_loop() -> None:
             total += (apart / 18) * (noise / 6) if y[i] == y[j] else 0.0
     assert float(diversity(images, z, y)) == pytest.approx(math.exp(-10.0 * total / (3 * 3 + 1)), rel=1e-5)
     assert float(diversity(torch.ones_like(images), z, y)) == 1.0  # all the same
+
+
+def test_off_centre_against_a_loop() -> None:
+    g = torch.Generator().manual_seed(7)
+    features, centres = torch.randn(6, 5, generator=g), torch.randn(4, 5, generator=g)
+    y, counts = torch.tensor([0, 3, 0, 1, 2, 0]), torch.tensor([10.0, 30.0, 0.0, 20.0])
+    centre = [sum(n * c for n, c in zip(counts.tolist(), column, strict=True)) / 60 for column in centres.T.tolist()]
+    scatter = 0.0
+    for n, own in zip(counts.tolist(), centres.tolist(), strict=True):
+        scatter += n / 60 * sum((a - b) ** 2 for a, b in zip(own, centre, strict=True))
+    total = 0.0
+    for i, label in enumerate(y.tolist()):
+        if counts[label] == 0:
+            continue  # nobody told where the class lies
+        alike = [j for j in range(6) if y[j] == y[i]]
+        mean = [sum(float(features[j, f]) for j in alike) / len(alike) for f in range(5)]
+        total += sum((a - b) ** 2 for a, b in zip(mean, centres[label].tolist(), strict=True))
+    assert float(off_centre(features, y, centres, counts)) == pytest.approx(total / 5 / scatter, rel=1e-5)
+    assert float(off_centre(centres[y], y, centres, counts)) == 0.0
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 5, 9)])
@@ -116,6 +138,28 @@ def test_it_goes_on_from_where_the_last_round_left_it() -> None:
         made, rng = trainer(GeneratorSettings(steps=20)), torch.Generator().manual_seed(seed)
         first, warm = (made.train(experts, rng)["generator_fidelity"] for _ in range(2))
         assert warm < first / 2
+
+
+def test_samples_come_to_lie_where_the_clients_examples_lie() -> None:
+    """Both draw what the experts recognise; only the one that is told draws what has the clients' features."""
+    model, experts = experts_of_brightness()
+    state = experts.networks[0].state
+    examples = torch.cat([torch.full((8, 1, 8, 8), value) for value in (-0.5, 0.5)])
+    model.load_state_dict(state)
+    with torch.no_grad():
+        means = [model.body(examples[:8]).mean(dim=0), model.body(examples[8:]).mean(dim=0)]
+    counts = torch.tensor([60.0, 60.0, 0.0])
+    centres = Centres(Network(model, state), torch.stack([*means, torch.zeros_like(means[0])]), counts)
+    experts = replace(experts, centres=[centres])
+    apart = []
+    for weight in (0.0, 1.0):
+        made = trainer(GeneratorSettings(steps=60, samples=300, adversarial_weight=0.1, prototype_weight=weight))
+        rng = torch.Generator().manual_seed(2)
+        made.train(experts, rng)
+        x, y = made.sample(experts.label_counts, rng)
+        with torch.no_grad():
+            apart.append(float(centres.distance(x, y)))
+    assert apart[1] < 0.5 * apart[0]
 
 
 def test_different_noise_gives_different_images() -> None:

@@ -48,6 +48,17 @@ def test_the_zeros_of_an_absent_class_are_no_prototype() -> None:
     assert float(prototypes.distances(torch.zeros(1, F)).min()) > 0.0
 
 
+def test_centres_are_the_means_of_all_examples_of_a_class() -> None:
+    prototypes = some_prototypes()
+    found = prototypes.centres
+    for c in range(C):
+        weights = prototypes.label_counts[:, c].tolist()
+        for f in range(F):
+            values = prototypes.points[:, c, f].tolist()
+            total = sum(w * value for w, value in zip(weights, values, strict=True))
+            assert float(found[c, f]) == pytest.approx(total / sum(weights) if sum(weights) else 0.0, abs=1e-6)
+
+
 def test_units_against_a_loop() -> None:
     """Two experts in spaces of another dimension and scale: spread alike, and the smallest distance is one."""
     experts = [some_prototypes(2), some_prototypes(3, 2 * F)]
