@@ -135,7 +135,7 @@ def test_a_node_that_cannot_say_hello_is_asked_every_round_and_logged_once(messa
     made.refresh(nodes)
     assert [client.name for client in made.clients] == ["a"]
     made.refresh(nodes)
-    assert asked == ["a", "b", "b", "b"]
+    assert sorted(asked) == ["a", "b", "b", "b"]  # both at once at first, in whatever order
     assert messages.count("node 1001 cannot take part: RuntimeError: no data here") == 1
     with pytest.raises(FederationError, match="1 clients answered and 2 are needed; the first problem was: .*no data"):
         Roster(0).gather(nodes, min_clients=2, join_timeout=1.0)
