@@ -12,8 +12,9 @@ import disue
 from disue.config import RunConfig
 from disue.errors import DataError
 from server_app.report import comparison
-from server_app.report.charts import charts, colour, worst_count
+from server_app.report.charts import charts, worst_count
 from server_app.report.command import command_of
+from server_app.report.drawing import colour
 from server_app.report.reading import ClientRow, RunRecord, read_run
 from server_app.report.script import SCRIPT
 from server_app.report.style import STYLE

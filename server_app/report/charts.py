@@ -1,72 +1,36 @@
-"""The charts of a report, as figures that plotly.js draws: plain dictionaries, colours of the page by name.
-
-Names of clients and classes come from outside. plotly.js reads markup in text, so each is escaped here (`safe`).
-"""
+"""The charts of a report, one function each."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import numpy as np
 
+from server_app.report.drawing import (
+    ACCENT,
+    INK,
+    MOST_LEGEND,
+    MOST_ROWS,
+    MUTED,
+    PALETTE,
+    SECOND,
+    SEQUENTIAL,
+    Chart,
+    Figure,
+    colour,
+    colour_bar,
+    heatmap,
+    heatmap_height,
+    heatmap_width,
+    legend,
+    legend_entry,
+    rounds_axis,
+    safe,
+    symbol_of,
+)
 from server_app.report.flow import flow
 from server_app.report.reading import RunRecord
 from server_app.report.words import PHASES, counted, percent
-
-Figure = dict[str, Any]
-
-PALETTE = (
-    *("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#2ca9a9", "#d4a017", "#ff8fa3"),
-    *("#9d755d", "#7f8fd9", "#8cb369", "#79706e"),
-)
-SYMBOLS = (
-    *("circle", "square", "diamond", "cross", "x", "triangle-up", "star", "pentagon", "hexagon"),
-    *("triangle-down", "bowtie", "hourglass", "star-diamond", "triangle-left", "triangle-right"),
-)
-INK, MUTED, GRID, ACCENT, SECOND = (f"var(--{name})" for name in ("ink", "muted", "grid", "accent", "second"))
-SEQUENTIAL = "var(--sequential)"
-MOST_LEGEND = 12
-MOST_ROWS = 40
-MOST_LABELLED = 12
-MIN_CELL_TEXT = 0.0051
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart with its place on the page.
-
-    Attributes
-    ----------
-    key : str
-        What it is called in the page.
-    title, words : str
-        What it shows, and how to read it.
-    figure : dict or None
-        For plotly.js; None: there is nothing to draw, and ``words`` say why.
-    height : int
-        Pixels.
-    min_width : int
-        Pixels, below which it scrolls.
-    """
-
-    key: str
-    title: str
-    words: str
-    figure: Figure | None = None
-    height: int = 360
-    min_width: int = 0
-
-
-def safe(name: object) -> str:
-    """Return a name as plotly.js shows it letter by letter."""
-    return escape(str(name), quote=False)  # plotly.js knows no entity for quotes
-
-
-def colour(cluster: int) -> str:
-    """Return the colour of a cluster, the same in all charts."""
-    return PALETTE[cluster % len(PALETTE)]
 
 
 def charts(record: RunRecord) -> list[Chart]:
@@ -126,14 +90,14 @@ def accuracy(record: RunRecord) -> Chart:
                     "hovertemplate": f"{name}<br>round %{{x}}: %{{y:.1%}}<extra></extra>",
                 }
             )
-    layout = {"xaxis": _rounds_axis(len(record.rows)), "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"}}
+    layout = {"xaxis": rounds_axis(len(record.rows)), "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"}}
     words = (
         "The universal expert and the plain average are measured on one balanced test set for all; an own expert on "
         "its client's own test data."
         if _line(record, "average_accuracy")
         else "Measured by the clients, on their own test data."
     )
-    return Chart(*chart, words, {"data": data, "layout": layout | _legend()}, 400)
+    return Chart(*chart, words, {"data": data, "layout": layout | legend()}, 400)
 
 
 def cluster_map(record: RunRecord) -> Chart:
@@ -159,7 +123,7 @@ def cluster_map(record: RunRecord) -> Chart:
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {
                     "color": [colour(of[i]) for i in own],
-                    "symbol": [_symbol(groups.get(names[i])) for i in own],
+                    "symbol": [symbol_of(groups.get(names[i])) for i in own],
                     "size": 11 if len(names) <= 200 else 7,
                     "opacity": 0.85,
                     "line": {"width": 1, "color": "var(--paper)"},
@@ -168,10 +132,10 @@ def cluster_map(record: RunRecord) -> Chart:
             }
         )
     if few:
-        data += [_legend_entry(str(c), colour(c), "circle") for c in shown if c >= 0]
+        data += [legend_entry(str(c), colour(c), "circle") for c in shown if c >= 0]
     planted = sorted(set(groups.values()))
     if len(planted) <= MOST_LEGEND:
-        data += [_legend_entry(str(g), MUTED, f"{_symbol(g)}-open") | {"legend": "legend2"} for g in planted]
+        data += [legend_entry(str(g), MUTED, f"{symbol_of(g)}-open") | {"legend": "legend2"} for g in planted]
     share = float(record.names.get("map-share", 1.0))
     words = (
         f"A point is a client; its colour is the cluster that the server found"
@@ -180,9 +144,9 @@ def cluster_map(record: RunRecord) -> Chart:
         f"{percent(share)} of it."
     )
     blank = {"showticklabels": False, "zeroline": False}
-    layout: Figure = {"xaxis": blank, "yaxis": blank | {"scaleanchor": "x"}} | _legend("cluster")
+    layout: Figure = {"xaxis": blank, "yaxis": blank | {"scaleanchor": "x"}} | legend("cluster")
     if planted:
-        layout["legend2"] = _legend("planted group")["legend"] | {"y": -0.03, "yanchor": "top"}
+        layout["legend2"] = legend("planted group")["legend"] | {"y": -0.03, "yanchor": "top"}
     return Chart(*chart, words, {"data": data, "layout": layout}, 460)
 
 
@@ -220,8 +184,8 @@ def composition(record: RunRecord) -> Chart:
     if record.names.get("labels-source") == "scenario":
         words += " From the simulated data: this method's clients tell the server nothing of their labels."
     names = [f"cluster {c} ({counted(members[c], 'client')})" for c in rows]
-    figure = _matrix(shares, names, _classes(record, labels.shape[1]), "share", ".0%", _left_out(sums, rows))
-    return Chart(*chart, words, figure, _matrix_height(len(rows)), _matrix_width(labels.shape[1]))
+    figure = heatmap(shares, names, _classes(record, labels.shape[1]), "share", ".0%", _left_out(sums, rows))
+    return Chart(*chart, words, figure, heatmap_height(len(rows)), heatmap_width(labels.shape[1]))
 
 
 def similarity(record: RunRecord) -> Chart:
@@ -258,7 +222,7 @@ def similarity(record: RunRecord) -> Chart:
         "y": names,
         "colorscale": SEQUENTIAL,
         "zmax": 1.0,
-        "colorbar": _colourbar("similarity"),
+        "colorbar": colour_bar("similarity"),
         "hovertemplate": "%{x}<br>%{y}<br>similarity %{z:.2f}<extra></extra>",
     }
     layout = {"xaxis": ticks, "yaxis": ticks | {"autorange": "reversed"}, "shapes": edges}
@@ -279,12 +243,12 @@ def teaching(record: RunRecord) -> Chart:
     names = _classes(record, max(classes) + 1)
     columns = [names[label] + ("" if samples[label] else " (none)") for label in classes]
     note = _left_out(experts, rows)
-    figure = _matrix(values, [f"expert {safe(expert)}" for expert in rows], columns, "weight", ".2f", note)
+    figure = heatmap(values, [f"expert {safe(expert)}" for expert in rows], columns, "weight", ".2f", note)
     words = (
         "Each expert's mean weight in the vote on the proxy samples of a class, in the last round. A column sums to "
         "one, unless no sample was voted that class."
     )
-    return Chart(*chart, words, figure, _matrix_height(len(rows)), _matrix_width(len(classes)))
+    return Chart(*chart, words, figure, heatmap_height(len(rows)), heatmap_width(len(classes)))
 
 
 def client_accuracy(record: RunRecord) -> Chart:
@@ -324,7 +288,7 @@ def client_accuracy(record: RunRecord) -> Chart:
             }
         )
     if few:
-        data += [_legend_entry(_cluster_name(c), colour(c), "circle") for c in shown]
+        data += [legend_entry(_cluster_name(c), colour(c), "circle") for c in shown]
     box = {
         "type": "rect",
         "yref": "paper",
@@ -346,7 +310,7 @@ def client_accuracy(record: RunRecord) -> Chart:
         "shapes": [box],
     }
     words = "Each client's own expert on its own test data. The shaded part is the worst tenth."
-    return Chart(*chart, words, {"data": data, "layout": layout | _legend()}, 400)
+    return Chart(*chart, words, {"data": data, "layout": layout | legend()}, 400)
 
 
 def confusion(record: RunRecord) -> Chart:
@@ -358,7 +322,7 @@ def confusion(record: RunRecord) -> Chart:
     totals = counts.sum(axis=1, keepdims=True)
     names = _classes(record, len(counts))
     shares = list(counts / np.maximum(totals, 1))
-    figure = _matrix(shares, names, names, "share", ".0%")
+    figure = heatmap(shares, names, names, "share", ".0%")
     data = figure["data"][0]
     data |= {
         "customdata": counts.tolist(),
@@ -370,7 +334,7 @@ def confusion(record: RunRecord) -> Chart:
         f"Of each class's examples in the balanced test set ({int(totals.sum()):,} in all), the share that is taken "
         "for every class. The diagonal is right."
     )
-    return Chart(*chart, words, figure, max(380, min(640, 90 + 32 * len(counts))), _matrix_width(len(counts)))
+    return Chart(*chart, words, figure, max(380, min(640, 90 + 32 * len(counts))), heatmap_width(len(counts)))
 
 
 def seconds(record: RunRecord) -> Chart:
@@ -420,60 +384,15 @@ def _cost(record: RunRecord, chart: Chart, parts: Sequence[tuple[str, str, float
     layout = {
         "barmode": "stack",
         "bargap": 0.25 if len(rounds) <= 60 else 0,
-        "xaxis": _rounds_axis(len(rounds)),
+        "xaxis": rounds_axis(len(rounds)),
         "yaxis": {"title": {"text": title}, "rangemode": "tozero"},
     }
-    return Chart(chart.key, chart.title, chart.words, {"data": data, "layout": layout | _legend()}, 320)
+    return Chart(chart.key, chart.title, chart.words, {"data": data, "layout": layout | legend()}, 320)
 
 
 def _line(record: RunRecord, key: str) -> tuple[list[int], list[float]] | None:
     known = [(row["round"], round(row[key], 5)) for row in record.rows if row.get(key) is not None]
     return ([x for x, _ in known], [y for _, y in known]) if known else None
-
-
-def _matrix(
-    rows: Sequence[np.ndarray[Any, Any]],
-    names: Sequence[str],
-    columns: Sequence[str],
-    what: str,
-    form: str,
-    note: str = "",
-) -> Figure:
-    """Return a heatmap with its numbers in the cells, where there is room for them."""
-    data: Figure = {
-        "type": "heatmap",
-        "z": [np.round(row, 4).tolist() for row in rows],
-        "x": list(columns),
-        "y": list(names),
-        "colorscale": SEQUENTIAL,
-        "zmin": 0.0,
-        "zmax": max(float(max((row.max() for row in rows), default=1.0)), 1e-6),
-        "xgap": 1,
-        "ygap": 1,
-        "colorbar": _colourbar(what),
-        "hovertemplate": f"%{{y}}<br>class %{{x}}: %{{z:{form}}}<extra></extra>",
-    }
-    if len(columns) <= MOST_LABELLED:
-        data["text"] = [[format(v, form) if v >= MIN_CELL_TEXT else "" for v in row.tolist()] for row in rows]
-        data |= {"texttemplate": "%{text}", "showscale": False}
-    layout: Figure = {
-        "xaxis": {"type": "category", "showgrid": False, "title": {"text": "class"}, "automargin": True},
-        "yaxis": {"type": "category", "showgrid": False, "autorange": "reversed", "automargin": True},
-        "hovermode": "closest",
-    }
-    if note:
-        layout["annotations"] = [
-            {"text": note, "xref": "paper", "yref": "paper", "x": 0, "y": 1.0, "yshift": 20, "showarrow": False}
-        ]
-    return {"data": [data], "layout": layout}
-
-
-def _matrix_height(rows: int) -> int:
-    return 110 + max(150, 34 * rows)
-
-
-def _matrix_width(columns: int) -> int:
-    return min(1000, 120 + 36 * columns)
 
 
 def _largest(members: Mapping[int, int]) -> list[int]:
@@ -497,34 +416,3 @@ def _who(name: str, cluster: int, group: int | None) -> str:
 
 def _cluster_name(cluster: int | None) -> str:
     return "own expert" if cluster is None else f"cluster {cluster}" if cluster >= 0 else "no cluster"
-
-
-def _symbol(group: int | None) -> str:
-    return SYMBOLS[0 if group is None else group % len(SYMBOLS)]
-
-
-def _legend_entry(name: str, tint: str, symbol: str) -> Figure:
-    marker = {"color": tint, "symbol": symbol, "size": 10}
-    return {"x": [None], "y": [None], "mode": "markers", "name": name, "marker": marker, "hoverinfo": "skip"}
-
-
-def _legend(title: str = "") -> Figure:
-    return {
-        "legend": {
-            "title": {"text": title},
-            "orientation": "h",
-            "x": 0,
-            "xanchor": "left",
-            "y": 1.02,
-            "yanchor": "bottom",
-        }
-    }
-
-
-def _colourbar(title: str) -> Figure:
-    return {"title": {"text": title}, "thickness": 10, "outlinewidth": 0, "len": 0.9}
-
-
-def _rounds_axis(rounds: int) -> Figure:
-    axis: Figure = {"title": {"text": "round"}, "tickformat": "d"}
-    return axis | ({"dtick": 1} if rounds <= 12 else {})

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from server_app.report.charts import PALETTE, Chart, Figure, safe
 from server_app.report.command import PLACES, command_of
+from server_app.report.drawing import PALETTE, Chart, Figure, safe
 from server_app.report.reading import RunRecord
 from server_app.report.words import counted, duration, last_of, percent, size, total_of
 

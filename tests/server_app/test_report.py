@@ -12,8 +12,9 @@ from synthetic import CHARTS, HOSTILE, write_run
 from disue.config import RunConfig, parse_assignments
 from disue.errors import DataError
 from server_app.report import read_run, write_comparison, write_report
-from server_app.report.charts import charts, safe
+from server_app.report.charts import charts
 from server_app.report.command import command_of
+from server_app.report.drawing import safe
 from server_app.report.flow import flow
 from server_app.report.words import sentences
 
