@@ -126,8 +126,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
                 timeout=config.round_timeout,
                 evaluate_fn=after_round,
             )
-        portrait.finish(strategy, data, test, build, config.model, device)
         summary = recorder.finish(strategy)
+        portrait.finish(strategy, data, test, build, config.model, device)
     except BaseException as error:
         recorder.fail(error)
         raise
