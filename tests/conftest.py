@@ -1,7 +1,7 @@
 """Shared fixtures: short runs through the inline engine, and small models."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,3 +71,21 @@ def make_updates() -> Callable[..., list[ClientUpdate]]:
         ]
 
     return make
+
+
+@pytest.fixture
+def messages() -> Iterator[list[str]]:
+    """What is logged, at any level."""
+    said: list[str] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    logger, listener = logging.getLogger("flwr"), Listener()
+    level = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(listener)
+    yield said
+    logger.removeHandler(listener)
+    logger.setLevel(level)

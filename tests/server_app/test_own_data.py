@@ -2,9 +2,8 @@
 
 import csv
 import json
-import logging
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +66,6 @@ def nodes(tmp_path: Path) -> list[dict[str, object]]:
     np.savez(root / "d.npz", x=x[:, None], y=y - 5, classes=np.array(["5", "6", "7", "8"]))
     places = {"a": "a", "b": "b", "c": "c.npz", "d": "d.npz"}
     return [{"name": f"hospital-{name}", "data-path": str(root / place)} for name, place in places.items()]
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logger, listener = logging.getLogger("flwr"), Listener()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(listener)
-    yield said
-    logger.removeHandler(listener)
-    logger.setLevel(level)
 
 
 class Watched(ChangingGrid):

@@ -1,6 +1,4 @@
-import logging
 import time
-from collections.abc import Iterator
 
 import pytest
 from flwr.app import Error, Message
@@ -10,24 +8,6 @@ from tests_support import ChangingGrid, answering_app
 from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
 from strategies.roster import Roster
-
-
-@pytest.fixture
-def messages() -> Iterator[list[str]]:
-    """What is logged, at any level."""
-    said: list[str] = []
-
-    class Listener(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
-
-    logger, listener = logging.getLogger("flwr"), Listener()
-    level = logger.level
-    logger.setLevel(logging.INFO)
-    logger.addHandler(listener)
-    yield said
-    logger.removeHandler(listener)
-    logger.setLevel(level)
 
 
 def grid(names: list[str]) -> ChangingGrid:
