@@ -131,20 +131,8 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         (["--hosts", "a,,b", "--nodes", "1"], "--hosts: got ''"),
     ],
 )
-def test_a_bad_host_is_one_line_and_status_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["disue", "certs", str(tmp_path / "certs"), *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    printed = capsys.readouterr()
-    assert caught.value.code == 2
-    assert words in printed.err
-    assert printed.err.count("\n") == 1
+def test_a_bad_host_is_one_line_and_status_2(tmp_path: Path, refused, arguments: list[str], words: str) -> None:  # type: ignore[no-untyped-def]
+    assert words in refused("certs", str(tmp_path / "certs"), *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

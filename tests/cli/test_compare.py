@@ -19,7 +19,6 @@ from PIL import Image
 
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue.cli.compare import METHOD_KEYS, _locked, compare, make_cells, parse_seeds
-from disue.cli.main import main
 from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
 from disue.config import RunConfig, parse_assignments
@@ -172,20 +171,10 @@ def test_runs_of_another_configuration_are_not_mixed_in(comparison: Path) -> Non
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused, arguments: list[str], words: str
+) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["disue", "compare", "--output", "out", *arguments])
-    with pytest.raises(SystemExit) as caught:
-        main()
-    printed = capsys.readouterr()
-    assert caught.value.code == 2
-    assert words in printed.err
-    assert printed.err.count("\n") == 1
+    assert words in refused("compare", "--output", "out", *arguments)
     assert list(tmp_path.iterdir()) == []
 
 

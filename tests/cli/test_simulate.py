@@ -70,21 +70,11 @@ def test_the_readmes_run_of_small_and_large_models(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused, arguments: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for engine in ("inline", "ray"):
-        monkeypatch.setattr(sys, "argv", ["disue", "simulate", "--engine", engine, *arguments])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        printed = capsys.readouterr()
-        assert caught.value.code == 2
-        assert words in printed.err
-        assert printed.err.count("\n") == 1
+        assert words in refused("simulate", "--engine", engine, *arguments)
         assert list(tmp_path.iterdir()) == []
 
 
