@@ -1,4 +1,4 @@
-"""Client apps that misbehave, for tests of the server's side."""
+"""What many tests of the server's side share: client apps that misbehave, and what a run leaves."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -12,6 +12,13 @@ from disue.cli.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
 from disue.models import State
 from disue.naming import client_name
 from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+
+ARTEFACTS_OF_TWO = {
+    *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
+    *("membership.csv", "portrait.safetensors", "portrait.json", "report.html"),
+    *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
+}
+"""The files of a run that ended with two clusters."""
 
 Behaviour = Callable[[str, TrainRequest, Message], Message]
 

@@ -13,7 +13,7 @@ from flwr.app import Message
 from flwr.superlink.grid.http_grid import HttpGrid
 from PIL import Image
 from safetensors import safe_open
-from tests_support import ChangingGrid
+from tests_support import ARTEFACTS_OF_TWO, ChangingGrid
 
 from client_app.app import app as client_app
 from disue.config import RunConfig
@@ -115,11 +115,7 @@ def test_four_clients_with_different_data_give_what_a_simulation_gives(
     config = make_config(tmp_path / "r", num_server_rounds=6, learning_rate=0.1, local_epochs=4)
     summary = execute(config, Watched(config, nodes))
     files = {path.relative_to(tmp_path / "r").as_posix() for path in (tmp_path / "r").rglob("*") if path.is_file()}
-    assert files == {
-        *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
-        *("membership.csv", "portrait.safetensors", "portrait.json", "report.html"),
-        *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
-    }
+    assert files == ARTEFACTS_OF_TWO
     assert (summary["status"], summary["scenario"], summary["dataset"]) == ("completed", "own-data", "own")
     assert summary["average_accuracy"] is None
     assert summary["ari"] is None

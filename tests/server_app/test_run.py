@@ -10,6 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file
+from tests_support import ARTEFACTS_OF_TWO
 
 from client_app.app import app as client_app
 from disue.cli.inline import InlineGrid, simulated_nodes
@@ -37,11 +38,7 @@ def without_timings(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ignore[no-untyped-def]
     result = run(clients=7, num_clusters=2, report=True)
     files = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
-    assert files == {
-        *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
-        *("membership.csv", "portrait.safetensors", "portrait.json", "report.html"),
-        *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
-    }
+    assert files == ARTEFACTS_OF_TWO
     rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.rows
     assert [row["round"] for row in rows] == [1, 2]
@@ -264,7 +261,7 @@ def test_what_node_configs_say_of_architectures_is_checked_before_training(tmp_p
     with pytest.raises(FederationError, match="^client-1: model: got 'mlp' beside model 'cnn'; method 'fedavg' needs"):
         execute(config, InlineGrid(client_app, config.to_flower(), nodes))
     nodes[2]["model"] = "mpl"
-    config = config.model_copy(update={"method": "disue", "min_clients": 3})
+    config = config.model_copy(update={"method": "disue", "min_clients": 3, "join_timeout": 1.0})
     with pytest.raises(FederationError, match="the first .*: model in the node config: 'mpl' does not exist"):
         execute(config, InlineGrid(client_app, config.to_flower(), nodes))
     assert list(tmp_path.iterdir()) == []
