@@ -88,6 +88,9 @@ class RunConfig(BaseModel):
     blend: float = Field(
         0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
     )
+    expert_memory: float = Field(
+        0.0, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
+    )
     expert_prior: Literal["cluster", "client"] = Field(
         "client",
         description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "

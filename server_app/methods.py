@@ -282,6 +282,7 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
         label_counts_shared=config.share_label_counts,
         expert_share=expert_share,
         learn_share=config.initialisation == "learned",
+        expert_memory=config.expert_memory,
         client_prior=config.expert_prior == "client",
         objective=_objective(config),
     )

@@ -59,6 +59,9 @@ class DisUE(FederatedStrategy):
     learn_share : bool (default: False)
         ``expert_share`` is for the start only; then each team's share is learnt from how well both models fit its
         clients' data.
+    expert_memory : float (default: 0.0)
+        Share of the past in an expert: 0 the mean of the round's updates alone (the paper), and above it a running mean
+        over the rounds. Clients start from the former.
     client_prior : bool (default: True)
         Where a client uses its expert, its own label prior stands for the cluster's.
     objective : LocalObjective
@@ -68,8 +71,10 @@ class DisUE(FederatedStrategy):
     ----------
     averages : dict of architecture to State
         The weighted means of the last round's models; of an architecture that was not sampled, its universal expert.
+    latest : dict of Team to State
+        The mean of the team's updates in the last round in which it was sampled.
     team_experts : dict of Team to State
-        The experts of all architectures; `experts` are those of the run's own.
+        The experts of all architectures, running means of `latest`; `experts` are those of the run's own.
     knowledge : dict of Team to Prototypes
         Of the team's clients.
     expert_shares : dict of Team to float
@@ -94,6 +99,7 @@ class DisUE(FederatedStrategy):
         label_counts_shared: bool = True,
         expert_share: float = 0.0,
         learn_share: bool = False,
+        expert_memory: float = 0.0,
         client_prior: bool = True,
         objective: LocalObjective = PLAIN,
     ) -> None:
@@ -109,8 +115,10 @@ class DisUE(FederatedStrategy):
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
         self.needs_comparison = learn_share
+        self.expert_memory = expert_memory
         self.client_prior = client_prior
         self.averages: dict[str, State] = {}
+        self.latest: dict[Team, State] = {}
         self.team_experts: dict[Team, State] = {}
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
@@ -127,12 +135,12 @@ class DisUE(FederatedStrategy):
         return self._universal_of(self.roster.models[name])
 
     def start_for(self, name: str) -> State:
-        """Return the universal expert, or its mixture with the client's own expert."""
-        universal, expert = self.universal_for(name), self.expert_for(name)
-        if expert is None or expert is universal:
+        """Return the universal expert, or its mixture with what the client's own team last came to."""
+        universal = self.universal_for(name)
+        if name not in self.clusters or (team := self._team_of(name)) not in self.latest:
             return universal
-        share = self.expert_shares.get(self._team_of(name), self.expert_share)
-        return universal if share == 0.0 else interpolate(universal, expert, share)
+        latest, share = self.latest[team], self.expert_shares.get(team, self.expert_share)
+        return universal if share == 0.0 or latest is universal else interpolate(universal, latest, share)
 
     def expert_for(self, name: str) -> State | None:
         """Return the expert of the client's cluster and architecture, or None where it has none yet."""
@@ -177,7 +185,7 @@ class DisUE(FederatedStrategy):
         return Team(self.clusters[name], self.roster.models[name])
 
     def _learn_shares(self) -> None:
-        """Set each team's share to L_u / (L_u + L_e), with the summed losses of its clients that were evaluated.
+        """Set each team's share to L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated.
 
         Half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer to one.
         """
@@ -186,7 +194,7 @@ class DisUE(FederatedStrategy):
             if reply.universal_fit is not None and reply.expert_fit is not None and name in self.clusters:
                 fits.setdefault(self._team_of(name), []).append((reply.universal_fit, reply.expert_fit))
         for team, pairs in fits.items():
-            universal, expert = (sum(losses) for losses in zip(*pairs, strict=True))
+            universal, expert = (sum(losses) ** 2 for losses in zip(*pairs, strict=True))
             self.expert_shares[team] = universal / max(universal + expert, 1e-12)
         shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
         self.outcome.extra["expert_share"] = sum(shares) / len(shares)
@@ -209,19 +217,27 @@ class DisUE(FederatedStrategy):
     def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
         teams, teams_before = (teams_of(clusters, self.roster.models) for clusters in (self.clusters, before))
         members = members_of(updates, teams)
-        experts: dict[Team, State] = {}
+        fresh: dict[Team, State] = {}
         for model, average in self.averages.items():
-            experts |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
+            fresh |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
         told = {
             team: Prototypes.of([u.signature for u in own if u.signature], self._universal_of(team.model))
             for team, own in members.items()
         }
+        experts = {team: self._remembering(team, state) for team, state in fresh.items()}
+        self.latest = renew(self.latest, fresh, teams, teams_before)
         self.team_experts = renew(self.team_experts, experts, teams, teams_before)
         self.knowledge = renew(self.knowledge, told, teams, teams_before)
         self.priors = {team: prior for team, prior in self.priors.items() if team in self.team_experts}
         if self.label_counts_shared:
             self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
         self.experts = self.experts_of(self.model)
+
+    def _remembering(self, team: Team, fresh: State) -> State:
+        """Return the running mean of a team's models; of a new team, and of the only one, the last model itself."""
+        if team not in self.team_experts or fresh is self.averages[team.model] or self.expert_memory == 0.0:
+            return fresh
+        return interpolate(fresh, self.team_experts[team], self.expert_memory)
 
     # --- phase U: universal distillation -----------------------------------------------------------
 
