@@ -22,11 +22,12 @@ from disue.errors import ConfigError, DisueError, FederationError
 T = TypeVar("T", int, str)
 MAX_SEEDS = 1000
 METHOD_KEYS = (
-    *("clusterer", "num-clusters", "min-cluster-size", "signature", "signature-memory", "initialisation", "blend"),
+    *("clusterer", "num-clusters", "min-cluster-size", "signature", "signature-memory"),
+    *("initialisation", "blend", "expert-memory"),
     *("teacher", "prior-correction", "share-label-counts", "prototype-weight", "student-share", "expert-prior"),
     *("temperature", "distill-steps", "distill-batch-size", "distill-learning-rate"),
     *("proxy", "generator-steps", "generator-batch-size", "generator-learning-rate", "generator-adversarial"),
-    *("generator-diversity", "prox-mu", "cfl-eps1", "cfl-eps2", "warm-up-rounds"),
+    *("generator-diversity", "generator-prototypes", "prox-mu", "cfl-eps1", "cfl-eps2", "warm-up-rounds"),
 )
 """What one method may set for itself: its own parts, and nothing of data, participation and local budget."""
 
