@@ -82,14 +82,14 @@ class RunConfig(BaseModel):
         "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
     )
     initialisation: Literal["universal", "expert", "blend", "learned"] = Field(
-        "blend",
+        "learned",
         description="what a client starts a round from; learned: a blend whose share is learnt for each cluster",
     )
     blend: float = Field(
         0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
     )
     expert_memory: float = Field(
-        0.0, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
+        0.5, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
     )
     expert_prior: Literal["cluster", "client"] = Field(
         "client",

@@ -30,9 +30,11 @@ PRESETS: dict[str, tuple[str, ...]] = {
         "disue:proxy=generator",
         # what clients start from
         "disue:initialisation=universal",
-        "disue:blend=0.8",
-        "disue:initialisation=learned",
+        "disue:initialisation=blend",
+        "disue:initialisation=blend:blend=0.8",
         "disue:initialisation=expert",
+        # phase C: the last round's updates alone
+        "disue:expert-memory=0",
     ),
 }
 """Name -> labels as ``--methods`` takes them."""

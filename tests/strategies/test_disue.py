@@ -137,7 +137,6 @@ def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str
     federation = build_federation(result.config, 9)
     labels = federation.dataset.train.y[federation.proxy_indices]
     right, wrong = (float((vote.argmax(dim=1) == labels).double().mean()) for vote in votes[-1])
-    print(teacher, local_loss, right, wrong)
     assert right > 0.6
     assert right > wrong
 
@@ -297,6 +296,7 @@ def clusters_of(result) -> dict[str, int]:  # type: ignore[no-untyped-def]
 def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # type: ignore[no-untyped-def]
     """Against priors counted here: 0.97 p_k + 0.03 / 10 comes out, the client's, with 0.1 more a class, goes in."""
     settings = {"clients": 8, "scenario": "dirichlet", "num_clusters": 2, "num_server_rounds": 3, "seed": 5}
+    settings["initialisation"] = "blend"  # a learnt share depends on how well experts fit as they are used
     result = run(**settings)
     clusters = clusters_of(result)
     federation = build_federation(result.config, 8)
