@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 import tomli_w
-from safetensors.torch import save_file
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
+from disue.files import write_tensors
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
 from disue.task import Task
+from server_app.gate import save_gate
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores
 from strategies.base import FederatedStrategy, RoundOutcome
@@ -197,6 +198,7 @@ class Recorder:
             for cluster, expert in strategy.experts_of(model).items():
                 name = f"expert-{Team(cluster, model).label(strategy.model)}"
                 self._save(expert, model, self.directory / "experts" / f"{name}.safetensors")
+        save_gate(self.directory, strategy)
         self._write_clients(strategy)
         self._write_lesson(strategy)
         summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
@@ -262,11 +264,7 @@ class Recorder:
         self._write("teaching.csv", "".join(lines))
 
     def _save(self, state: State, model: str, path: Path) -> None:
-        # One key only: safetensors writes several in an order that changes from file to file.
-        metadata = {"disue": json.dumps({"model": model or self.config.model, "dataset": self.config.dataset})}
-        part = path.with_suffix(".part")
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, part, metadata)
-        part.replace(path)
+        write_tensors(path, state, {"model": model or self.config.model, "dataset": self.config.dataset})
 
     def _write(self, name: str, text: str) -> None:
         part = self.directory / f"{name}.part"

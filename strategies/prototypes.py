@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from disue.models import State
+from disue.prototypes import nearest_prototypes
 from disue.signature import Signature
 
 
@@ -56,11 +57,7 @@ class Prototypes:
 
         ``features``: (samples, features), under `model`.
         """
-        nearest = torch.full((len(features), self.points.shape[1]), torch.inf)
-        for counts, points in zip(self.label_counts, self.points, strict=True):  # not all at once: clients may be many
-            squared = torch.cdist(features, points).square()
-            nearest = torch.minimum(nearest, squared.masked_fill(counts == 0, torch.inf))
-        return nearest
+        return nearest_prototypes(features, self.label_counts, self.points)
 
 
 def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
 """Shared fixtures: short runs through the inline engine, and small models."""
 
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,20 @@ def run(tmp_path: Path) -> Callable[..., Run]:
         return Run(config, directory, summary, rows)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of six clients in two clusters, not to be changed."""
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run_inline(RunConfig.from_flower(FAST | {"num-clusters": 2, "output-dir": str(directory)}), 6)
+    return directory
+
+
+@pytest.fixture
+def spoilt(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be spoilt."""
+    return Path(shutil.copytree(finished, tmp_path / "spoilt"))
 
 
 @pytest.fixture

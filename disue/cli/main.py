@@ -20,6 +20,14 @@ app = typer.Typer(
 )
 
 
+class Format(StrEnum):
+    """How predictions are printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+
+
 class Engine(StrEnum):
     """What runs the clients of a simulation."""
 
@@ -221,6 +229,44 @@ def watch(
     from disue.cli.watch import watch as run
 
     run(directory)
+
+
+@app.command()
+def predict(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+    paths: Annotated[
+        list[Path], typer.Argument(metavar="PATH...", help="Images, folders of images, .npz files with an array `x`.")
+    ],
+    expert: Annotated[
+        str,
+        typer.Option(
+            metavar="universal|auto|K",
+            help="The model: the universal one, the expert of cluster K, or `auto`: for each image the expert whose "
+            "clients' prototypes are nearest.",
+        ),
+    ] = "universal",
+    top: Annotated[int, typer.Option(min=1, help="How many classes of each image.")] = 1,
+    form: Annotated[Format, typer.Option("--format", help="What is printed.")] = Format.table,
+    invert: Annotated[
+        bool, typer.Option("--invert", help="Turn dark into light: for ink on paper, where the run saw light on dark.")
+    ] = False,
+) -> None:
+    """Say what is in images, with a model of a finished run.
+
+    Images are converted as those of clients are: turned as their EXIF data say, resized to the run's input without
+    keeping proportions, colour to grey by luminance.
+
+    Examples:
+
+    - disue predict runs/first photo.png
+
+    - disue predict runs/first photos/ --expert auto --top 3
+
+    - disue predict runs/first scans.npz --expert 1 --format csv > scans.csv
+    """
+    from disue.cli.predict import predict as run
+
+    run(directory, paths, expert, top, form.value, invert)
 
 
 def _end(number: int, _frame: object) -> None:

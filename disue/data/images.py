@@ -2,7 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Sequence
+import zipfile
+import zlib
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +111,38 @@ def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Te
     for i, (path, name) in enumerate(zip(paths, names, strict=True)):
         x[i] = fit_to(read_image(path, shape[0], name), shape)[0]
     return x.clamp_(0.0, 1.0)  # antialiasing overshoots by rounding
+
+
+def read_arrays(path: Path, name: str, needed: Set[str], wished: Set[str] = frozenset()) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz`` file by name.
+
+    Parameters
+    ----------
+    path : Path
+    name : str
+        What the file is called in an error.
+    needed : set of str
+        The arrays that must be in it.
+    wished : set of str
+        Those that are read, too, if they are.
+
+    Raises
+    ------
+    DataError
+        If it cannot be read, is no such file of plain arrays, or lacks one that is needed.
+    """
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if not isinstance(loaded, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with loaded as file:
+            arrays = {key: file[key] for key in file.files if key in needed | wished}
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file of plain arrays"
+        raise DataError(f"'{name}' cannot be read ({reason})") from None
+    if missing := needed - arrays.keys():
+        raise DataError(f"'{name}' has no array {' and no array '.join(sorted(missing))}")
+    return arrays
 
 
 def from_array(x: np.ndarray, shape: Shape) -> Tensor:

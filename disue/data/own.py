@@ -1,7 +1,5 @@
 """A client's own data: a folder of images, one folder per class, or an ``.npz`` file."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from disue.data.datasets import Examples
 from disue.data.federation import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
-from disue.data.images import from_array, images_below, read_images
+from disue.data.images import from_array, images_below, read_arrays, read_images
 from disue.data.scenarios import NO_GROUP
 from disue.errors import DataError
 from disue.seeding import torch_rng
@@ -98,8 +96,13 @@ def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name
 
 @lru_cache(maxsize=KEPT)
 def _open(root: Path, _fingerprint: Fingerprint, shape: Shape, test_fraction: float, seed: int, name: str) -> OwnSplit:
-    data = _read_folder(root, shape) if root.is_dir() else _read_npz(root, shape)
+    data = read_own(root, shape)
     return OwnSplit(data, *split(data.y, test_fraction, seed, name))
+
+
+def read_own(root: Path, shape: Shape) -> OwnData:
+    """Return all images of a folder of classes, or of an ``.npz`` file; see `open_own`."""
+    return _read_folder(root, shape) if root.is_dir() else _read_npz(root, shape)
 
 
 def _fingerprint(root: Path) -> Fingerprint:
@@ -131,20 +134,10 @@ def _read_folder(root: Path, shape: Shape) -> OwnData:
 
 
 def _read_npz(path: Path, shape: Shape) -> OwnData:
+    arrays = read_arrays(path, path.name, {"x", "y"}, {"classes"})
+    x, y = arrays["x"], arrays["y"]
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with loaded as file:
-            if missing := {"x", "y"} - set(file.files):
-                raise DataError(f"'{path.name}' has no array {' and no array '.join(sorted(missing))}")
-            x, y = file["x"], file["y"]
-            told = file["classes"] if "classes" in file.files else None
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = _why(error) if isinstance(error, OSError) else "not an .npz file of plain arrays"
-        raise DataError(f"'{path.name}' cannot be read ({reason})") from None
-    try:
-        classes, labels = _labels(y, len(x) if x.ndim else 0, told)
+        classes, labels = _labels(y, len(x) if x.ndim else 0, arrays.get("classes"))
         return OwnData(from_array(x, shape), labels, classes)
     except DataError as error:
         raise DataError(f"'{path.name}': {error}") from None

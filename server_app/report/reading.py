@@ -2,11 +2,9 @@
 
 import csv
 import json
-import tomllib
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from disue.errors import DataError
+from disue.files import json_object, read_text, run_settings
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS
 
 Row = dict[str, Any]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -126,18 +124,18 @@ def read_run(directory: Path) -> RunRecord:
     for name in ("config.toml", "metrics.jsonl"):
         if not (directory / name).is_file():
             raise DataError(f"'{directory}': there is no run here ({name} is missing); name the directory of a run")
-    settings = _read(directory / "config.toml", _settings)
-    rows = _read(directory / "metrics.jsonl", metrics_rows)
+    settings = read_text(directory / "config.toml", run_settings)
+    rows = read_text(directory / "metrics.jsonl", metrics_rows)
     record = RunRecord(
         directory=directory,
         settings=settings,
         rows=rows,
-        summary=_read(directory / "summary.json", _json_object, {}),
-        clients=_read(directory / "clients.csv", _clients, []),
-        moves=_read(directory / MEMBERSHIP, membership_moves, []),
-        teaching=_read(directory / "teaching.csv", _teaching, []),
+        summary=read_text(directory / "summary.json", json_object, {}),
+        clients=read_text(directory / "clients.csv", _clients, []),
+        moves=read_text(directory / MEMBERSHIP, membership_moves, []),
+        teaching=read_text(directory / "teaching.csv", _teaching, []),
         arrays=_read_arrays(directory / TENSORS),
-        names=_read(directory / NAMES, _json_object, {}),
+        names=read_text(directory / NAMES, json_object, {}),
     )
     _check_portrait(record)
     return record
@@ -160,18 +158,6 @@ def membership_moves(text: str) -> list[Move]:
     return [Move(int(line["round"]), line["client"], int(line["cluster"])) for line in lines]
 
 
-def _read(path: Path, parse: Callable[[str], T], missing: T | None = None) -> T:
-    if missing is not None and not path.exists():
-        return missing
-    try:
-        return parse(path.read_bytes().decode())
-    except OSError as error:
-        raise DataError(f"'{path}' cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise DataError(f"'{path}' is damaged ({what}); run it again, or restore the file") from None
-
-
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.exists():
         return {}
@@ -179,20 +165,6 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
         return dict(load_file(path))
     except (SafetensorError, OSError) as error:
         raise DataError(f"'{path}' is damaged ({error}); run it again, or restore the file") from None
-
-
-def _settings(text: str) -> Row:
-    settings = tomllib.loads(text)
-    if not isinstance(settings.get("run"), dict):
-        raise ValueError("there is no [run] in it")
-    return settings
-
-
-def _json_object(text: str) -> Row:
-    value = json.loads(text)
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
-    return value
 
 
 def _number(text: str) -> float | None:

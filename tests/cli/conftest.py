@@ -10,6 +10,9 @@ from disue.cli.main import main
 Refused = Callable[..., str]
 """From a command's words, and the status that it must end with, to what it said."""
 
+Said = Callable[..., tuple[str, str]]
+"""From a command's words to what it printed, and what it said beside that."""
+
 
 @pytest.fixture
 def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
@@ -23,5 +26,20 @@ def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         assert caught.value.code == status
         assert said.count("\n") == 1
         return said
+
+    return call
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Said:
+    """Call `disue` with good input, and return what it wrote to both of its streams."""
+
+    def call(*words: object) -> tuple[str, str]:
+        monkeypatch.setattr(sys, "argv", ["disue", *map(str, words)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        out, err = capsys.readouterr()
+        assert not caught.value.code, err
+        return out, err
 
     return call

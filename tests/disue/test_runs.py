@@ -1,0 +1,177 @@
+"""A finished run, loaded and used in Python."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from disue import load_run
+from disue.config import RunConfig
+from disue.data import build_federation
+from disue.errors import ConfigError, DataError
+from disue.metrics import score
+from disue.models import build_model
+from strategies.prototypes import Prototypes, in_common_units
+from strategies.teachers import Evidence, prototype_weights
+
+CLIENTS = 6
+
+
+def raw_test_images(run_directory: Path) -> tuple[np.ndarray, torch.Tensor]:
+    """Return the pixels of the run's global test set, as floats in 0..1, and their labels."""
+    config = RunConfig.from_flower({"output-dir": str(run_directory)})
+    federation = build_federation(config, CLIENTS)
+    chosen = federation.dataset.test[torch.from_numpy(federation.test_indices)]
+    return chosen.x.float().numpy() / federation.dataset.maximum, chosen.y
+
+
+def test_its_models_are_as_good_as_the_run_says(finished: Path) -> None:
+    run = load_run(finished)
+    x, y = raw_test_images(finished)
+    shares = run.universal(x)
+    assert shares.shape == (len(y), 10)
+    assert torch.allclose(shares.sum(dim=1), torch.ones(len(y)))
+    right = [name == str(int(label)) for name, label in zip(run.universal.classify(x), y, strict=True)]
+    assert sum(right) / len(right) == pytest.approx(run.summary["universal_accuracy"])
+    network = build_model("mlp", run.task.shape, 10)
+    network.load_state_dict(load_file(finished / "experts/expert-1.safetensors"))
+    assert torch.allclose(run.expert(1)(x), torch.softmax(network(run.task.normalise(torch.from_numpy(x))), 1))
+    assert run.model("0").name == "0"
+    with (finished / "clients.csv").open() as file:
+        assert run.clusters == {row["client"]: int(row["cluster"]) for row in csv.DictReader(file)}
+    assert (run.experts, run.universals) == (["0", "1"], ["universal"])
+    assert (run.config.method, run.config.num_clusters, run.task.num_classes) == ("disue", 2, 10)
+
+
+def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
+    run = load_run(finished)
+    assert run.gate is not None
+    x, _ = raw_test_images(finished)
+    pixels = run.task.normalise(torch.from_numpy(x))
+    features = run.gate.features(0, pixels, run.task)
+    known = [Prototypes(own.label_counts, own.points, {}) for own in run.gate.experts.values()]
+    distances = in_common_units([own.distances(features) for own in known], [features] * 2)
+    weights = prototype_weights(Evidence(torch.zeros(2, len(x), 10), torch.ones(2, 10), distances))
+    names = list(run.gate.experts)
+    assert run.choose(x) == [names[i] for i in weights[:, :, 0].argmax(dim=0).tolist()]
+    assert set(run.choose(x)) == {"0", "1"}
+
+
+def test_the_gate_knows_the_clients_examples_and_their_label_shares(finished: Path) -> None:
+    run = load_run(finished)
+    assert run.gate is not None
+    federation = build_federation(run.config, CLIENTS)
+    for name, own in run.gate.experts.items():
+        members = [i for i in range(CLIENTS) if run.clusters[f"client-{i}"] == int(name)]
+        counts = [torch.bincount(federation.client(i).train.y, minlength=10).float() for i in members]
+        assert torch.equal(own.label_counts, torch.stack(counts))
+        pooled = torch.stack(counts).sum(dim=0)
+        assert own.log_prior is not None
+        assert torch.allclose(own.log_prior.exp(), 0.97 * pooled / pooled.sum() + 0.003, atol=1e-6)
+        for row, i in enumerate(members):
+            train = federation.client(i).train
+            features = run.gate.features(own.space, train.x, run.task)
+            label = int(train.y[0])
+            assert torch.allclose(own.points[row, label], features[train.y == label].mean(dim=0), atol=1e-4)
+    assert run.gate.signature == "initial-prototypes"
+    assert run.gate.clusters == run.clusters
+
+
+def test_an_expert_that_does_not_exist_is_refused(finished: Path) -> None:
+    run = load_run(finished)
+    with pytest.raises(ConfigError, match="expert: '7' does not exist; this run has 0, 1"):
+        run.expert(7)
+    with pytest.raises(
+        ConfigError, match=r"'univrsal' does not exist \(did you mean 'universal'\?\); choose from univ"
+    ):
+        run.model("univrsal")
+
+
+def test_a_run_without_experts_has_no_gate(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=4, method="fedavg", num_server_rounds=1)
+    assert not (result.directory / "gate.safetensors").exists()
+    loaded = load_run(result.directory)
+    assert loaded.experts == []
+    test = build_federation(result.config, 4).global_test()
+    network = loaded.universal.module.network
+    assert score(network, test, torch.device("cpu")).accuracy == result.summary["universal_accuracy"]
+    with pytest.raises(
+        ConfigError, match=r"'auto' needs a gate and this run \(method 'fedavg'\) has none; .*universal"
+    ):
+        loaded.choose(np.zeros((1, 8, 8)))
+    with pytest.raises(ConfigError, match="expert: '0' does not exist; this run has none, use 'universal'"):
+        loaded.expert(0)
+
+
+def test_architectures_have_their_own_experts_and_spaces(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=6, model="mlp", client_models="mlp,cnn", num_server_rounds=1, num_clusters=1)
+    loaded = load_run(result.directory)
+    assert (loaded.universals, loaded.experts) == (["universal", "universal-cnn"], ["0", "0-cnn"])
+    assert loaded.expert("0-cnn").architecture == loaded.model("universal-cnn").architecture == "cnn"
+    assert loaded.gate is not None
+    spaces = {name: loaded.gate.spaces[own.space].model for name, own in loaded.gate.experts.items()}
+    assert spaces == {"0": "mlp", "0-cnn": "cnn"}
+    assert set(loaded.choose(np.random.default_rng(0).random((20, 8, 8)))) <= {"0", "0-cnn"}
+
+
+def damage(directory: Path, what: str) -> None:
+    if what == "truncated":
+        whole = (directory / "universal.safetensors").read_bytes()
+        (directory / "universal.safetensors").write_bytes(whole[: len(whole) // 2])
+    elif what == "another network":
+        save_file({"x": torch.zeros(2)}, directory / "universal.safetensors", {"disue": json.dumps({"model": "mlp"})})
+    elif what == "foreign":
+        save_file({"x": torch.zeros(2)}, directory / "universal.safetensors")
+    elif what == "not a number":
+        state = load_file(directory / "universal.safetensors")
+        state["head.bias"][0] = torch.nan
+        save_file(state, directory / "universal.safetensors", {"disue": json.dumps({"model": "mlp"})})
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        ("truncated", "is damaged ("),
+        ("another network", "is damaged (its parameters are not those of a model of this run)"),
+        ("foreign", "is damaged (it says nothing of DisUE)"),
+        ("not a number", "is damaged ('head.bias' has values that are not finite)"),
+    ],
+)
+def test_a_damaged_model_is_named(spoilt: Path, what: str, said: str) -> None:
+    damage(spoilt, what)
+    with pytest.raises(DataError) as caught:
+        _ = load_run(spoilt).universal
+    assert f"'{spoilt / 'universal.safetensors'}' {said}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("summary.json", None, "this run is not finished (it goes on, or was ended)"),
+        ("summary.json", '{"status": "failed", "error": "too few"}', "is not finished (it failed: too few)"),
+        ("summary.json", "{", "summary.json' is damaged"),
+        ("config.toml", None, "there is no run here (config.toml is missing)"),
+        ("config.toml", "[run]\n", "config.toml' is damaged"),
+        ("universal.safetensors", None, "universal.safetensors' is missing"),
+        ("gate.safetensors", "x", "gate.safetensors' is damaged"),
+        ("clients.csv", "x\n1\n", "clients.csv' is damaged (no column"),
+    ],
+)
+def test_a_run_that_is_not_whole_is_refused(spoilt: Path, name: str, content: str | None, said: str) -> None:
+    (spoilt / name).unlink() if content is None else (spoilt / name).write_text(content)
+    with pytest.raises(DataError) as caught:
+        load_run(spoilt)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_importing_disue_does_not_import_torch() -> None:
+    code = "import sys, disue; assert 'torch' not in sys.modules and 'load_run' in disue.__all__"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
