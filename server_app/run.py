@@ -14,6 +14,7 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError
 from disue.models import build_model, get_state
+from server_app.card import write_card
 from server_app.events import Events, check_tensorboard
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
@@ -134,6 +135,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     finally:
         if events:
             events.close()
+    write_card(recorder.directory)
     if config.report:
         write_report(recorder.directory)
     return summary

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from disue.models import flatten, subtract
 from disue.naming import by_name
 from disue.registry import Registry
+from disue.signature import Signature
 from strategies.updates import ClientUpdate
 
 FloatArray = NDArray[np.float64]
@@ -84,8 +85,13 @@ def prototypes(update: ClientUpdate) -> Tensor:
     """
     if update.signature is None:
         raise ValueError(f"{update.name} sent no signature")
-    counts = update.signature.label_counts
-    scaled = update.signature.prototypes * (counts / counts.sum()).sqrt().unsqueeze(1)
+    return scaled_prototypes(update.signature)
+
+
+def scaled_prototypes(signature: Signature) -> Tensor:
+    """Return class prototypes, each scaled by the square root of its class share, as a vector of unit length."""
+    counts = signature.label_counts
+    scaled = signature.prototypes * (counts / counts.sum()).sqrt().unsqueeze(1)
     return F.normalize(scaled.reshape(-1), dim=0)
 
 

@@ -15,7 +15,7 @@ from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, T
 
 ARTEFACTS_OF_TWO = {
     *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
-    *("membership.csv", "portrait.safetensors", "portrait.json", "report.html", "gate.safetensors"),
+    *("membership.csv", "portrait.safetensors", "portrait.json", "report.html", "gate.safetensors", "MODEL_CARD.md"),
     *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
 }
 """The files of a run that ended with two clusters."""

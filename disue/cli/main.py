@@ -28,6 +28,13 @@ class Format(StrEnum):
     csv = "csv"
 
 
+class ExportFormat(StrEnum):
+    """What a model is exported to."""
+
+    onnx = "onnx"
+    torch = "torch"
+
+
 class Engine(StrEnum):
     """What runs the clients of a simulation."""
 
@@ -267,6 +274,63 @@ def predict(
     from disue.cli.predict import predict as run
 
     run(directory, paths, expert, top, form.value, invert)
+
+
+@app.command()
+def assign(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+    data: Annotated[
+        Path,
+        typer.Argument(metavar="DATA", help="A folder with a folder of images per class, or an .npz file (`x`, `y`)."),
+    ],
+) -> None:
+    """Say which cluster of a finished run a new client with these data would join.
+
+    Prints by which rule, how like each cluster the client is, and how good the universal model and each expert are on
+    the data. It is the run's own rule where its signature needs no training; else the clients' prototypes, or the
+    lowest loss, decide, and the output says so. Images without labels (a folder of images, an array `x`) are placed by
+    what needs no labels.
+
+    Examples:
+
+    - disue assign runs/first hospital-c/
+
+    - disue assign runs/first hospital-c.npz
+    """
+    from disue.cli.assign import assign as run
+
+    run(directory, data)
+
+
+@app.command()
+def export(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Run directory.")],
+    form: Annotated[
+        ExportFormat,
+        typer.Option("--format", help="`onnx` (extra `onnx`), or `torch`: a program for torch.export.load."),
+    ],
+    expert: Annotated[
+        str, typer.Option(metavar="universal|K|all", help="The universal model, the expert of cluster K, or all.")
+    ] = "universal",
+    output: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A file; with `--expert all` a folder. [default: DIR/export/]"),
+    ] = None,
+) -> None:
+    """Write models of a finished run as files that run without DisUE.
+
+    The input is pixels from 0 to 1 (batch, channels, height, width), any batch size, normalised inside; the output are
+    logits. Class names are in the file's metadata. Each file is compared with PyTorch before it is put in its place.
+
+    Examples:
+
+    - disue export runs/first --format onnx
+
+    - disue export runs/first --format torch --expert all --output models/
+    """
+    from disue.cli.export import export as run
+
+    run(directory, form.value, expert, output)
 
 
 def _end(number: int, _frame: object) -> None:

@@ -1,0 +1,277 @@
+"""The model card of a run: what the models are for, how good they are and for whom, in Markdown.
+
+After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. Every number is one of the run's own files'.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+
+import disue
+from disue.config import RunConfig
+from disue.data import OWN
+from disue.files import whole
+from disue.gate import GATE
+from disue.naming import by_name
+from disue.task import quoted
+from server_app.report.command import PLACES
+from server_app.report.reading import ClientRow, RunRecord, read_run
+from server_app.report.words import counted, last_of, percent, total_of
+
+CARD = "MODEL_CARD.md"
+SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
+"""Keys that are told at their defaults, too."""
+MOST_CLASSES = 5
+
+TEMPLATE = """\
+# {{ method }} on {{ dataset }}
+
+{{ kinds }} for images of {{ shape }} pixels (channels x height x width) in {{ classes|length }} classes: \
+{{ class_names|plain }}. Made by DisUE {{ version }}; how the run went is in `report.html` and `metrics.jsonl`.
+
+## Data
+
+{{ source|plain }} {{ clients }} took part, with {{ examples }} in all. \
+Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ std }}.
+
+## How good they are
+
+| | accuracy | measured on |
+| --- | --- | --- |
+{% for row in accuracies %}
+| {{ row.name }} | {{ row.value }} | {{ row.on }} |
+{% endfor %}
+
+{% if clusters %}
+## Clusters
+
+| cluster | clients | examples | most of the labels | universal | own expert | worst client |
+| --- | --- | --- | --- | --- | --- | --- |
+{% for row in clusters %}
+| {{ row.name }} | {{ row.clients }} | {{ row.examples }} | {{ row.labels|plain }} | {{ row.universal }} | \
+{{ row.expert }} | {{ row.worst }} |
+{% endfor %}
+
+Accuracies are means over the cluster's clients, each on its own test data; a client uses its own expert \
+{{ prior }}.
+
+{% endif %}
+## Limits
+
+{% for limit in limits %}
+- {{ limit|plain }}
+{% endfor %}
+
+## Use
+
+```bash
+disue predict DIR photo.png --top 3
+{% if experts %}
+disue predict DIR photo.png --expert {{ "auto" if gates else experts[0] }}
+disue assign DIR my-data/
+{% endif %}
+disue export DIR --format onnx
+```
+
+```python
+from disue import load_run
+
+run = load_run("DIR")
+run.universal("photo.png")        # probabilities, (images, classes)
+{% if experts %}
+run.expert("{{ experts[0] }}")("photo.png")     # experts: {{ experts|join(", ") }}
+{% endif %}
+```
+
+## Configuration
+
+| key | value |
+| --- | --- |
+{% for key, value in config %}
+| {{ key }} | {{ value|plain }} |
+{% endfor %}
+
+Versions: {{ versions }}.
+"""
+
+
+def write_card(directory: Path) -> Path:
+    """Write ``MODEL_CARD.md`` of a finished run, and return where.
+
+    Raises
+    ------
+    DataError
+        If there is no run in the directory, or a file in it is damaged.
+    """
+    with whole(directory / CARD) as part:
+        part.write_text(card(read_run(directory)), encoding="utf-8")
+    return directory / CARD
+
+
+def card(record: RunRecord) -> str:
+    """Return the card of a run that is over."""
+    task = record.settings["task"]
+    experts = by_name(path.stem.removeprefix("expert-") for path in record.directory.glob("experts/*.safetensors"))
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["plain"] = plain
+    text = environment.from_string(TEMPLATE).render(
+        method=record.config["method"],
+        dataset=record.config["dataset"],
+        kinds=_kinds(experts),
+        shape=task["input-shape"],
+        classes=task["classes"],
+        class_names=quoted(task["classes"]),
+        version=disue.__version__,
+        source=_source(record),
+        clients=counted(len(record.clients), "client"),
+        examples=counted(sum(client.examples for client in record.clients), "training example"),
+        mean=_numbers(task["mean"]),
+        std=_numbers(task["std"]),
+        accuracies=_accuracies(record),
+        clusters=_clusters(record) if experts else [],
+        prior=_prior(record),
+        limits=_limits(record, experts),
+        experts=experts,
+        gates=record.config["method"] == "disue",
+        config=_highlights(record),
+        versions=", ".join(f"{name} {number}" for name, number in record.settings["versions"].items()),
+    )
+    return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def plain(text: object) -> str:
+    r"""Return text that Markdown shows as it is, on one line and inside a cell of a table.
+
+    Examples
+    --------
+    >>> print(plain("a|b <i>*c*"))
+    a\|b \<i\>\*c\*
+    """
+    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(text).split()))
+
+
+def _kinds(experts: list[str]) -> str:
+    return f"A universal model and {counted(len(experts), 'expert')}" if experts else "A universal model"
+
+
+def _source(record: RunRecord) -> str:
+    config = record.config
+    if config["dataset"] == OWN:
+        return "Each client trained on data of its own, which the server never had."
+    return f"A simulation: the dataset {config['dataset']}, divided among clients (scenario {config['scenario']})."
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.4f}" for value in values)
+
+
+def _accuracies(record: RunRecord) -> list[dict[str, str]]:
+    own = "each client's own test data, mean over clients"
+    server = own if record.config["dataset"] == OWN else "the balanced test set of the server"
+    rows = [("universal model", "universal_accuracy", "the clients' test examples" if server == own else server)]
+    prefix = "universal_accuracy_"
+    rows += [
+        (f"universal model, {key.removeprefix(prefix)}", key, rows[0][2])
+        for key in record.summary
+        if key.startswith(prefix)
+    ]
+    rows += [
+        ("plain average of the clients' models (FedAvg)", "average_accuracy", server),
+        ("own expert", "expert_accuracy", own),
+        ("own expert, worst tenth of the clients", "worst_decile_accuracy", own),
+        ("own expert after local fine-tuning", "personal_accuracy", own),
+    ]
+    known = [(name, last_of(record, key), on) for name, key, on in rows]
+    return [{"name": name, "value": percent(value), "on": on} for name, value, on in known if value is not None]
+
+
+def _clusters(record: RunRecord) -> list[dict[str, Any]]:
+    members: dict[int, list[ClientRow]] = {}
+    for client in record.clients:
+        if client.cluster is not None:
+            members.setdefault(client.cluster, []).append(client)
+    return [
+        {
+            "name": cluster,
+            "clients": len(own),
+            "examples": f"{sum(client.examples for client in own):,}",
+            "labels": _labels(record, {client.name for client in own}),
+            "universal": percent(_mean([client.universal for client in own])),
+            "expert": percent(_mean([client.expert for client in own])),
+            "worst": percent(min((c.expert for c in own if c.expert is not None), default=None)),
+        }
+        for cluster, own in sorted(members.items())
+    ]
+
+
+def _mean(values: list[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _labels(record: RunRecord, clients: set[str]) -> str:
+    """Return the most frequent classes of some clients with their shares, or how many clients have them."""
+    labels = record.arrays.get("labels")
+    if labels is None:
+        return "–"
+    counts = labels[[name in clients for name in record.names["labels"]]].sum(axis=0)
+    names = record.class_names(len(counts))
+    most = [i for i in np.argsort(-counts, kind="stable")[:MOST_CLASSES] if counts[i] >= counts.sum() / 200]
+    if record.config["share-label-counts"]:
+        return ", ".join(f"{names[i]} ({100 * counts[i] / counts.sum():.0f} %)" for i in most)
+    return ", ".join(f"{names[i]} ({counted(int(counts[i]), 'client')})" for i in most)
+
+
+def _prior(record: RunRecord) -> str:
+    config = record.config
+    if config["local-loss"] == "balanced":
+        return "with its own label shares put in"
+    if config["method"] == "disue" and config["expert-prior"] == "client":
+        return "with its own label shares in place of the cluster's, where these are known"
+    return "as it is"
+
+
+def _limits(record: RunRecord, experts: list[str]) -> list[str]:
+    shape = record.settings["task"]["input-shape"]
+    limits = [
+        f"All images are resized to {shape} without keeping proportions, and each is given one of the classes above, "
+        "whatever it shows. Nothing was measured on other data than those named."
+    ]
+    worst = last_of(record, "worst_decile_accuracy")
+    if worst is not None:
+        limits.append(
+            f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} only."
+        )
+    if (confusion := record.arrays.get("confusion")) is not None:
+        recalls = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)
+        label = int(recalls.argmin())
+        name = record.class_names(len(recalls))[label]
+        limits.append(f"The universal model is weakest on class '{name}': it finds {percent(float(recalls[label]))}.")
+    if experts and record.config["local-loss"] != "balanced":
+        limits.append(
+            "An expert carries the label shares of its cluster: it expects what is common there, and is no model for "
+            "anyone."
+        )
+    kept = int(total_of(record, "guard_kept_average"))
+    if kept:
+        limits.append(f"The guard kept the plain average in place of the distilled model {counted(kept, 'time')}.")
+    if (record.directory / GATE).exists():
+        limits.append(
+            f"{GATE} holds what clients told of their data: mean features, and label counts where they are "
+            "shared. Think before you publish it; the models work without it."
+        )
+    return limits
+
+
+def _highlights(record: RunRecord) -> list[tuple[str, object]]:
+    defaults = RunConfig().to_flower()
+    return [
+        (key, value)
+        for key, value in record.config.items()
+        if key in SHOWN or (key not in PLACES and defaults.get(key) != value)
+    ]
