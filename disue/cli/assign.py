@@ -245,8 +245,7 @@ def _shift(run: Run, new: NewData, expert: str) -> Tensor | None:
 def _table(run: Run, new: NewData, placement: Placement) -> Table:
     shifts = {name: _shift(run, new, name) for name in run.experts} if new.y is not None else {}
     shifted = any(shift is not None for shift in shifts.values())
-    table = Table(caption="accuracy: on these images; with label shares: of these images put into the expert's logits")
-    table.caption = table.caption if shifted else None
+    table = Table()
     table.add_column("model")
     table.add_column("clients", justify="right")
     table.add_column(placement.meaning, justify="right")

@@ -33,20 +33,31 @@ def export(directory: Path, form: str, expert: str, output: Path | None) -> None
     DataError
         If there is no finished run, it is damaged, or the file cannot be written.
     """
-    write, ending = FORMATS[form]
     run = load_run(directory)
     names = [*run.universals, *run.experts] if expert == ALL else [expert]
     models = [run.model(name) for name in names]
     if form == "onnx":
         _require_onnx()
-    for model, path in zip(models, _places(run, models, ending, output, expert == ALL), strict=True):
+    for model, path in zip(models, _places(run, models, FORMATS[form][1], output, expert == ALL), strict=True):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole(path) as part, warnings.catch_warnings(action="ignore", category=FutureWarning):
-                write(model, part, _about(run, model))
+            write_model(model, path, form, _about(run, model))
         except OSError as error:
             raise DataError(f"'{path}' cannot be written ({error.strerror or error})") from None
         Console(highlight=False).print(f"{model.name}: {path}", soft_wrap=True, markup=False)
+
+
+def write_model(model: Model, path: Path, form: str, about: dict[str, Any]) -> None:
+    """Write a model as a file of this format; it replaces what was there once it was compared with PyTorch.
+
+    Raises
+    ------
+    DisueError
+        If it differs.
+    """
+    # PyTorch's own exporter uses what PyTorch deprecates.
+    with whole(path) as part, warnings.catch_warnings(action="ignore", category=FutureWarning):
+        FORMATS[form][0](model, part, about)
 
 
 def _places(run: Run, models: list[Model], ending: str, output: Path | None, many: bool) -> list[Path]:

@@ -287,9 +287,10 @@ def assign(
     """Say which cluster of a finished run a new client with these data would join.
 
     Prints by which rule, how like each cluster the client is, and how good the universal model and each expert are on
-    the data. It is the run's own rule where its signature needs no training; else the clients' prototypes, or the
-    lowest loss, decide, and the output says so. Images without labels (a folder of images, an array `x`) are placed by
-    what needs no labels.
+    the data; `with label shares` is how good an expert is as the run's clients use it, with the label shares of the own
+    data in place of its cluster's. The rule is the run's own where its signature needs no training; else the clients'
+    prototypes, or the lowest loss, decide, and the output says so. Images without labels (a folder of images, an array
+    `x`) are placed by what needs no labels.
 
     Examples:
 
