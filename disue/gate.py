@@ -94,9 +94,12 @@ class Gate:
         )
 
     def choose(self, x: Tensor, task: Task) -> list[str]:
-        """Return the expert of the nearest prototype for each input; see `distances`."""
-        names = list(self.experts)
-        return [names[i] for i in self.distances(x, task).argmin(dim=1).tolist()]
+        """Return, for each input, the expert of the cluster whose clients have the nearest prototype; see `distances`.
+
+        Where the cluster has experts of several architectures it is that of the run's own.
+        """
+        main = [str(own.cluster) if str(own.cluster) in self.experts else name for name, own in self.experts.items()]
+        return [main[i] for i in self.distances(x, task).argmin(dim=1).tolist()]
 
     def features(self, space: int, x: Tensor, task: Task) -> Tensor:
         """Return the features of normalised inputs in one of the spaces, (samples, features)."""

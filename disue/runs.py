@@ -194,9 +194,8 @@ def load_run(directory: str | Path) -> Run:
     Raises
     ------
     DataError
-        If there is no run in the directory, the run is not finished, or a file is missing or damaged.
-    ConfigError
-        If it was made by a version that has other config keys.
+        If there is no run in the directory, the run is not finished, a file is missing or damaged, or the run is of a
+        version that has other config keys.
     """
     place = Path(directory).expanduser()
     if not place.is_dir():
@@ -206,14 +205,19 @@ def load_run(directory: str | Path) -> Run:
     settings = read_text(place / "config.toml", run_settings)
     summary: dict[str, Any] = read_text(place / "summary.json", json_object, {})
     if summary.get("status") != "completed":
-        how = f"it {summary['status']}: {summary.get('error')}" if summary.get("status") else "it goes on, or was ended"
+        why = " ".join(str(summary.get("error")).split())
+        how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
         raise DataError(f"'{place}': this run is not finished ({how}); name a run that was completed")
+    try:
+        config = RunConfig.from_flower(settings["run"])
+    except ConfigError as error:
+        raise DataError(f"'{place / 'config.toml'}': {error}") from None
     task = read_text(place / "config.toml", lambda text: _task(run_settings(text)["task"]))
     if not (place / f"{UNIVERSAL}.safetensors").is_file():
         raise DataError(f"'{place / UNIVERSAL}.safetensors' is missing; {ADVICE}")
     return Run(
         directory=place,
-        config=RunConfig.from_flower(settings["run"]),
+        config=config,
         task=task,
         summary=summary,
         clusters=read_text(place / "clients.csv", _clusters),

@@ -56,8 +56,9 @@ def test_distances_are_those_to_the_nearest_prototype_that_a_client_has() -> Non
                 if expert.label_counts[j, c] > 0
             )
             assert float(found[n, k]) == pytest.approx(nearest / units[expert.space], rel=1e-4)
-    names = list(gate.experts)
-    assert gate.choose(x, TASK) == [names[int(row.argmin())] for row in found]
+    assert gate.choose(x, TASK) == [["0", "1", "1"][int(row.argmin())] for row in found]
+    del gate.experts["1"]
+    assert gate.choose(x, TASK) == [["0", "1-cnn"][int(row.argmin())] for row in gate.distances(x, TASK)]
 
 
 def test_spread_is_the_variance_of_the_examples() -> None:
