@@ -217,9 +217,10 @@ def _mean(values: list[float | None]) -> float | None:
 def _labels(record: RunRecord, clients: set[str]) -> str:
     """Return the most frequent classes of some clients with their shares, or how many clients have them."""
     labels = record.arrays.get("labels")
-    if labels is None:
+    known = [name in clients for name in record.names.get("labels", [])]
+    if labels is None or not any(known):
         return "–"
-    counts = labels[[name in clients for name in record.names["labels"]]].sum(axis=0)
+    counts = labels[known].sum(axis=0)
     names = record.class_names(len(counts))
     most = [i for i in np.argsort(-counts, kind="stable")[:MOST_CLASSES] if counts[i] >= counts.sum() / 200]
     if record.config["share-label-counts"]:

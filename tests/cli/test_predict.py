@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,3 +120,17 @@ def test_a_damaged_model_or_gate_is_one_line(spoilt: Path, pictures: Path, refus
     (spoilt / "gate.safetensors").unlink()
     said = refused("predict", str(spoilt), str(pictures / "png"), "--expert", "auto")
     assert "expert: 'auto' needs a gate and this run (method 'disue') has none; choose from universal, 0, 1" in said
+
+
+def test_the_readmes_drawing_is_an_image_that_can_be_predicted(
+    finished: Path, tmp_path: Path, said: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    block = readme.split("<!-- use -->\n```bash\n")[1].split("```")[0]
+    draw, predict = (shlex.split(line) for line in block.splitlines()[-2:])
+    monkeypatch.chdir(tmp_path)
+    subprocess.run([sys.executable, *draw[1:]], check=True)
+    assert predict[:3] == ["disue", "predict", "runs/first"]
+    out, err = said("predict", finished, *predict[3:], "--format", "csv")
+    assert out.splitlines()[1].startswith("three.png,universal,1,")
+    assert not err
