@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from disue.cli.cells import Cell, Summary, run_cells, seconds_left
 from disue.cli.presets import preset
 from disue.cli.tables import write_results, write_table
-from disue.cli.views import number
+from disue.cli.views import is_live, number
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError, DisueError, FederationError
 
@@ -269,7 +269,7 @@ def _run(
         TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"),
         console=console,
-        disable=not console.is_terminal,
+        disable=not is_live(console),
     )
     task = progress.add_task("runs", total=len(cells), completed=len(known), left="")
 
@@ -292,7 +292,7 @@ def _run(
         progress.update(task, advance=1, left=remaining)
         where = f"{cell.dataset}  {cell.scenario}  {cell.label}  seed {cell.seed}"
         counted = f"[{len(cells) - len(left)}/{len(cells)}]"
-        plain = f"  ({remaining})" if remaining and not console.is_terminal else ""
+        plain = f"  ({remaining})" if remaining and not is_live(console) else ""
         console.print(f"{counted}  {where}  {outcome}{plain}", soft_wrap=True, markup=False)
 
     with progress:

@@ -180,10 +180,15 @@ def _bar(done: int, of: int, words: str) -> RenderableType:
     return row
 
 
+def is_live(console: Console) -> bool:
+    """Return whether what is written can be written over; with ``FORCE_COLOR`` rich takes pipes for terminals."""
+    return console.is_terminal and console.file.isatty()
+
+
 @contextmanager
 def view_of(console: Console, title: str) -> Iterator[View]:
     """Give the view that suits where the console writes to."""
-    if console.is_terminal:
+    if is_live(console):
         with Live(console=console, auto_refresh=False, transient=False) as live:
             yield LiveView(live, title)
     else:

@@ -16,7 +16,7 @@ from synthetic import write_run
 
 from client_app.app import app as client_app
 from disue.cli.inline import InlineGrid, simulated_nodes
-from disue.cli.views import LiveView, PlainView
+from disue.cli.views import LiveView, PlainView, view_of
 from disue.cli.watching import Sight, followed, look
 from disue.config import RunConfig
 from disue.errors import DataError
@@ -136,6 +136,15 @@ def test_the_time_left_is_that_of_rounds_like_the_last() -> None:
     assert Sight(rows=[ROW], rounds=3).seconds_left == 20.0
     # 3.5 s of local training are over, and clustering began 2 s ago.
     assert Sight(rows=[ROW], rounds=3, progress=UNDER_WAY, time=102.0).seconds_left == 14.5
+
+
+def test_a_pipe_gets_lines_also_where_colours_are_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a cell of a notebook, or in continuous integration."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console = Console(file=io.StringIO())
+    assert console.is_terminal
+    with view_of(console, "a run") as view:
+        assert isinstance(view, PlainView)
 
 
 def test_a_terminal_gets_a_panel_with_everything() -> None:
