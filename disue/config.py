@@ -185,7 +185,11 @@ class RunConfig(BaseModel):
     tensorboard: bool = Field(
         False, description="write event files into `tensorboard` of the run directory (extra `tensorboard`)"
     )
-    resume_from: str = Field("", description="reserved: this version cannot resume a run")
+    resume_from: str = Field(
+        "",
+        description="directory of a run that was interrupted, to go on there; the keys that say what is computed must "
+        "be as they were (`disue simulate --resume DIR` takes them from there)",
+    )
 
     @field_validator("prox_mu")
     @classmethod
@@ -224,13 +228,6 @@ class RunConfig(BaseModel):
     def _names_between_commas(cls, value: str) -> str:
         if value and not all(_words(value)):
             raise ValueError("use names of models, separated by commas")
-        return value
-
-    @field_validator("resume_from")
-    @classmethod
-    def _cannot_resume(cls, value: str) -> str:
-        if value:
-            raise ValueError("this version cannot resume a run, leave it empty")
         return value
 
     @classmethod

@@ -1,6 +1,7 @@
 """Files of a run directory: read with errors that name them, written so that they are whole or not there."""
 
 import json
+import os
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -83,12 +84,44 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"disue": json.dumps(about)})
 
 
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Write a file that is whole or not there."""
+    with whole(path) as part:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
-    """Give a path to write to, which becomes ``path`` if all went well and is gone if not."""
-    part = path.with_name(f".{path.name}.part")
+    """Give a path to write to, which becomes ``path`` if all went well and is gone if not.
+
+    What is in it is on the disk before it has its name, so that a power cut leaves the old file or the new one.
+    """
+    part = part_of(path)
     try:
         yield part
+        _sync(part)
         part.replace(path)
+        _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def part_of(path: Path) -> Path:
+    """Return where a file is written before it is moved to its place."""
+    return path.with_name(f".{path.name}.part")
+
+
+def append(path: Path, text: str) -> None:
+    """Add to a file, and see that it is on the disk."""
+    with path.open("a", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

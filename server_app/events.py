@@ -34,14 +34,16 @@ class Events:
         The run directory; the files are in its ``tensorboard``.
     strategy : FederatedStrategy
         If it has a proxy set that does not change, pictures of it are shown once.
+    rounds : int (default: 0)
+        Those that are over; what was written of later ones is not shown any more.
     """
 
-    def __init__(self, directory: Path, strategy: FederatedStrategy) -> None:
+    def __init__(self, directory: Path, strategy: FederatedStrategy, rounds: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(directory / DIRECTORY)
+        self._writer = SummaryWriter(directory / DIRECTORY, purge_step=rounds + 1)
         proxy = getattr(strategy, "proxy", None)
-        if isinstance(proxy, FixedProxy):
+        if isinstance(proxy, FixedProxy) and not rounds:
             self._show("proxy", pixels_of(proxy.x[:PICTURES]), 0)
 
     def after_round(self, row: dict[str, Any], outcome: RoundOutcome) -> None:

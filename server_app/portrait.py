@@ -1,9 +1,12 @@
 """What a report shows of a run beyond its models and metrics: who was where, who is like whom, who holds what."""
 
 import csv
+import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from sklearn.decomposition import KernelPCA
 from torch import Tensor
 
 from disue.data import Examples, Federation
+from disue.files import append, whole, write_whole
 from disue.metrics import confusion
 from disue.models import Classifier
 from disue.naming import by_name, client_name
@@ -25,6 +29,15 @@ MOST_SIMILARITIES = 256
 """Clients in the similarity matrix, so that it stays small with any number of clients."""
 
 
+@dataclass(frozen=True)
+class Move:
+    """A line of ``membership.csv``: a client comes to a cluster, for the first time or from another one."""
+
+    round: int
+    client: str
+    cluster: int
+
+
 class Portrait:
     """Writes ``membership.csv`` as the run goes, and ``portrait.safetensors`` and ``portrait.json`` at its end.
 
@@ -32,6 +45,8 @@ class Portrait:
     ----------
     directory : Path
         The run directory.
+    moves : sequence of Move
+        Those of the rounds that are over.
 
     Attributes
     ----------
@@ -41,20 +56,23 @@ class Portrait:
         What clients last told of their labels; ones and zeros where they tell only which classes they have.
     """
 
-    def __init__(self, directory: Path) -> None:
+    stateful: ClassVar[tuple[str, ...]] = ("clusters", "label_counts")
+
+    def __init__(self, directory: Path, moves: Sequence[Move] = ()) -> None:
         self.directory = directory
         self.clusters: dict[str, int] = {}
         self.label_counts: dict[str, Tensor] = {}
-        with (directory / MEMBERSHIP).open("w", newline="") as file:
-            csv.writer(file).writerow(["round", "client", "cluster"])
+        rows = [(move.round, move.client, move.cluster) for move in moves]
+        write_whole(directory / MEMBERSHIP, _csv([("round", "client", "cluster"), *rows]))
 
     def after_round(self, outcome: RoundOutcome) -> None:
         """Append who is in another cluster than before; the first cluster of a client is one, too."""
         self.label_counts |= outcome.label_counts
         moved = [name for name in by_name(outcome.clusters) if self.clusters.get(name) != outcome.clusters[name]]
         self.clusters |= outcome.clusters
-        with (self.directory / MEMBERSHIP).open("a", newline="") as file:
-            csv.writer(file).writerows([outcome.server_round, name, outcome.clusters[name]] for name in moved)
+        append(
+            self.directory / MEMBERSHIP, _csv([outcome.server_round, name, outcome.clusters[name]] for name in moved)
+        )
 
     def finish(
         self,
@@ -102,12 +120,9 @@ class Portrait:
             model = build(main)
             model.load_state_dict(strategy.universal)
             tensors["confusion"] = confusion(model, test, device)
-        part = self.directory / f"{TENSORS}.part"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
-        part.replace(self.directory / TENSORS)
-        part = self.directory / f"{NAMES}.part"
-        part.write_text(json.dumps(names, indent=1) + "\n")
-        part.replace(self.directory / NAMES)
+        with whole(self.directory / TENSORS) as part:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")
 
     def _labels(self, federation: object) -> tuple[dict[str, Tensor], str]:
         if self.label_counts:
@@ -118,6 +133,12 @@ class Portrait:
             if self.clusters.keys() <= numbers.keys():
                 return labels_of(federation), "scenario"
         return {}, ""
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue()
 
 
 def labels_of(federation: Federation) -> dict[str, Tensor]:

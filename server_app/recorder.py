@@ -5,24 +5,25 @@ import itertools
 import json
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
-from disue.files import write_tensors
+from disue.files import append, part_of, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
 from disue.task import Task
 from server_app.gate import save_gate
+from server_app.hold import LOCK
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores
 from strategies.base import FederatedStrategy, RoundOutcome
@@ -32,21 +33,30 @@ from strategies.roster import Client
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
 TOTALS = ("clients_failed", "clients_rejected", "client_steps", "personal_steps", "guard_kept_average")
 Row = dict[str, Any]
+BEFORE_THE_CONFIG = (LOCK.parent.as_posix(), LOCK.as_posix(), part_of(Path("config.toml")).name)
+"""What a process that was killed as it made a run directory may have left there."""
+AT_THE_END = (
+    *("summary.json", "clients.csv", "teaching.csv", "portrait.json", "portrait.safetensors", "report.html"),
+    *("gate.safetensors", "MODEL_CARD.md", "universal*.safetensors", "experts/*.safetensors"),
+)
 
 
 def default_directory(config: RunConfig) -> Path:
-    """Return the absolute run directory for a config: its ``output-dir``, or a new ``runs/<date-time>-<method>``.
+    """Return the absolute run directory for a config.
+
+    It is ``resume-from``, or else ``output-dir``, or else a new ``runs/<date-time>-<method>``.
 
     Raises
     ------
     ConfigError
-        If ``output-dir`` begins with the home of a user who does not exist.
+        If the one that is named begins with the home of a user who does not exist.
     """
-    if config.output_dir:
-        try:
-            return Path(config.output_dir).expanduser().absolute()
-        except RuntimeError as error:
-            raise ConfigError(f"output-dir: '{config.output_dir}' cannot be used ({error})") from None
+    for key, value in (("resume-from", config.resume_from), ("output-dir", config.output_dir)):
+        if value:
+            try:
+                return Path(value).expanduser().absolute()
+            except RuntimeError as error:
+                raise ConfigError(f"{key}: '{value}' cannot be used ({error})") from None
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}"
     candidates = (Path("runs").absolute() / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     return next(path for path in candidates if not path.exists())
@@ -60,7 +70,9 @@ def check_directory(directory: Path) -> None:
     """
     made: list[Path] = []
     try:
-        if directory.is_dir() and any(directory.iterdir()):
+        if directory.is_dir() and any(
+            path.relative_to(directory).as_posix() not in BEFORE_THE_CONFIG for path in directory.rglob("*")
+        ):
             raise ConfigError(f"output-dir: '{directory}' is not empty; name another directory")
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
@@ -76,13 +88,22 @@ def check_directory(directory: Path) -> None:
                 path.rmdir()
 
 
+def forget_after(directory: Path, rounds: int) -> None:
+    """Remove what a run wrote at its end, and the pictures of rounds after so many."""
+    pictures = (directory / "generated").glob("round-[0-9][0-9][0-9][0-9]*.png")
+    later = (path for path in pictures if int(path.stem.removeprefix("round-")) > rounds)
+    ends = (path for pattern in AT_THE_END for path in directory.glob(pattern))
+    for path in itertools.chain(ends, later, directory.rglob(".*.part")):
+        path.unlink()
+
+
 class Recorder:
     """Writes the run directory, and tells listeners about every row.
 
     Parameters
     ----------
     directory : Path
-        Made here; see `check_directory`.
+        It exists, and is empty or holds a run of the same config that goes on.
     config : RunConfig
         Written resolved, with the package versions.
     task : Task
@@ -90,8 +111,12 @@ class Recorder:
     clients : list of Client
         Everyone who said hello.
     on_round : callable, optional
-        Called with each row of ``metrics.jsonl``.
+        Called with each new row of ``metrics.jsonl``.
+    rows : sequence of dict
+        Those of the rounds that are over.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("_clusters",)
 
     def __init__(
         self,
@@ -100,14 +125,13 @@ class Recorder:
         task: Task,
         clients: list[Client],
         on_round: Callable[[Row], None] | None = None,
+        rows: Sequence[Row] = (),
     ) -> None:
-        check_directory(directory)
-        directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.config = config
         self.on_round = on_round
         self.clients = {client.name: client for client in clients}
-        self._rows: list[Row] = []
+        self._rows: list[Row] = list(rows)
         self._clusters: dict[str, int] = {}
         settings = {
             "task": {
@@ -116,12 +140,15 @@ class Recorder:
                 "mean": list(task.mean),
                 "std": list(task.std),
             },
-            "run": config.to_flower() | {"output-dir": str(directory)},
+            "run": config.to_flower() | {"output-dir": str(directory), "resume-from": ""},
             "versions": {package: version(package) for package in PACKAGES},
-            "federation": {"clients": [client.name for client in clients]},
+            "federation": {
+                "clients": [client.name for client in clients],
+                "partitions": max(client.num_partitions for client in clients),
+            },
         }
-        self._write("config.toml", tomli_w.dumps(settings))
-        self._write("metrics.jsonl", "")
+        write_whole(directory / "config.toml", tomli_w.dumps(settings))
+        write_whole(directory / "metrics.jsonl", "".join(map(_line, rows)))
 
     def record_round(
         self,
@@ -182,15 +209,13 @@ class Recorder:
         if outcome.sheet is not None:
             (self.directory / "generated").mkdir(exist_ok=True)
             save_sheet(outcome.sheet, self.directory / "generated" / f"round-{outcome.server_round:04}.png")
-        with (self.directory / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(row) + "\n")
-            file.flush()
+        append(self.directory / "metrics.jsonl", _line(row))
         if self.on_round:
             self.on_round(row)
         return row
 
-    def finish(self, strategy: FederatedStrategy) -> Row:
-        """Write models, ``clients.csv`` and ``summary.json``; return the summary."""
+    def save(self, strategy: FederatedStrategy) -> None:
+        """Write models, ``clients.csv`` and ``teaching.csv``."""
         (self.directory / "experts").mkdir(exist_ok=True)
         for model, universal in strategy.universals.items():
             name = "universal" if model == strategy.model else f"universal-{model}"
@@ -201,16 +226,21 @@ class Recorder:
         save_gate(self.directory, strategy)
         self._write_clients(strategy)
         self._write_lesson(strategy)
+
+    def finish(self) -> Row:
+        """Write ``summary.json``, which says that the run is over, and return it."""
         summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
         totals = {key for row in self._rows for key in row if _is_total(key)}
         summary |= {key: sum(row.get(key) or 0 for row in self._rows) for key in sorted(totals)}
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        self._write_summary(summary)
         return summary
 
     def fail(self, error: BaseException) -> None:
         """Write a ``summary.json`` that says why the run ended early."""
-        summary = self._summary("failed") | {"error": str(error) or type(error).__name__}
-        self._write("summary.json", json.dumps(summary, indent=2) + "\n")
+        self._write_summary(self._summary("failed") | {"error": str(error) or type(error).__name__})
+
+    def _write_summary(self, summary: Row) -> None:
+        write_whole(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 
     def _summary(self, status: str) -> Row:
         return {
@@ -234,8 +264,7 @@ class Recorder:
             "expert_accuracy",
             "personal_accuracy",
         ]
-        path = self.directory / "clients.csv.part"
-        with path.open("w", newline="") as file:
+        with whole(self.directory / "clients.csv") as part, part.open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for client in (self.clients[name] for name in by_name(self.clients)):
@@ -247,7 +276,6 @@ class Recorder:
                     [client.name, group, client.model, cluster, client.num_examples]
                     + [f"{value:.4f}" if value is not None else "" for value in accuracies]
                 )
-        path.replace(self.directory / "clients.csv")
 
     def _write_lesson(self, strategy: FederatedStrategy) -> None:
         """Write who taught what in the last round, where experts taught."""
@@ -261,15 +289,14 @@ class Recorder:
                 f"{expert},{label},{weight:.4f},{count}\n"
                 for label, (weight, count) in enumerate(zip(row, counts.tolist(), strict=True))
             ]
-        self._write("teaching.csv", "".join(lines))
+        write_whole(self.directory / "teaching.csv", "".join(lines))
 
     def _save(self, state: State, model: str, path: Path) -> None:
         write_tensors(path, state, {"model": model or self.config.model, "dataset": self.config.dataset})
 
-    def _write(self, name: str, text: str) -> None:
-        part = self.directory / f"{name}.part"
-        part.write_text(text)
-        part.replace(self.directory / name)
+
+def _line(row: Row) -> str:
+    return json.dumps(row) + "\n"
 
 
 def _is_total(key: str) -> bool:

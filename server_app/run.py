@@ -15,12 +15,15 @@ from disue.device import prepare_device
 from disue.errors import ConfigError
 from disue.models import build_model, get_state
 from server_app.card import write_card
+from server_app.checkpoint import Checkpoints
 from server_app.events import Events, check_tensorboard
+from server_app.hold import exclusive, in_use, is_held
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
 from server_app.progress import Progress
-from server_app.recorder import Recorder, Row, check_directory, default_directory
+from server_app.recorder import Recorder, Row, check_directory, default_directory, forget_after
 from server_app.report import write_report
+from server_app.resume import Past, look_back
 from server_app.scoring import by_clients, on_test_set
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
@@ -51,7 +54,12 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     if config.tensorboard:
         check_tensorboard()
     prepare_device(config.device)
-    check_directory(default_directory(config))
+    if config.resume_from:
+        look_back(config)
+        if is_held(default_directory(config)):
+            raise ConfigError(in_use(default_directory(config)))
+    else:
+        check_directory(default_directory(config))
     if num_clients is not None:
         check_sizes(config, num_clients)
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
@@ -62,11 +70,12 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
 
 
 def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | None = None) -> Row:
-    """Run the configured method over the grid and write the run directory.
+    """Run the configured method over the grid and write the run directory, or go on with a run that was interrupted.
 
     Parameters
     ----------
     config : RunConfig
+        With ``resume-from``, that of the run that goes on.
     grid : Grid
         Flower's own, or the in-process one.
     on_round : callable, optional
@@ -84,61 +93,78 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     """
     preflight(config)
     check_timeout(config, grid)
-    device = prepare_device(config.device)
-    roster = Roster(config.seed, config.round_timeout, partial(check_model, config), partial(check_summary, config))
-    roster.gather(grid, config.min_clients, config.join_timeout)
-    clients = roster.clients
-    check_sizes(config, len(clients))
-    check_main_model(config, (client.model for client in clients))
+    device, directory = prepare_device(config.device), default_directory(config)
+    past = look_back(config) if config.resume_from else Past(Checkpoints(directory))
+    past.tell()
+    roster = _gathered(config, grid, past)
     data = prepare_data(config, roster)
     check_groups(config, data)
     strategy = make_strategy(config, roster, data, device)
+    past.restore({"strategy": strategy})
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
     test = data.global_test()
-    recorder = Recorder(default_directory(config), config, data.task, clients, on_round)
-    portrait = Portrait(recorder.directory)
-    progress = Progress(recorder.directory, config.num_server_rounds)
-    strategy.on_phase = progress.phase
-    events = Events(recorder.directory, strategy) if config.tensorboard else None
-    log(INFO, "run directory: %s", recorder.directory)
+    if not config.resume_from:
+        check_directory(directory)
+    with exclusive(directory):
+        forget_after(directory, past.rounds)
+        recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
+        portrait = Portrait(directory, past.moves)
+        past.restore({"recorder": recorder, "portrait": portrait})
+        parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}
+        progress = Progress(directory, config.num_server_rounds)
+        strategy.on_phase = progress.phase
+        events = Events(directory, strategy, past.rounds) if config.tensorboard else None
+        log(INFO, "run directory: %s", directory)
 
-    def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-        if server_round == 0:
-            return None
-        if test is None:
-            scores = by_clients(strategy.outcome.evaluations, roster.models, config.model)
-        else:
-            scores = on_test_set(strategy, build, config.model, test, device)
-        portrait.after_round(strategy.outcome)
-        row = recorder.record_round(strategy.outcome, roster.clients, scores)
-        if events:
-            events.after_round(row, strategy.outcome)
-        return MetricRecord(
-            {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
-        )
-
-    try:
-        with progress.watching(grid):
-            strategy.start(
-                grid,
-                ArrayRecord(start),
-                num_rounds=config.num_server_rounds,
-                timeout=config.round_timeout,
-                evaluate_fn=after_round,
+        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if test is None:
+                scores = by_clients(strategy.outcome.evaluations, roster.models, config.model)
+            else:
+                scores = on_test_set(strategy, build, config.model, test, device)
+            portrait.after_round(strategy.outcome)
+            row = recorder.record_round(strategy.outcome, roster.clients, scores)
+            if events:
+                events.after_round(row, strategy.outcome)
+            past.checkpoints.save(server_round, parts)
+            return MetricRecord(
+                {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
             )
-        summary = recorder.finish(strategy)
-        portrait.finish(strategy, data, test, build, config.model, device)
-    except BaseException as error:
-        recorder.fail(error)
-        raise
-    finally:
-        if events:
-            events.close()
-    write_card(recorder.directory)
-    if config.report:
-        write_report(recorder.directory)
-    return summary
+
+        try:
+            with progress.watching(grid):
+                strategy.start(
+                    grid,
+                    ArrayRecord(start),
+                    num_rounds=config.num_server_rounds,
+                    timeout=config.round_timeout,
+                    evaluate_fn=after_round,
+                    first_round=past.rounds + 1,
+                )
+            recorder.save(strategy)
+            portrait.finish(strategy, data, test, build, config.model, device)
+            summary = recorder.finish()
+        except BaseException as error:
+            recorder.fail(error)
+            raise
+        finally:
+            if events:
+                events.close()
+        write_card(directory)
+        if config.report:
+            write_report(directory)
+        return summary
+
+
+def _gathered(config: RunConfig, grid: Grid, past: Past) -> Roster:
+    """Return the clients that are to take part, those who took part before and are missing now included."""
+    roster = Roster(config.seed, config.round_timeout, partial(check_model, config), partial(check_summary, config))
+    past.restore({"roster": roster})
+    roster.gather(grid, config.min_clients, config.join_timeout)
+    past.check_clients(roster)
+    check_sizes(config, len(roster.known))
+    check_main_model(config, (client.model for client in roster.known))
+    return roster
 
 
 def check_timeout(config: RunConfig, grid: Grid) -> None:

@@ -86,7 +86,7 @@ def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | N
 
 
 def prepare_data(config: RunConfig, roster: Roster) -> RunData:
-    """Return the run's data; from here on the roster tells clients with their own what they agreed on.
+    """Return the run's data; from here on the roster tells clients with their own what they agree on, or agreed on.
 
     Raises
     ------
@@ -99,7 +99,7 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     if config.dataset != OWN:
         return build_federation(config, _agreed_partitions(clients))
     told = [(client.num_examples, client.summary) for client in clients if client.summary is not None]
-    roster.task = agree(told, config.shape, config.class_names)
+    roster.task = roster.task or agree(told, config.shape, config.class_names)
     log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
     return AgreedData(roster.task)
 

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
+from typing import ClassVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Strategy
+from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
 from disue.errors import FederationError, WireError
@@ -48,6 +49,8 @@ class Participation:
 @dataclass
 class RoundOutcome:
     """What one round did, for whoever watches: the recorder, the progress line, a test."""
+
+    stateful: ClassVar[tuple[str, ...]] = ("server_round", "evaluations")
 
     server_round: int
     clients_ok: int = 0
@@ -87,6 +90,8 @@ class FederatedStrategy(Strategy):
 
     A method overrides `aggregate` and, where clients differ, `start_for`, `candidates`, `expert_for` and, where they
     differ in their architectures, `universal_for`. Everything it sends and receives is a typed record (`disue.wire`).
+    What it remembers from round to round it names in ``stateful``, and so does every part of it: those attributes are
+    what a checkpoint holds, beside those that its base classes name.
 
     Parameters
     ----------
@@ -120,6 +125,10 @@ class FederatedStrategy(Strategy):
         Of the round that is under way or was the last.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = (
+        *("initial", "universals", "clusters", "experts"),
+        *("descriptions", "lesson", "outcome"),
+    )
     needs_signature = False
     needs_description = ""
     needs_comparison = False
@@ -194,6 +203,48 @@ class FederatedStrategy(Strategy):
         return None
 
     # --- the moments of a Flower round -------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        first_round: int = 1,
+    ) -> Result:
+        """Carry out the rounds up to ``num_rounds``, as Flower's own method does, which can only begin with the first.
+
+        Parameters
+        ----------
+        grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config
+            See `flwr.serverapp.strategy.Strategy.start`.
+        evaluate_fn : callable, optional
+            Called after every round, and not before the first one.
+        first_round : int (default: 1)
+            Of those that are still to do; none are if it is larger than ``num_rounds``.
+        """
+        train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
+        result, arrays = Result(arrays=initial_arrays), initial_arrays
+        self.summary()
+        for server_round in range(first_round, num_rounds + 1):
+            log(INFO, "")
+            log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+            requests = self.configure_train(server_round, arrays, train_config, grid)
+            replies = grid.send_and_receive(requests, timeout=timeout)
+            trained, train_metrics = self.aggregate_train(server_round, replies)
+            result.arrays = arrays = trained or arrays
+            requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+            replies = grid.send_and_receive(requests, timeout=timeout)
+            self.aggregate_evaluate(server_round, replies)
+            if train_metrics:
+                result.train_metrics_clientapp[server_round] = train_metrics
+            if evaluate_fn and (scores := evaluate_fn(server_round, arrays)):
+                log(INFO, "\t└──> %s", scores)
+                result.evaluate_metrics_serverapp[server_round] = scores
+        return result
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

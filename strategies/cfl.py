@@ -6,6 +6,7 @@ optional test of a cut by the angles within its sides (gamma) is left out.
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class CFL(ClusteredStrategy):
     eps2 : float (default: 1.6)
         Its clients still pull if the largest norm of an update is above.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("_last", "_origin")
 
     def __init__(
         self,

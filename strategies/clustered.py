@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
@@ -57,6 +58,8 @@ class GroupedStrategy(ClusteredStrategy):
     grouping : Grouping
         Says who belongs together.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("grouping",)
 
     def __init__(
         self, roster: Roster, participation: Participation, grouping: Grouping, objective: LocalObjective = PLAIN

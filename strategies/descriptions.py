@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from logging import WARNING
+from typing import ClassVar
 
 from flwr.app import Message
 from flwr.common.logger import log
@@ -28,11 +29,13 @@ class Descriptions(Mapping[str, Tensor]):
         What went wrong with the clients that were asked last.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = ("_known", "_asked")
+
     def __init__(self, roster: Roster) -> None:
         self.roster = roster
         self.problems: list[str] = []
         self._known: dict[str, Tensor] = {}
-        self._asked: dict[str, int] = {}
+        self._asked: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._known[name]
@@ -44,13 +47,13 @@ class Descriptions(Mapping[str, Tensor]):
         return len(self._known)
 
     def requests(self, description: str, sampled: Iterable[Client]) -> list[Message]:
-        """Return what to ask: each client that is new, or that came back as another node.
+        """Return what to ask: each client that is new, or that came back this round.
 
         Who did not answer, or not well, is asked again when it is sampled.
         """
-        wanted = {client.name for client in sampled} - self._known.keys()
-        asked = [c for c in self.roster.clients if self._asked.get(c.name) != c.node_id or c.name in wanted]
-        self._asked |= {client.name: client.node_id for client in asked}
+        wanted = ({client.name for client in sampled} - self._known.keys()) | set(self.roster.returned)
+        asked = [client for client in self.roster.clients if client.name not in self._asked or client.name in wanted]
+        self._asked |= {client.name for client in asked}
         return [DescribeRequest(description, self.roster.task).to_message(client.node_id) for client in asked]
 
     def take_in(self, replies: Sequence[Message]) -> None:

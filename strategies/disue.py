@@ -5,6 +5,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from logging import WARNING
+from typing import ClassVar
 
 import torch
 from flwr.app import Message, MetricRecord
@@ -83,6 +84,10 @@ class DisUE(FederatedStrategy):
         Log label shares of the team's clients; where they are not told, as they were last estimated.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = (
+        *("latest", "team_experts", "knowledge", "priors", "expert_shares"),
+        *("grouping", "proxy", "_warned"),
+    )
     needs_signature = True
 
     def __init__(

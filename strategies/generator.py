@@ -7,6 +7,7 @@ diversity within a class, and a smaller weight of the adversarial loss.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -224,6 +225,8 @@ class GeneratorTrainer:
     settings : GeneratorSettings
     device : torch.device
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("generator", "optimizer")
 
     def __init__(
         self,

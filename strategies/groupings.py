@@ -1,7 +1,7 @@
 """Who belongs together: the step of clustered methods that says it, for DisUE and for the methods that train apart."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,11 @@ class Grouping(Protocol):
     ----------
     description : str
         The description of their data that clients must give; empty: none.
+    stateful : tuple of str
+        See `FederatedStrategy`.
     """
 
+    stateful: ClassVar[tuple[str, ...]]
     description: str
 
     @property
@@ -56,6 +59,8 @@ class BySignature:
     memory : float (default: 0.5)
         See `SignatureBook`.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("book", "_clusters", "_clustered")
 
     def __init__(self, name: str, kind: SignatureKind, clusterer: Clusterer, memory: float = 0.5) -> None:
         self.description = "" if kind.from_update else name
@@ -120,6 +125,7 @@ class ByChoice:
         What the clusters start from; they must differ, or all clients choose the first.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = ("models", "_clusters")
     description = ""
     book = None
 
@@ -153,6 +159,7 @@ class Planted:
         In a scenario that plants no groups.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = ("_groups",)
     description = ""
     book = None
 

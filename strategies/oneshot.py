@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class OneShotStrategy(ClusteredStrategy):
     warm_up : int
         Rounds of FedAvg before the round whose updates are clustered.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("_means", "_origin", "_labels")
 
     def __init__(
         self, roster: Roster, participation: Participation, warm_up: int, objective: LocalObjective = PLAIN

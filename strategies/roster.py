@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from logging import INFO, WARNING
+from typing import ClassVar
 
 from flwr.app import Message
 from flwr.common.logger import log
@@ -63,6 +64,8 @@ class Roster:
         Who came back in the last `refresh`.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = ("task", "known")
+
     def __init__(
         self,
         seed: int,
@@ -88,6 +91,17 @@ class Roster:
         """All clients that take part now, sorted by name."""
         return [self._clients[name] for name in by_name(self._clients)]
 
+    @property
+    def known(self) -> list[Client]:
+        """All clients that take or took part, sorted by name; when it is set, all are left out until they say hello."""
+        everyone = self.away | self._clients
+        return [everyone[name] for name in by_name(everyone)]
+
+    @known.setter
+    def known(self, clients: Iterable[Client]) -> None:
+        self.away = {client.name: client for client in clients}
+        self.models = {client.name: client.model for client in self.away.values()}
+
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
         known = [*self._clients.values(), *self.away.values()]
@@ -95,7 +109,7 @@ class Roster:
         return names[0] if names else f"node {node_id}"
 
     def gather(self, grid: Grid, min_clients: int, join_timeout: float) -> None:
-        """Wait for enough nodes, and for enough of them to say who they are.
+        """Wait for enough nodes, for enough of them to say who they are, and for all that took part before.
 
         Raises
         ------
@@ -112,7 +126,7 @@ class Roster:
                 )
             time.sleep(JOIN_POLL_SECONDS)
         problems = self._ask_at_the_start(grid)
-        while len(self._clients) < min_clients and time.monotonic() < deadline:
+        while (len(self._clients) < min_clients or self.away) and time.monotonic() < deadline:
             time.sleep(JOIN_POLL_SECONDS)
             problems = self._ask_at_the_start(grid) or problems
         if len(self._clients) < min_clients:

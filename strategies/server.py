@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from logging import WARNING
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from flwr.common.logger import log
@@ -28,7 +28,9 @@ class ProxySet:
 
 
 class ProxySource(Protocol):
-    """Where the proxy set of a round comes from."""
+    """Where the proxy set of a round comes from; ``stateful``: see `FederatedStrategy`."""
+
+    stateful: ClassVar[tuple[str, ...]]
 
     def draw(self, experts: Experts, outcome: RoundOutcome) -> ProxySet:
         """Return the proxy set, and note in ``outcome`` what it took."""
@@ -38,6 +40,7 @@ class ProxySource(Protocol):
 class FixedProxy:
     """The same inputs in every round."""
 
+    stateful: ClassVar[tuple[str, ...]] = ()
     x: Tensor
 
     def draw(self, experts: Experts, outcome: RoundOutcome) -> ProxySet:
@@ -56,6 +59,7 @@ class GeneratedProxy:
         The run seed.
     """
 
+    stateful: ClassVar[tuple[str, ...]] = ("trainer",)
     trainer: GeneratorTrainer
     seed: int
 

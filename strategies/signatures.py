@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -111,6 +112,8 @@ class SignatureBook:
     memory : float (default: 0.5)
         Share of the past in the running mean of what comes from updates; 0 keeps the newest only.
     """
+
+    stateful: ClassVar[tuple[str, ...]] = ("_vectors",)
 
     def __init__(self, kind: SignatureKind, memory: float = 0.5) -> None:
         self.kind = kind

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +18,17 @@ ARTEFACTS_OF_TWO = {
     *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
     *("membership.csv", "portrait.safetensors", "portrait.json", "report.html", "gate.safetensors", "MODEL_CARD.md"),
     *("experts/expert-0.safetensors", "experts/expert-1.safetensors"),
+    *("checkpoint/lock", "checkpoint/round"),
 }
-"""The files of a run that ended with two clusters."""
+"""The files of a run that ended with two clusters, as `files_of` names them."""
 
 Behaviour = Callable[[str, TrainRequest, Message], Message]
+
+
+def files_of(directory: Path) -> set[str]:
+    """Return the files of a run; those whose names depend on what is in them by the beginning of their names."""
+    paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    return {path.partition("-")[0] if path.startswith("checkpoint/") else path for path in paths}
 
 
 def shifted(state: State, amount: float) -> State:

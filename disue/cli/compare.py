@@ -116,7 +116,7 @@ def make_cells(
                 for label in labels:
                     method, own = _parse_label(label)
                     settings = {"report": False} | values | own
-                    for key in settings.keys() & {*axes, "output-dir"}:
+                    for key in settings.keys() & {*axes, "output-dir", "resume-from"}:
                         raise ConfigError(f"{key}: cannot be set in a comparison; use {axes.get(key, '--output')}")
                     axis_values = {"method": method, "scenario": scenario, "seed": seed, "dataset": dataset}
                     config = RunConfig.from_flower(settings | axis_values)

@@ -59,7 +59,10 @@ def cli(
 
 @app.command()
 def simulate(
-    clients: Annotated[int, typer.Option(min=1, help="Number of simulated clients.")] = 12,
+    clients: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of simulated clients. [default: 12; with --resume as it was]"),
+    ] = None,
     engine: Annotated[
         Engine,
         typer.Option(help="`ray`: Flower's own simulation, in parallel; `inline`: this process, starts in seconds."),
@@ -76,6 +79,10 @@ def simulate(
         Path | None,
         typer.Option(metavar="DIR", help="Run directory. [default: runs/&lt;date-time&gt;-&lt;method&gt;]"),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on with the run in this directory, after its last complete round."),
+    ] = None,
 ) -> None:
     """Simulate a federation on this machine, and print how it went and where its files are.
 
@@ -87,11 +94,15 @@ def simulate(
 
     - disue simulate --set method=fedavg --set seed=7 --output runs/fedavg-7
 
+    - disue simulate --resume runs/fedavg-7
+
+    - disue simulate --resume runs/fedavg-7 --set num-server-rounds=20
+
     All keys of --set, with defaults and meaning, are in docs/CONFIG.md.
     """
     from disue.cli.simulate import simulate as run
 
-    run(clients, engine.value, gpus_per_client, assignments or [], output)
+    run(clients, engine.value, gpus_per_client, assignments or [], output, resume)
 
 
 @app.command()
@@ -158,6 +169,10 @@ def run(
     - disue run disue --set dataset=own --set min-clients=4
 
     - disue run disue --set num-server-rounds=50 --set output-dir=/var/lib/disue/runs/first
+
+    - disue run disue --set resume-from=/var/lib/disue/runs/first
+
+    A run goes on with the settings that it had. Where its directory cannot be seen from here, repeat them.
 
     docs/DEPLOY.md shows how to start the SuperLink and the clients.
     """
@@ -227,7 +242,8 @@ def watch(
 ) -> None:
     """Follow a run that goes on: live in a terminal, a line per phase in a pipe.
 
-    Ends when the run does, with its status. It only reads files, so it may be started and stopped at any time.
+    Ends when the run does, with its status, also where it was killed. It only reads files, so it may be started and
+    stopped at any time.
 
     Examples:
 

@@ -32,10 +32,15 @@ def run(connection: str, assignments: list[str]) -> None:
     FederationError
         If the SuperLink cannot be reached, or the run does not end well.
     """
-    config = RunConfig.from_flower(parse_assignments(assignments))
+    values = parse_assignments(assignments)
+    config = RunConfig.from_flower(values)
 
     from server_app.methods import check_names
 
+    if config.resume_from and Path(config.resume_from, "config.toml").is_file():  # else on the ServerApp's machine only
+        from server_app.resume import resumed_config
+
+        config = resumed_config(values)
     check_names(config)
     environment = quiet_environment()
     with tempfile.TemporaryDirectory(prefix="disue-") as home:

@@ -16,9 +16,17 @@ from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError
 
 Row = dict[str, Any]
+USUAL_CLIENTS = 12
 
 
-def simulate(clients: int, engine: str, gpus_per_client: float, assignments: list[str], output: Path | None) -> None:
+def simulate(
+    clients: int | None,
+    engine: str,
+    gpus_per_client: float,
+    assignments: list[str],
+    output: Path | None,
+    resume: Path | None,
+) -> None:
     """Run one simulation; see ``disue simulate --help``.
 
     Raises
@@ -29,13 +37,18 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
         If the run fails.
     """
     values = parse_assignments(assignments)
-    if output is not None:
-        values["output-dir"] = str(output)
+    for key, place in (("output-dir", output), ("resume-from", resume)):
+        if place is not None:
+            values[key] = str(place)
     config = RunConfig.from_flower(values)
 
     from server_app.recorder import default_directory
     from server_app.run import preflight
 
+    done = 0
+    if config.resume_from:
+        config, clients, done = _resumed(values, clients)
+    clients = clients or USUAL_CLIENTS
     _check_gpus(config, engine, gpus_per_client)
     places = {"output_dir": str(default_directory(config))}
     if config.data_dir:
@@ -49,13 +62,14 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
     console = Console(highlight=False)
     console.print(
         f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
-        f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}",
+        f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
+        + (f", going on after round {done}" if done else ""),
         soft_wrap=True,
     )
     directory, rounds = Path(config.output_dir), config.num_server_rounds
     if engine == "ray":
         console.print("starting Flower's simulation (half a minute) ...", style="dim")
-    with view_of(console, directory.name) as view, followed(directory, view, rounds):
+    with view_of(console, directory.name, done) as view, followed(directory, view, rounds):
         if engine == "inline":
             summary = run_inline(config, clients)
         else:
@@ -66,6 +80,19 @@ def simulate(clients: int, engine: str, gpus_per_client: float, assignments: lis
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
+
+
+def _resumed(values: dict[str, Any], clients: int | None) -> tuple[RunConfig, int, int]:
+    """Return the config of the run that is to go on, its number of clients, and how many rounds are over."""
+    from server_app.resume import look_back, resumed_config
+
+    config = resumed_config(values)
+    past = look_back(config)
+    if not past.partitions:
+        raise ConfigError(f"resume-from: the run in '{config.resume_from}' is no simulation; use disue run")
+    if clients not in (None, past.partitions):
+        raise ConfigError(f"--clients: got {clients}; the run in '{config.resume_from}' has {past.partitions}")
+    return config, past.partitions, past.rounds
 
 
 def _check_gpus(config: RunConfig, engine: str, gpus_per_client: float) -> None:

@@ -71,11 +71,13 @@ class PlainView:
     Parameters
     ----------
     console : Console
+    rounds : int (default: 0)
+        Those that were over before, which are not printed.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, rounds: int = 0) -> None:
         self.console = console
-        self._rounds = 0
+        self._rounds = rounds
         self._phases: set[str] = set()
 
     def show(self, sight: Sight) -> None:
@@ -186,10 +188,10 @@ def is_live(console: Console) -> bool:
 
 
 @contextmanager
-def view_of(console: Console, title: str) -> Iterator[View]:
-    """Give the view that suits where the console writes to."""
+def view_of(console: Console, title: str, rounds: int = 0) -> Iterator[View]:
+    """Give the view that suits where the console writes to; ``rounds``: those that were over before."""
     if is_live(console):
         with Live(console=console, auto_refresh=False, transient=False) as live:
             yield LiveView(live, title)
     else:
-        yield PlainView(console)
+        yield PlainView(console, rounds)

@@ -18,16 +18,24 @@ def watch(directory: Path) -> None:
     DataError
         If there is no run in the directory.
     FederationError
-        If the run fails.
+        If the run fails, or nobody carries it out any more.
     """
+    from server_app.hold import is_held
     from server_app.report import read_run
 
     config = read_run(directory).config
     rounds = int(config.get("num-server-rounds", 0))
     with view_of(Console(highlight=False), f"{config.get('method')} on {config.get('dataset')}: {directory}") as view:
-        while not (sight := look(directory, rounds)).summary:
+        while True:
+            abandoned = is_held(directory) is False  # before the look: the summary is written by who holds it
+            sight = look(directory, rounds)
             view.show(sight)
+            if sight.summary or abandoned:
+                break
             time.sleep(POLL_SECONDS)
-        view.show(look(directory, rounds))
+    if not sight.summary:
+        raise FederationError(
+            f"the run was killed after round {len(sight.rows)}; to go on with it: disue simulate --resume {directory}"
+        )
     if sight.summary.get("status") != "completed":
         raise FederationError(f"the run ended early: {sight.summary.get('error', 'it does not say why')}")

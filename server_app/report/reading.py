@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from disue.errors import DataError
 from disue.files import json_object, read_text, run_settings
-from server_app.portrait import MEMBERSHIP, NAMES, TENSORS
+from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 Row = dict[str, Any]
 
@@ -30,15 +30,6 @@ class ClientRow:
     universal: float | None
     expert: float | None
     personal: float | None
-
-
-@dataclass(frozen=True)
-class Move:
-    """A line of ``membership.csv``: a client comes to a cluster, for the first time or from another one."""
-
-    round: int
-    client: str
-    cluster: int
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+import tomli_w
 
 from disue.cli.main import main
+from disue.config import RunConfig
 
 Refused = Callable[..., str]
 """From a command's words, and the status that it must end with, to what it said."""
@@ -43,3 +46,15 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         return out, err
 
     return call
+
+
+@pytest.fixture
+def run_directory(tmp_path: Path) -> Path:
+    """A run of six clients that was killed in its first round."""
+    directory = tmp_path / "killed"
+    directory.mkdir()
+    config = RunConfig(method="fedavg", alpha=0.7, model="mlp", num_server_rounds=1, report=False)
+    clients = [f"client-{i}" for i in range(6)]
+    settings = {"run": config.to_flower(), "federation": {"clients": clients, "partitions": 6}}
+    (directory / "config.toml").write_text(tomli_w.dumps(settings))
+    return directory

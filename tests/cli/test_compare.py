@@ -160,6 +160,7 @@ def test_runs_of_another_configuration_are_not_mixed_in(comparison: Path) -> Non
         (["--seeds", "99999999999999999999999,"], "seed: got 99999999999999999999999"),
         (["--set", "method=fedavg"], "method: cannot be set in a comparison; use --methods"),
         (["--set", "output-dir=x"], "output-dir: cannot be set in a comparison; use --output"),
+        (["--set", "resume-from=x"], "resume-from: cannot be set in a comparison; use --output"),
         (["--set", "alpha=-1"], "alpha: got -1"),
         (["--methods", "fedavg,fedavg"], "--methods: fedavg is given twice"),
         (["--methods", ","], "--methods: got ','; expected one name or more"),

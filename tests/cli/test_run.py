@@ -1,8 +1,14 @@
 """`disue run` where there is nothing to run on; `tests/e2e/test_deploy_*.py` have real SuperLinks."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from disue.cli import run
+from disue.config import RunConfig
+from disue.errors import FederationError
 
 
 @pytest.mark.parametrize(
@@ -20,3 +26,35 @@ def test_what_cannot_be_run_is_told_in_one_line(
     (tmp_path / "config.toml").write_text('[superlink.closed]\naddress = "127.0.0.1:9"\ninsecure = true\n')
     monkeypatch.setenv("FLWR_HOME", str(tmp_path))
     assert words in refused("run", *arguments, status=status)
+
+
+@pytest.fixture
+def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
+    """Return the config that a run would be submitted with."""
+    sent: list[RunConfig] = []
+
+    def submit(connection: str, config: RunConfig, *others: Any) -> str:
+        sent.append(config)
+        raise FederationError("no SuperLink")
+
+    monkeypatch.setattr(run, "_submit", submit)
+
+    def call(*assignments: str) -> RunConfig:
+        with pytest.raises(FederationError, match="no SuperLink"):
+            run.run("closed", list(assignments))
+        return sent.pop()
+
+    return call
+
+
+def test_a_run_that_can_be_seen_goes_on_with_its_own_config(
+    run_directory: Path, submitted: Callable[..., RunConfig]
+) -> None:
+    config = submitted(f"resume-from={run_directory}", "round-timeout=99")
+    assert (config.method, config.alpha, config.round_timeout) == ("fedavg", 0.7, 99.0)
+    assert config.resume_from == config.output_dir == str(run_directory)
+
+
+def test_a_run_on_another_machine_goes_on_with_the_config_that_is_given(submitted: Callable[..., RunConfig]) -> None:
+    config = submitted("resume-from=/there/run", "alpha=0.7")
+    assert (config.method, config.alpha, config.resume_from, config.output_dir) == ("disue", 0.7, "/there/run", "")

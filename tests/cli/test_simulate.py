@@ -78,6 +78,46 @@ def test_bad_input_is_one_line_and_status_2(
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--resume", "DIR", "--clients", "7"], "--clients: got 7; the run in 'DIR' has 6"),
+        (
+            ["--resume", "DIR", "--output", "other"],
+            "output-dir: got 'other'; a run goes on in its own directory",
+        ),
+        (["--resume", "DIR", "--set", "alpha=0.1"], "alpha: got 0.1; the run in 'DIR' goes on with alpha=0.7 only"),
+        (["--set", "resume-from=DIR", "--set", "seed=1"], "seed: got 1; the run in 'DIR' goes on with seed=0 only"),
+        (["--resume", "nowhere"], "resume-from: there is no run in '"),
+        (["--resume", "~no-such-user/x"], "resume-from: '~no-such-user/x' cannot be used"),
+    ],
+)
+def test_what_cannot_be_resumed_is_one_line_and_status_2(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch, refused, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(run_directory.parent)
+    before = (run_directory / "config.toml").read_text()
+    for engine in ("inline", "ray"):
+        given = [word.replace("DIR", str(run_directory)) for word in arguments]
+        assert words.replace("DIR", str(run_directory)) in refused("simulate", "--engine", engine, *given)
+    assert [path.name for path in run_directory.iterdir()] == ["config.toml"]
+    assert (run_directory / "config.toml").read_text() == before
+
+
+def test_a_run_on_real_machines_is_not_resumed_as_a_simulation(run_directory: Path, refused) -> None:
+    config = run_directory / "config.toml"
+    config.write_text(config.read_text().replace("partitions = 6", "partitions = 0"))
+    assert "is no simulation; use disue run" in refused("simulate", "--resume", str(run_directory))
+
+
+def test_a_run_is_resumed_from_anywhere_with_as_many_clients_as_it_had(run_directory: Path) -> None:
+    done = disue("simulate", "--engine", "inline", "--resume", run_directory.name, cwd=run_directory.parent)
+    assert done.returncode == 0, done.stderr
+    assert "fedavg on digits, scenario label-groups: 6 clients" in done.stdout
+    assert f"artefacts: {run_directory}" in done.stdout
+    assert json.loads((run_directory / "summary.json").read_text())["clients"] == 6
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 @pytest.mark.parametrize("arguments", [["--set", "device=cuda"], ["--gpus-per-client", "0.5"]])
 def test_a_gpu_that_is_not_there_is_status_2(

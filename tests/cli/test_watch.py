@@ -20,6 +20,7 @@ from disue.cli.views import LiveView, PlainView, view_of
 from disue.cli.watching import Sight, followed, look
 from disue.config import RunConfig
 from disue.errors import DataError
+from server_app.hold import exclusive
 from server_app.progress import Progress
 from server_app.run import execute
 
@@ -126,6 +127,13 @@ def test_a_pipe_gets_a_line_per_phase_once() -> None:
     ]
 
 
+def test_rounds_that_were_over_before_have_no_lines() -> None:
+    out = io.StringIO()
+    second = Sight(rows=[ROW, ROW | {"round": 2}], rounds=3)
+    PlainView(Console(file=out, width=200), rounds=1).show(second)
+    assert {line[:9] for line in out.getvalue().splitlines()} == {"round 2/3"}
+
+
 def test_a_phase_that_took_no_time_has_no_line() -> None:
     row = ROW | {"seconds_clustering": 0.0, "seconds_distillation": 0.0}
     assert len(lines_of(Sight(rows=[row], rounds=1))) == 2
@@ -206,6 +214,20 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path: Path, status: str, code:
     assert process.returncode == code
     assert [line for line in out.splitlines() if "universal" in line][-1].startswith("round 3/3  universal 0.620")
     assert err == ("" if code == 0 else "disue: the run ended early: too few clients\n")
+
+
+def test_watch_of_a_run_that_was_killed_ends_and_says_how_to_go_on(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", rounds=3)
+    (directory / "summary.json").unlink()
+    with exclusive(directory):
+        process = watching(directory)
+        assert process.stdout is not None
+        assert any(line.startswith("round 3/3  universal") for line in process.stdout)
+        time.sleep(0.5)
+        assert process.poll() is None
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert err == f"disue: the run was killed after round 3; to go on with it: disue simulate --resume {directory}\n"
 
 
 def test_watch_wants_a_run(tmp_path: Path) -> None:

@@ -37,7 +37,6 @@ def test_flower_round_trip_keeps_every_value() -> None:
         ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
         ({"client-models": "mlp,,cnn"}, ["client-models: got 'mlp,,cnn'; use names of models, separated by commas"]),
-        ({"resume-from": "runs/a"}, ["resume-from: got 'runs/a'; this version cannot resume a run, leave it empty"]),
     ],
 )
 def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object], words: list[str]) -> None:

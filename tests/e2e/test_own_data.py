@@ -17,7 +17,7 @@ import psutil
 import pytest
 import tomli_w
 from PIL import Image
-from tests_support import ARTEFACTS_OF_TWO
+from tests_support import ARTEFACTS_OF_TWO, files_of
 
 from disue.cli import ray
 from disue.cli.flower import run_status, started_run, tool
@@ -185,4 +185,4 @@ def test_a_node_that_is_killed_in_a_round_is_left_out_and_is_in_its_cluster_agai
     assert lasted[1] < ROUND_TIMEOUT + 15.0, lasted
     assert max(lasted[2:]) < ROUND_TIMEOUT, lasted
     run = tmp_path / "run"
-    assert {path.relative_to(run).as_posix() for path in run.rglob("*") if path.is_file()} == ARTEFACTS_OF_TWO
+    assert files_of(run) == ARTEFACTS_OF_TWO

@@ -13,13 +13,14 @@ from flwr.app import Message
 from flwr.superlink.grid.http_grid import HttpGrid
 from PIL import Image
 from safetensors import safe_open
-from tests_support import ARTEFACTS_OF_TWO, ChangingGrid
+from tests_support import ARTEFACTS_OF_TWO, ChangingGrid, files_of
 
 from client_app.app import app as client_app
 from disue.config import RunConfig
 from disue.data import load_dataset
 from disue.data.own import open_own
 from disue.errors import ConfigError, DataError, FederationError
+from server_app.resume import resumed_config
 from server_app.run import check_timeout, execute, preflight
 
 DIGITS = load_dataset("digits").train
@@ -114,8 +115,7 @@ def test_four_clients_with_different_data_give_what_a_simulation_gives(
 ) -> None:
     config = make_config(tmp_path / "r", num_server_rounds=6, learning_rate=0.1, local_epochs=4)
     summary = execute(config, Watched(config, nodes))
-    files = {path.relative_to(tmp_path / "r").as_posix() for path in (tmp_path / "r").rglob("*") if path.is_file()}
-    assert files == ARTEFACTS_OF_TWO
+    assert files_of(tmp_path / "r") == ARTEFACTS_OF_TWO
     assert (summary["status"], summary["scenario"], summary["dataset"]) == ("completed", "own-data", "own")
     assert summary["average_accuracy"] is None
     assert summary["ari"] is None
@@ -338,3 +338,37 @@ def test_nodes_and_runs_that_do_not_go_together_say_so(
     nodes[0]["num-partitions"] = 1
     execute(config, Watched(config, nodes))
     assert any("hospital-b: the node has data of its own" in line for line in messages)
+
+
+def test_an_interrupted_run_goes_on_with_what_its_clients_agreed_on(
+    tmp_path: Path, nodes: list[dict[str, object]]
+) -> None:
+    """One of them alone has some of the classes, and its pixels are in the means; it is missing at first."""
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["round"] == 2:
+            raise KeyboardInterrupt
+
+    config = make_config(tmp_path / "r", join_timeout=0.5)
+    with pytest.raises(KeyboardInterrupt):
+        execute(config, Watched(config, nodes), stop)
+    before = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    config = resumed_config({"resume-from": str(tmp_path / "r"), "num-server-rounds": 4})
+    grid = Watched(config, nodes)
+    late = grid.forget(1002)
+
+    def bring_back(row: dict[str, Any]) -> None:
+        if row["round"] == 2:
+            grid.bring_back(late)
+
+    assert execute(config, grid, bring_back)["status"] == "completed"
+    after = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert (after["task"], after["federation"]) == (before["task"], before["federation"])
+    assert after["task"]["classes"] == list("0123456789")
+    assert [(row["clients_ok"], row["clients_failed"]) for row in rows_of(tmp_path / "r")] == [
+        (4, 0),
+        (3, 1),
+        (4, 0),
+        (4, 0),
+    ]
+    assert {name: row["cluster"] for name, row in table(tmp_path / "r").items()}.keys() == {n["name"] for n in nodes}

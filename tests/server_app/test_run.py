@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, RecordDict
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests_support import ARTEFACTS_OF_TWO
+from tests_support import ARTEFACTS_OF_TWO, files_of
 
 from client_app.app import app as client_app
 from disue.cli.inline import InlineGrid, simulated_nodes
@@ -37,8 +37,7 @@ def without_timings(rows: list[dict[str, object]]) -> list[dict[str, object]]:
 
 def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ignore[no-untyped-def]
     result = run(clients=7, num_clusters=2, report=True)
-    files = {path.relative_to(result.directory).as_posix() for path in result.directory.rglob("*") if path.is_file()}
-    assert files == ARTEFACTS_OF_TWO
+    assert files_of(result.directory) == ARTEFACTS_OF_TWO
     rows = [json.loads(line) for line in (result.directory / "metrics.jsonl").read_text().splitlines()]
     assert rows == result.rows
     assert [row["round"] for row in rows] == [1, 2]

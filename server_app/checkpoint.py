@@ -1,0 +1,230 @@
+"""All that a run needs to go on after a round, in one file: tensors, and how they hang together as JSON.
+
+A part of a run says in a class attribute ``stateful`` which of its attributes change as rounds go by. Their values are
+tensors, plain numbers and texts, lists, tuples, sets and dicts of them, the records below, and parts in their turn.
+What is one object in two places is one object again when it is read: some of them are known by their identity.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from disue.errors import DataError
+from disue.files import write_whole
+from disue.source import source_hash
+from disue.task import DataSummary, Task
+from disue.wire import EvaluateReply
+from strategies.experts import Team
+from strategies.prototypes import Prototypes
+from strategies.roster import Client
+from strategies.teachers import Lesson
+
+DIRECTORY = "checkpoint"
+METADATA = "disue"
+FORMAT = 1
+KEPT = 2
+OTHER_VERSION = "was written by another version of disue"
+RECORDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, Lesson, Prototypes, Task, Team)
+}
+"""The dataclasses and named tuples that a state may hold."""
+COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set)}
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that was read.
+
+    Attributes
+    ----------
+    round : int
+        The last one that is in it.
+    source : str
+        The hash of the source code that wrote it.
+    parts : dict
+        Name of a part -> its state, for `restore`.
+    damaged : list of str
+        Newer checkpoints, which cannot be used.
+    """
+
+    round: int
+    source: str
+    parts: dict[str, Any]
+    damaged: list[str]
+
+
+class Checkpoints:
+    """The checkpoints of a run, of which the last two are kept.
+
+    The name of a file holds the SHA-256 of what is in it.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory / DIRECTORY
+        self._good: list[Path] = []
+
+    def save(self, server_round: int, parts: Mapping[str, object]) -> None:
+        """Write what is to be known of some parts after a round, and remove what is older than the last two."""
+        states = {name: state_of(part) for name, part in parts.items()}
+        content = packed({"round": server_round, "source": source_hash(), "parts": states})
+        path = self.directory / f"round-{server_round:06}-{hashlib.sha256(content).hexdigest()}.safetensors"
+        write_whole(path, content)
+        self._good = [*self._good, path][-KEPT:]
+        for old in set(self.directory.glob("round-*")) - set(self._good):
+            old.unlink()
+
+    def load(self) -> Saved | None:
+        """Return the newest checkpoint that is not damaged; None if there is none at all.
+
+        Raises
+        ------
+        DataError
+            If all are damaged, or the newest that is not is of another version.
+        """
+        damaged: list[str] = []
+        for path in sorted(self.directory.glob("round-*.safetensors"), reverse=True):
+            content = path.read_bytes()
+            if not path.stem.endswith(hashlib.sha256(content).hexdigest()):
+                damaged.append(path.name)
+                continue
+            self._good = [path]
+            try:
+                kept = unpacked(content)
+                return Saved(kept["round"], kept["source"], kept["parts"], damaged)
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"'{path}' {OTHER_VERSION} ({error!r})") from None
+        if damaged:
+            raise DataError(f"'{self.directory}': all checkpoints are damaged ({', '.join(damaged)}); run it anew")
+        return None
+
+
+def state_of(part: object) -> dict[str, Any]:
+    """Return what is to be known of a part: the values of the attributes that it and its bases call ``stateful``."""
+    return {name: _state(getattr(part, name)) for name in _stateful(type(part))}
+
+
+def _state(value: object) -> Any:
+    if _is_part(value):
+        return state_of(value)
+    if isinstance(value, nn.Module | torch.optim.Optimizer):
+        return dict(value.state_dict())
+    return value
+
+
+def restore(part: object, state: Mapping[str, Any]) -> None:
+    """Give a part, made as it was made for the run that was saved, what is known of it.
+
+    Raises
+    ------
+    DataError
+        If the state is of another version.
+    """
+    names = _stateful(type(part))
+    if set(state) != set(names):
+        raise DataError(f"the checkpoint {OTHER_VERSION} ({type(part).__name__} has {names}, not {list(state)})")
+    for name in names:
+        value = getattr(part, name)
+        if _is_part(value):
+            restore(value, state[name])
+        elif isinstance(value, nn.Module | torch.optim.Optimizer):
+            value.load_state_dict(state[name])
+        else:
+            setattr(part, name, state[name])
+
+
+def _is_part(value: object) -> bool:
+    return hasattr(type(value), "stateful")
+
+
+def _stateful(kind: type) -> list[str]:
+    return [name for base in reversed(kind.__mro__) for name in vars(base).get("stateful", ())]
+
+
+def packed(value: Any) -> bytes:
+    """Return a value as a safetensors file whose metadata say, as JSON, how its tensors hang together.
+
+    Whatever is not None, a number or a text is a numbered object: ``[number]`` stands for it wherever it occurs, after
+    all that is in it.
+
+    Raises
+    ------
+    TypeError
+        If there is something in it that is not to be kept.
+    """
+    objects: list[tuple[str, Any]] = []
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[int, tuple[int, object]] = {}  # with the object, so that its id stays its own
+
+    def pack(value: Any) -> Any:
+        if value is None or type(value) in (bool, int, float, str):
+            return value
+        if id(value) not in numbers:
+            entry = enter(value)
+            numbers[id(value)] = len(objects), value
+            objects.append(entry)
+        return [numbers[id(value)][0]]
+
+    def enter(value: Any) -> tuple[str, Any]:
+        kind = type(value)
+        if kind is Tensor:
+            name = str(len(tensors))
+            tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            return "tensor", name
+        if kind is dict:
+            return "dict", [[pack(key), pack(own)] for key, own in value.items()]
+        if kind in COLLECTIONS.values():
+            return kind.__name__, [pack(own) for own in (sorted(value) if kind is set else value)]
+        if kind in RECORDS.values():
+            return kind.__name__, {name: pack(getattr(value, name)) for name in _fields(kind)}
+        raise TypeError(f"a checkpoint cannot hold a {kind.__name__}")
+
+    return save(tensors, {METADATA: json.dumps({"format": FORMAT, "value": pack(value), "objects": objects})})
+
+
+def unpacked(content: bytes) -> Any:
+    """Return the value of which `packed` made a file.
+
+    Raises
+    ------
+    ValueError, KeyError, TypeError
+        If it was made by another version.
+    """
+    tensors = load(content)
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    structure = json.loads(header["__metadata__"][METADATA])
+    if structure["format"] != FORMAT:
+        raise ValueError(f"format {structure['format']}, not {FORMAT}")
+    objects: list[Any] = []
+
+    def unpack(value: Any) -> Any:
+        return objects[value[0]] if isinstance(value, list) else value
+
+    def build(kind: str, content: Any) -> Any:
+        if kind == "tensor":
+            return tensors[content].clone()  # aligned as torch aligns
+        if kind == "dict":
+            return {unpack(key): unpack(own) for key, own in content}
+        if kind in COLLECTIONS:
+            return COLLECTIONS[kind](unpack(own) for own in content)
+        return RECORDS[kind](**{name: unpack(own) for name, own in content.items()})
+
+    for kind, own in structure["objects"]:
+        objects.append(build(kind, own))
+    return unpack(structure["value"])
+
+
+def _fields(kind: Any) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else list(kind._fields)

@@ -1,0 +1,62 @@
+"""Who writes in a run directory: one process at a time."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from disue.errors import ConfigError
+
+LOCK = Path("checkpoint", "lock")
+"""In a run directory; a process that writes there holds it, and loses it when it ends, however it ends."""
+PATIENCE = 1.0
+"""Seconds: who asks whether a directory is held holds it for a moment, too."""
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Hold a run directory, which is made if it is missing, against other processes.
+
+    Raises
+    ------
+    ConfigError
+        If another one holds it.
+    """
+    path = directory / LOCK
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        deadline = time.monotonic() + PATIENCE
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                raise ConfigError(in_use(directory))
+            time.sleep(PATIENCE / 10)
+        yield
+
+
+def _locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def in_use(directory: Path) -> str:
+    """Return what is said of a run directory that another process holds."""
+    return f"resume-from: '{directory}' is in use, another process writes there; wait for it, or end it"
+
+
+def is_held(directory: Path) -> bool | None:
+    """Return whether a process writes in a run directory; None where that cannot be told."""
+    try:
+        with (directory / LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None

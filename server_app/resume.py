@@ -1,0 +1,178 @@
+"""Going on with a run that was interrupted, after its last complete round."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from logging import WARNING
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from flwr.common.logger import log
+
+from disue.config import RunConfig
+from disue.errors import ConfigError, DataError
+from disue.files import json_object, read_text, run_settings
+from disue.naming import by_name
+from disue.source import source_hash
+from server_app.card import CARD
+from server_app.checkpoint import Checkpoints, Saved, restore
+from server_app.portrait import MEMBERSHIP, Move
+from server_app.recorder import default_directory
+from server_app.report.reading import Row, membership_moves, metrics_rows
+from strategies.roster import Roster
+
+CHANGEABLE = frozenset(
+    {
+        *("num-server-rounds", "output-dir", "resume-from", "data-dir", "device", "report", "tensorboard"),
+        *("min-clients", "join-timeout", "round-timeout", "min-success-fraction"),
+    }
+)
+"""Keys that may have other values when a run goes on: the rounds that are over would have been the same."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """What a run did before this process: nothing, if it is a new one.
+
+    Attributes
+    ----------
+    checkpoints : Checkpoints
+    saved : Saved or None
+        The last checkpoint; None: the run is new, or was interrupted in its first round.
+    rows : list of dict
+        The lines of ``metrics.jsonl`` up to the checkpoint.
+    moves : list of Move
+        The lines of ``membership.csv`` up to the checkpoint.
+    partitions : int or None
+        Into how many parts the run's dataset is divided; 0: clients have data of their own; None: the run is new.
+    """
+
+    checkpoints: Checkpoints
+    saved: Saved | None = None
+    rows: list[Row] = field(default_factory=list)
+    moves: list[Move] = field(default_factory=list)
+    partitions: int | None = None
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds are over."""
+        return self.saved.round if self.saved else 0
+
+    def restore(self, parts: Mapping[str, object]) -> None:
+        """Give parts what is known of them, if anything is; raise `DataError` if it is of another version."""
+        if self.saved:
+            for name, part in parts.items():
+                restore(part, self.saved.parts[name])
+
+    def check_clients(self, roster: Roster) -> None:
+        """Say who is missing, and raise `ConfigError` if the dataset is divided in another way now."""
+        found = {client.num_partitions for client in roster.clients}
+        if self.partitions is not None and found != {self.partitions}:
+            parts = ", ".join(map(str, sorted(found)))
+            raise ConfigError(
+                f"resume-from: the clients' num-partitions is {parts}; the run that is to go on had {self.partitions}"
+            )
+        for name in by_name(roster.away):
+            log(WARNING, "client %s is not there; going on without it", name)
+
+    def tell(self) -> None:
+        """Log what may surprise."""
+        if self.saved is None:
+            return
+        for name in self.saved.damaged:
+            log(WARNING, "checkpoint %s is damaged; going on from the one before it, round %s", name, self.saved.round)
+        if self.saved.source != source_hash():
+            log(WARNING, "the run was begun by other source code; its next rounds may not be as they would have been")
+
+
+def look_back(config: RunConfig) -> Past:
+    """Read what the run in ``resume-from`` did; nothing is changed there.
+
+    Raises
+    ------
+    ConfigError
+        If it is over, or the config is not that run's.
+    DataError
+        If there is no run, or what it left is damaged.
+    """
+    directory = default_directory(config)
+    if config.output_dir and Path(config.output_dir).expanduser().resolve() != directory.resolve():
+        raise ConfigError(f"output-dir: got '{config.output_dir}'; a run goes on in its own directory, '{directory}'")
+    was, partitions = read_settings(directory)
+    _check_config(config, was, directory)
+    checkpoints = Checkpoints(directory)
+    saved = checkpoints.load()
+    rows: list[Row] = read_text(directory / "metrics.jsonl", metrics_rows, [])
+    done = saved.round if saved else 0
+    if saved is None and len(rows) > 1:
+        raise DataError(f"'{directory}': the run has {len(rows)} rounds and no checkpoint; it cannot go on")
+    if [row["round"] for row in rows[:done]] != list(range(1, done + 1)):
+        raise DataError(f"'{directory / 'metrics.jsonl'}' is damaged (rounds 1 to {done} are not all there)")
+    _check_rounds(config, was, directory, done)
+    moves = read_text(directory / MEMBERSHIP, membership_moves) if done else []
+    return Past(checkpoints, saved, rows[:done], [move for move in moves if move.round <= done], partitions)
+
+
+def read_settings(directory: Path) -> tuple[RunConfig, int]:
+    """Return the config of a run, and into how many parts its dataset is divided.
+
+    Raises
+    ------
+    DataError
+        If there is no run in the directory, or its ``config.toml`` is damaged.
+    """
+    path = directory / "config.toml"
+    if not path.is_file():
+        raise DataError(f"resume-from: there is no run in '{directory}' (config.toml is missing)")
+
+    def parse(text: str) -> tuple[RunConfig, int]:
+        settings = run_settings(text)
+        return RunConfig.from_flower(settings["run"]), int(settings["federation"]["partitions"])
+
+    try:
+        return read_text(path, parse)
+    except ConfigError as error:
+        raise DataError(f"'{path}': {error}") from None
+
+
+def resumed_config(values: Mapping[str, Any]) -> RunConfig:
+    """Return the config of the run in ``resume-from``, with the other values in place of its own.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If a value is not allowed, or there is no run there.
+    """
+    directory = default_directory(RunConfig.from_flower({"resume-from": values["resume-from"]}))
+    was, _ = read_settings(directory)
+    places = {"output-dir": str(directory), "resume-from": str(directory)}
+    return RunConfig.from_flower(was.to_flower() | places | {**values, "resume-from": str(directory)})
+
+
+def _check_config(config: RunConfig, was: RunConfig, directory: Path) -> None:
+    before, now = was.to_flower(), config.to_flower()
+    other = [key for key in now if key not in CHANGEABLE and now[key] != before[key]]
+    if other:
+        settings = _in_words(before, other)
+        raise ConfigError(f"{other[0]}: got {now[other[0]]!r}; the run in '{directory}' goes on with {settings} only")
+
+
+def _in_words(values: Mapping[str, Any], keys: Iterable[str]) -> str:
+    """Return settings as `flwr run --run-config` takes them."""
+    return " ".join(tomli_w.dumps({key: values[key]}).strip().replace(" = ", "=", 1) for key in keys)
+
+
+def _check_rounds(config: RunConfig, was: RunConfig, directory: Path, done: int) -> None:
+    rounds = config.num_server_rounds
+    if rounds < done or (rounds == done < was.num_server_rounds):
+        raise ConfigError(
+            f"num-server-rounds: got {rounds}; the run in '{directory}' has {done} of {was.num_server_rounds} behind "
+            f"it, use at least {done + 1}"
+        )
+    summary: Row = read_text(directory / "summary.json", json_object, {})
+    last_files = [CARD, *(["report.html"] if config.report else [])]
+    finished = summary.get("status") == "completed" and all((directory / name).exists() for name in last_files)
+    if rounds == done and finished:
+        raise ConfigError(
+            f"resume-from: the run in '{directory}' is completed; num-server-rounds above {done} would extend it"
+        )
