@@ -202,8 +202,7 @@ def test_late_clients_join_the_nearest_cluster(run, method: str) -> None:  # typ
 def test_ifca_recovers_planted_groups_when_their_number_is_given(run, scenario: str) -> None:  # type: ignore[no-untyped-def]
     """From random models, as in the paper; like there, not from every initialisation: one of five restarts will do."""
     settings = {"method": "ifca", "clients": 12, "scenario": scenario, "local_epochs": 2, "num_server_rounds": 6}
-    found = [run(**settings, seed=seed).summary["ari"] for seed in range(200, 205)]
-    assert max(found) == 1.0
+    assert any(run(**settings, seed=seed).summary["ari"] == 1.0 for seed in range(200, 205))
 
 
 def test_ifca_sends_every_client_one_model_per_cluster_and_trains_the_chosen_one(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -289,7 +288,7 @@ def test_with_partial_participation_only_the_sampled_are_aggregated(run, monkeyp
         return result
 
     monkeypatch.setattr(FederatedStrategy, "aggregate_train", watch)
-    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4)
+    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4, expert_memory=0.0)
     assert [len(names) for names in rounds] == [3, 3, 3, 3]
     assert len(set.union(*rounds)) > 3
     assert [row["clients_ok"] for row in result.rows] == [3, 3, 3, 3]
