@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests_support import files_of
 
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
@@ -163,8 +164,7 @@ def clusters_of(directory: Path) -> dict[str, str]:
 
 def artefacts(directory: Path) -> set[str]:
     """Return the names of the files in a run directory, with numbers left out."""
-    files = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-    return {re.sub(r"\d+", "<k>", name) for name in files}
+    return {re.sub(r"\d+", "<k>", name) for name in files_of(directory)}
 
 
 def simulate(directory: Path) -> Path:
