@@ -137,6 +137,19 @@ class RunConfig(BaseModel):
         description="share of the past in a client's running signature, where that is made from updates",
     )
 
+    aggregator: str = Field(
+        "mean", description="what makes one model of the clients' models, in each cluster and of all"
+    )
+    malicious_share: float = Field(
+        0.2,
+        ge=0.0,
+        lt=0.5,
+        description="share of the models, rounded up, that trimmed-mean, krum and multi-krum withstand",
+    )
+    clip_norm: float = Field(
+        0.0, ge=0.0, description="no update is longer than so many times the median of the round; 0: as long as it is"
+    )
+
     cfl_eps1: float = Field(0.4, gt=0.0, description="cfl cuts a cluster whose mean update is shorter than this")
     cfl_eps2: float = Field(1.6, gt=0.0, description="... and one of whose updates is longer than this")
     warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")

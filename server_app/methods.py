@@ -31,6 +31,7 @@ from strategies.oneshot import FLHC, FedGroup
 from strategies.oracle import Oracle
 from strategies.pacfl import PACFL
 from strategies.proxies import USUAL_SIZE, load_proxy
+from strategies.robust import AGGREGATORS, Aggregator
 from strategies.roster import Roster
 from strategies.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.signatures import SIGNATURES
@@ -44,7 +45,7 @@ GROUPINGS: Registry[Callable[[RunConfig, Roster, RunData], Grouping]] = Registry
 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for the first value that names a part which does not exist, or does not fit another."""
-    registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS]  # type: ignore[type-arg]
+    registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS]  # type: ignore[type-arg]
     for registry in registries:
         registry[getattr(config, registry.key)]
     for model in config.models_of_clients:
@@ -121,7 +122,10 @@ def check_groups(config: RunConfig, data: RunData) -> None:
 
 def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
     """Build the configured method."""
-    return METHODS[config.method](config, roster, data, device)
+    strategy = METHODS[config.method](config, roster, data, device)
+    strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
+    strategy.clip_norm = config.clip_norm
+    return strategy
 
 
 def _participation(config: RunConfig) -> Participation:

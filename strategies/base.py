@@ -29,6 +29,7 @@ from disue.wire import (
 )
 from strategies.descriptions import Descriptions
 from strategies.exchange import is_no_answer
+from strategies.robust import Aggregator, clipped, mean
 from strategies.roster import Client, Roster
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
@@ -119,6 +120,10 @@ class FederatedStrategy(Strategy):
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
         Who taught what in the last round, where experts taught.
+    aggregator : Aggregator
+        Makes one model of the clients' models, of all and of each cluster's.
+    clip_norm : float
+        No update is longer than so many times the round's median; 0: as long as it is.
     on_phase : callable
         Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
@@ -148,6 +153,8 @@ class FederatedStrategy(Strategy):
         self.experts: dict[int, State] = {}
         self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
+        self.aggregator = Aggregator(mean)
+        self.clip_norm = 0.0
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
@@ -306,6 +313,8 @@ class FederatedStrategy(Strategy):
         replies = self._received(replies, "local")
         self.outcome.bytes_up += sum(map(message_bytes, replies))
         updates = self._read_updates(replies)
+        if self.clip_norm:
+            updates = clipped(updates, self.clip_norm)
         self._require_enough(len(updates))
         self.universal = self.aggregate(server_round, updates)
         self.outcome.clusters = dict(self.clusters)

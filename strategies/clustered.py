@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
 from strategies.experts import cluster_averages, members_of, renew
 from strategies.groupings import Grouping
@@ -40,10 +39,10 @@ class ClusteredStrategy(FederatedStrategy):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Group the clients and average each cluster."""
-        self.average = weighted_average(updates)
+        self.average = self.aggregator(updates)
         with self.outcome.timed("clustering"):
             before, self.clusters = self.clusters, self.group(server_round, updates)
-            averages = cluster_averages(members_of(updates, self.clusters), self.average)
+            averages = cluster_averages(members_of(updates, self.clusters), self.average, self.aggregator)
             self.experts = renew(self.experts, averages, self.clusters, before)
         return self.average
 

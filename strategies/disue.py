@@ -14,7 +14,6 @@ from torch import Tensor
 
 from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
-from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
 from strategies.distiller import Distiller
 from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
@@ -216,7 +215,7 @@ class DisUE(FederatedStrategy):
         averages: dict[str, State] = {}
         for model in dict.fromkeys((self.model, *sorted(self.roster.models.values()))):
             own = [update for update in updates if self.roster.models[update.name] == model]
-            averages[model] = weighted_average(own) if own else self._universal_of(model)
+            averages[model] = self.aggregator(own) if own else self._universal_of(model)
         return averages
 
     def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
@@ -224,7 +223,9 @@ class DisUE(FederatedStrategy):
         members = members_of(updates, teams)
         fresh: dict[Team, State] = {}
         for model, average in self.averages.items():
-            fresh |= cluster_averages({team: own for team, own in members.items() if team.model == model}, average)
+            fresh |= cluster_averages(
+                {team: own for team, own in members.items() if team.model == model}, average, self.aggregator
+            )
         told = {
             team: Prototypes.of([u.signature for u in own if u.signature], self._universal_of(team.model))
             for team, own in members.items()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 from disue.models import State
-from strategies.aggregators import weighted_average
+from strategies.robust import Aggregator
 from strategies.updates import ClientUpdate
 
 
@@ -64,11 +64,13 @@ def renew(known: Mapping[K, T], fresh: Mapping[K, T], clusters: Mapping[str, K],
     return renewed
 
 
-def cluster_averages(members: Mapping[K, Sequence[ClientUpdate]], average: State) -> dict[K, State]:
-    """Return the weighted mean of each cluster that was sampled; where that is all clients, ``average`` itself."""
+def cluster_averages(
+    members: Mapping[K, Sequence[ClientUpdate]], average: State, aggregator: Aggregator
+) -> dict[K, State]:
+    """Return one model of each cluster that was sampled; where that is all clients, ``average`` itself."""
     if len(members) == 1:
         return dict.fromkeys(members, average)
-    return {number: weighted_average(group) for number, group in members.items()}
+    return {number: aggregator(group) for number, group in members.items()}
 
 
 def members_of(updates: Sequence[ClientUpdate], clusters: Mapping[str, K]) -> dict[K, list[ClientUpdate]]:

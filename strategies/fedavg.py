@@ -6,7 +6,6 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 from collections.abc import Sequence
 
 from disue.models import State
-from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy
 from strategies.updates import ClientUpdate
 
@@ -15,7 +14,7 @@ class FedAvg(FederatedStrategy):
     """Federated averaging: every client belongs to cluster 0, and its expert is the universal model."""
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
-        """Return the weighted mean of the clients' models."""
+        """Return the average of the clients' models."""
         self.clusters |= {update.name: 0 for update in updates}
-        self.average = weighted_average(updates)
+        self.average = self.aggregator(updates)
         return self.average

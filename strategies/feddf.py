@@ -12,7 +12,6 @@ from torch import Tensor
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy, Participation
 from strategies.distiller import Distiller
 from strategies.roster import Roster
@@ -52,7 +51,7 @@ class FedDF(FederatedStrategy):
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Average the clients, and distil the mean of their logits into the average (eq. 3)."""
         self.clusters |= {update.name: 0 for update in updates}
-        self.average = weighted_average(updates)
+        self.average = self.aggregator(updates)
         with self.outcome.timed("distillation"):
             targets = torch.stack([self.server.logits(update.state, self.proxy) for update in updates]).mean(dim=0)
             return self.server.distil(self.distiller, self.average, self.proxy, targets, self.outcome)

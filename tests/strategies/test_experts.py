@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from strategies.aggregators import weighted_average
 from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
+from strategies.robust import Aggregator, mean
 from strategies.updates import ClientUpdate
 
 WIDTHS = {"small": 2, "large": 5}
@@ -38,7 +39,9 @@ def test_a_team_is_averaged_alone_and_nobody_is_left_out(drawn: list[tuple[int, 
         own = {team: group for team, group in members.items() if team.model == model}
         if not own:
             continue
-        averages = cluster_averages(own, weighted_average([u for u in updates if models[u.name] == model]))
+        averages = cluster_averages(
+            own, weighted_average([u for u in updates if models[u.name] == model]), Aggregator(mean)
+        )
         for team, average in averages.items():
             group = [u for u in updates if (clusters[u.name], models[u.name]) == team]
             expected = np.average([u.state["w"] for u in group], axis=0, weights=[u.num_examples for u in group])
