@@ -17,6 +17,7 @@ from strategies.aggregators import weighted_average
 from strategies.disue import DisUE
 from strategies.experts import Team
 from strategies.prototypes import Prototypes
+from strategies.robust import Aggregator, mean
 from strategies.teachers import TEACHERS
 from strategies.updates import ClientUpdate
 
@@ -161,6 +162,7 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
     strategy.latest, strategy.team_experts, strategy.knowledge, strategy.priors = {}, {}, {}, {}
     strategy.label_counts_shared, strategy.expert_memory = True, 0.0
+    strategy.aggregator = Aggregator(mean)
     strategy.clusters = dict.fromkeys(names, 0)
     strategy.averages = {"mlp": weighted_average(updates)}
     strategy.universals = {"mlp": updates[0].start}
