@@ -201,8 +201,8 @@ def test_with_memory_an_expert_is_a_running_mean_and_clients_start_from_the_last
         weights = [u.num_examples for u in members]
         means.append(np.average([u.state["head.weight"].double().numpy() for u in members], axis=0, weights=weights))
     running = means[0]
-    for mean, (clusters, _, experts) in zip(means, seen, strict=True):
-        running = running if mean is means[0] else 0.75 * running + 0.25 * mean
+    for model, (clusters, _, experts) in zip(means, seen, strict=True):
+        running = running if model is means[0] else 0.75 * running + 0.25 * model
         np.testing.assert_allclose(experts[clusters["client-0"]]["head.weight"].numpy(), running, atol=1e-6)
     np.testing.assert_allclose(starts[0]["head.weight"].numpy(), means[1], atol=1e-6)
 
