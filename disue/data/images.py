@@ -1,6 +1,7 @@
 """Images of any size, kind and number of channels, made to what a model takes. The rules are in the docstrings."""
 
 import os
+import tokenize
 import warnings
 import zipfile
 import zlib
@@ -16,6 +17,11 @@ from torch.nn import functional as F
 from disue.errors import DataError
 from disue.task import Shape
 
+NO_ARRAYS = (
+    *(OSError, ValueError, EOFError, KeyError, NotImplementedError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+)
+"""What numpy raises where a file is no ``.npz`` file, or is damaged."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 LUMINANCE = (0.299, 0.587, 0.114)
 """Red, green and blue in grey (ITU-R BT.601)."""
@@ -137,7 +143,7 @@ def read_arrays(path: Path, name: str, needed: Set[str], wished: Set[str] = froz
             raise ValueError("a single array")
         with loaded as file:
             arrays = {key: file[key] for key in file.files if key in needed | wished}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+    except NO_ARRAYS as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file of plain arrays"
         raise DataError(f"'{name}' cannot be read ({reason})") from None
     if missing := needed - arrays.keys():

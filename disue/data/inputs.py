@@ -34,10 +34,13 @@ def to_pixels(x: Images, shape: Shape) -> Tensor:
         If a file cannot be read, or an array cannot be images.
     """
     if isinstance(x, Tensor):
-        x = x.numpy(force=True)
-    if isinstance(x, np.ndarray):
-        return from_array(x[None] if x.ndim == 2 else x, shape)
-    return read_inputs([Path(x)] if isinstance(x, str | Path) else [Path(path) for path in x], shape).pixels
+        x = (x.float() if x.is_floating_point() else x).numpy(force=True)
+    if isinstance(x, np.ndarray | np.generic):
+        return from_array(x[None] if x.ndim == 2 else np.asarray(x), shape)
+    paths = [x] if isinstance(x, str | Path) else list(x) if isinstance(x, Sequence) else []
+    if not paths or not all(isinstance(path, str | Path) for path in paths):
+        raise DataError(f"got {x!r:.60}; expected the paths of images, an array or a tensor")
+    return read_inputs([Path(path) for path in paths], shape).pixels
 
 
 def read_inputs(paths: Sequence[Path], shape: Shape) -> Inputs:

@@ -1,6 +1,8 @@
 """Images without labels, from files and arrays."""
 
+import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -69,3 +71,37 @@ def test_what_cannot_be_read_is_named(places: Path) -> None:
             read_inputs([places / name], SHAPE)
         assert str(caught.value).startswith(f"'{places / name}'")
         assert what in str(caught.value)
+
+
+def npz(path: Path, header: bytes) -> Path:
+    """Write an archive with an array ``x`` of which only the header is there."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    return path
+
+
+def test_damaged_archives_are_named_whatever_numpy_raises(tmp_path: Path) -> None:
+    """A size that no memory holds, a header that ends too early, and a kind of compression that nobody knows."""
+    large = npz(tmp_path / "large.npz", b"{'descr': '<f8', 'fortran_order': False, 'shape': (980099999990199,)}\n")
+    broken = npz(tmp_path / "broken.npz", b"{'descr': '<f8', 'fortran_order': False, 'shape': ((((((\n")
+    strange = tmp_path / "strange.npz"
+    content = npz(strange, b"{}\n").read_bytes()
+    local, central = content.index(b"PK\x03\x04") + 8, content.index(b"PK\x01\x02") + 10
+    for place in (local, central):
+        content = content[:place] + (99).to_bytes(2, "little") + content[place + 2 :]
+    strange.write_bytes(content)
+    for path in (large, broken, strange):
+        with pytest.raises(DataError, match="cannot be read") as caught:
+            read_inputs([path], SHAPE)
+        assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("x", [None, 3, [], {}, [1, 2], np.float32(0.5), np.array(0.5)], ids=repr)
+def test_what_is_no_image_at_all_is_said(x: Any) -> None:
+    with pytest.raises(DataError, match="expected"):
+        to_pixels(x, SHAPE)
+
+
+def test_half_precision_is_taken(places: Path) -> None:
+    x = torch.rand(2, 8, 8).bfloat16()
+    assert torch.equal(to_pixels(x, SHAPE), to_pixels(x.float(), SHAPE))
