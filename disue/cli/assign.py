@@ -102,7 +102,8 @@ def read_new(run: Run, data: Path) -> NewData:
     try:
         own = read_own(data, task.shape)
     except DataError as error:
-        raise DataError(f"'{data}': {error}") from None
+        named = str(error).removeprefix(f"'{data.name}'").removeprefix(": ")
+        raise DataError(f"'{data}'{'' if named.startswith(' ') else ': '}{named}") from None
     if unknown := [name for name in own.class_names if name not in task.class_names]:
         raise DataError(
             f"'{data}': classes that this run does not have: {quoted(unknown)}; it has {quoted(task.class_names)}"

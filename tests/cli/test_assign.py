@@ -136,6 +136,7 @@ def test_bad_input_is_one_line(
     np.savez(tmp_path / "class.npz", x=np.zeros((4, 8, 8)), y=np.array([0, 1, 2, 12]))
     np.savez(tmp_path / "long.npz", x=np.zeros((4, 8, 8)), y=np.zeros(3, dtype=int))
     np.savez(tmp_path / "good.npz", x=np.zeros((4, 8, 8)), y=np.zeros(4, dtype=int))
+    np.savez(tmp_path / "kind.npz", x=np.zeros((4, 8, 8), dtype=np.uint16), y=np.zeros(4, dtype=int))
     np.savez(tmp_path / "x.npz", x=np.zeros((4, 8, 8)))
     (tmp_path / "empty").mkdir()
     (tmp_path / "mixed" / "3").mkdir(parents=True)
@@ -144,6 +145,7 @@ def test_bad_input_is_one_line(
     for name, what in [
         ("class.npz", "class.npz': classes that this run does not have: '12'; it has '0', '1'"),
         ("long.npz", "y is int64 (3,); expected 4 integers, one for each image"),
+        ("kind.npz", f"disue: '{tmp_path / 'kind.npz'}': x is uint16; expected uint8"),
         ("nothing", "nothing' is neither a folder of images nor an .npz file"),
         ("empty", "empty' has no images"),
         ("mixed", "mixed': 'b.png' is in no class; expected a folder of images for each class"),
