@@ -37,9 +37,9 @@ class Client:
 class Roster:
     """The clients that take part.
 
-    Every round it is asked who is new. A node is waited for once, at most ``timeout`` seconds; one that was silent, or
-    that was refused, is asked again in later rounds, without waiting for it. A client that did not answer, whatever it
-    was asked, is left out until it says hello again.
+    Every round it is asked who is new. A node is waited for once, at most ``timeout`` seconds; one that was refused is
+    asked again in later rounds, and one that was silent once its time is up, without waiting for it. A client that did
+    not answer, whatever it was asked, is left out until it says hello again.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ class Roster:
         self.away: dict[str, Client] = {}
         self.returned: list[str] = []
         self._clients: dict[str, Client] = {}
-        self._asked: set[int] = set()
+        self._asked: dict[int, float] = {}
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
 
@@ -143,20 +143,22 @@ class Roster:
         self.returned = []
         present = set(grid.get_node_ids())
         self._leave_out({c.node_id for c in self._clients.values()} - present, "is no longer connected")
-        self._asked &= present
+        self._asked = {node: when for node, when in self._asked.items() if node in present}
         self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
         self._refusals = {node: reason for node, reason in self._refusals.items() if node in present}
-        strangers = present - {c.node_id for c in self._clients.values()} - set(self._unanswered.values())
-        new = strangers - self._asked
-        self._asked |= strangers
+        now = time.monotonic()
+        pending = {node for node in self._unanswered.values() if now - self._asked[node] < self.timeout}
+        strangers = present - {c.node_id for c in self._clients.values()} - pending
+        new = strangers - self._asked.keys()
+        self._asked |= dict.fromkeys(strangers, now)
         self._unanswered |= send(grid, [HelloRequest().to_message(node) for node in sorted(strangers)])
         replies = collect(grid, self._unanswered, new, self.timeout)
-        asked = [(sent, node) for sent, node in self._unanswered.items() if sent in replies]
+        asked = {self._unanswered[sent]: reply for sent, reply in replies.items()}
+        self._unanswered = {sent: node for sent, node in self._unanswered.items() if node not in asked}
         problems: list[DisueError] = []
-        for sent, node_id in sorted(asked, key=lambda pair: pair[1]):
-            del self._unanswered[sent]
-            if not is_no_answer(replies[sent]):
-                problems += self._take_in(replies[sent], node_id)
+        for node_id in sorted(asked):
+            if not is_no_answer(asked[node_id]):
+                problems += self._take_in(asked[node_id], node_id)
         if asked:
             log(INFO, "%s clients take part", len(self._clients))
         return problems

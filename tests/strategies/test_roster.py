@@ -5,6 +5,7 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from tests_support import ChangingGrid, answering_app
 
+from disue.cli.inline import InlineGrid
 from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
 from strategies.roster import Roster
@@ -265,3 +266,21 @@ def test_what_clients_say_of_their_data_is_checked_and_stops_nobody_else() -> No
     made = Roster(0, check_summary=never)
     with pytest.raises(FederationError, match="0 clients answered and 1 are needed; the first problem was: a: no such"):
         made.gather(grid(["a", "b"]), min_clients=1, join_timeout=0.5)
+
+
+def test_a_hello_that_is_lost_with_the_process_that_fetched_it_is_said_again() -> None:
+    """A node that is restarted between two rounds is listed in both; its new process knows nothing of the old one's."""
+    nodes = grid(["a", "b"])
+    made = Roster(0, timeout=0.3)
+    made.gather(nodes, 2, 1.0)
+    nodes.silent.add(1001)
+    made.leave_out([1001])
+    made.refresh(nodes)
+    (lost,) = nodes._pushed
+    nodes.pull_messages = lambda ids: InlineGrid.pull_messages(nodes, [i for i in ids if i != lost])  # type: ignore[method-assign]
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a"]
+    time.sleep(0.3)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert made._unanswered == {}
