@@ -79,11 +79,11 @@ def run_status(run_id: str | None, connection: str, environment: dict[str, str],
         return "unknown"
 
 
-def failure(log: list[str], status: str) -> DisueError:
-    """Return our own error from the log of a failed run, or its last lines where it was another one."""
-    raised = re.findall(r"^disue\.errors\.(\w+): (.*)", "\n".join(log), flags=re.MULTILINE)
-    if raised:
-        kind, message = raised[-1]
-        error: DisueError = getattr(errors, kind, FederationError)(message)
-        return error
-    return FederationError(f"the run ended as '{status}'; the end of its log:\n" + "\n".join(log[-20:]))
+def raised(log: list[str]) -> DisueError | None:
+    """Return our own error from the log of a failed run; None where it was another one."""
+    found = re.findall(r"^disue\.errors\.(\w+): (.*)", "\n".join(log), flags=re.MULTILINE)
+    if not found:
+        return None
+    kind, message = found[-1]
+    error: DisueError = getattr(errors, kind, FederationError)(message)
+    return error

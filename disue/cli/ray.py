@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import tomli_w
 
-from disue.cli.flower import copy_app, failure, quiet_environment, run_status, started_run, tool
+from disue.cli.flower import copy_app, quiet_environment, raised, run_status, started_run, tool
 from disue.config import RunConfig
 from disue.errors import FederationError
 
@@ -67,7 +67,8 @@ def run_ray(
             status = run_status(started_run(log), CONNECTION, environment, work)
         if status != "finished:completed":
             _keep(log, Path(config.output_dir))
-            raise failure(log, status)
+            end = "\n".join(log[-20:])
+            raise raised(log) or FederationError(f"the run ended as '{status}'; the end of its log:\n{end}")
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
     return summary
 

@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 import typer
 
-from disue.cli.flower import copy_app, failure, quiet_environment, run_status, tool
+from disue.cli.flower import copy_app, quiet_environment, raised, run_status, tool
 from disue.config import RunConfig, parse_assignments
 from disue.errors import ConfigError, FederationError
 
@@ -58,7 +58,7 @@ def run(connection: str, assignments: list[str]) -> None:
             )
             raise
     if status != "finished:completed":
-        raise failure(log, status)
+        raise raised(log) or FederationError(f"run {run_id} ended as '{status}'")
     typer.echo(f"run {run_id}: {status}")
     directories = re.findall(r"run directory: (.+)", "\n".join(log))
     if directories:

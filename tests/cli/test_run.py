@@ -58,3 +58,14 @@ def test_a_run_that_can_be_seen_goes_on_with_its_own_config(
 def test_a_run_on_another_machine_goes_on_with_the_config_that_is_given(submitted: Callable[..., RunConfig]) -> None:
     config = submitted("resume-from=/there/run", "alpha=0.7")
     assert (config.method, config.alpha, config.resume_from, config.output_dir) == ("disue", 0.7, "/there/run", "")
+
+
+def test_a_log_that_was_shown_is_not_shown_again_with_the_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "_submit", lambda *arguments: "7")
+    monkeypatch.setattr(run, "tool", lambda name: "echo")
+    monkeypatch.setattr(run, "_end_of_run", lambda *arguments: "finished:stopped")
+    with pytest.raises(FederationError, match=r"^run 7 ended as 'finished:stopped'$"):
+        run.run("there", [])
+    assert capsys.readouterr().out.splitlines() == ["run 7 on SuperLink connection 'there'", "log 7 there"]
