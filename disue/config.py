@@ -193,6 +193,8 @@ class RunConfig(BaseModel):
         description="weight of images whose features have the clients' prototypes as their means",
     )
 
+    privacy: Literal["plain"] = Field("plain", description="how what leaves a client is kept from the server")
+
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
     report: bool = Field(True, description="make report.html at the end (5 MB); `disue report` makes it later")
     tensorboard: bool = Field(
