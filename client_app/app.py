@@ -8,7 +8,8 @@ from flwr.clientapp import ClientApp
 from torch import Tensor
 
 from client_app.data import introduce, open_data
-from client_app.signature import DESCRIPTIONS, make_signature
+from client_app.privacy import Plain, discreet, discretion
+from client_app.signature import DESCRIPTIONS
 from client_app.training import label_counts, train
 from disue.config import RunConfig
 from disue.device import prepare_device
@@ -38,6 +39,7 @@ class LocalClient:
         self.config = RunConfig.from_flower(context.run_config)
         node = NodeConfig.from_flower(context.node_config)
         self.name = node.client
+        self.deployed = node.data_path is not None
         self.model_name = own_model(node, self.config)
         self.task, self.data = open_data(self.config, node, task)
         self.num_classes = self.task.num_classes
@@ -79,6 +81,10 @@ class LocalClient:
         losses = [score(self.model(state), self.data.train, self.device, prior).loss for state in candidates]
         return min(range(len(losses)), key=losses.__getitem__)
 
+    def discretion(self, purpose: str, server_round: int = 0) -> Plain:
+        """Return what decides what leaves."""
+        return discretion(self.config, self.name, self.deployed, purpose, server_round)
+
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""
         return torch_rng(self.config.seed, purpose, self.name, server_round)
@@ -101,14 +107,17 @@ def own_model(node: NodeConfig, config: RunConfig) -> str:
 
 
 @app.query()
+@discreet
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
     HelloRequest.check(message)
     config, node = RunConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
-    return introduce(config, node, own_model(node, config)).to_message(message)
+    reply = introduce(config, node, own_model(node, config))
+    return discretion(config, node.client, node.data_path is not None, "hello").hello(reply).to_message(message)
 
 
 @app.query("describe")
+@discreet
 def describe(message: Message, context: Context) -> Message:
     """Say what the data are like."""
     request = DescribeRequest.from_message(message)
@@ -116,34 +125,40 @@ def describe(message: Message, context: Context) -> Message:
     client = LocalClient(context, request.task)
     share = client.config.share_label_counts
     signature = description(client.initial_model(), client.data.train, client.device, share)
-    return DescribeReply(signature).to_message(message)
+    told = client.discretion("describe").description(request.description, signature)
+    return DescribeReply(told).to_message(message)
 
 
 @app.train()
+@discreet
 def train_locally(message: Message, context: Context) -> Message:
     """Phase L: train from the given start, or from the best candidate, on this client's data."""
     request = TrainRequest.from_message(message)
     client = LocalClient(context, request.task)
-    choice = client.best_of(request.candidates, request.objective) if request.candidates else None
+    discretion = client.discretion("train", request.server_round)
+    candidates = discretion.candidates(request.candidates)
+    choice = client.best_of(candidates, request.objective) if candidates else None
     start = request.start or request.candidates[choice or 0]
     signature = None
     if request.signature:
-        universal, share = client.model(request.universal or start), client.config.share_label_counts
-        signature = make_signature(universal, client.data.train, client.device, share)
+        universal = client.model(request.universal or start)
+        signature = discretion.signature(universal, client.data.train, client.device)
     model = client.model(start)
     rng = client.rng("train", request.server_round)
     result = train(model, client.data.train, client.config, request.objective, rng, client.device, client.num_classes)
-    return TrainReply(
+    reply = TrainReply(
         state=get_state(model),
         num_examples=len(client.data.train),
         train_loss=result.loss,
         steps=result.steps,
         signature=signature,
         choice=choice,
-    ).to_message(message)
+    )
+    return discretion.training(reply, start).to_message(message)
 
 
 @app.evaluate()
+@discreet
 def evaluate_locally(message: Message, context: Context) -> Message:
     """Evaluate the universal expert, the own expert and, if asked, the own expert after fine-tuning.
 
@@ -166,7 +181,7 @@ def evaluate_locally(message: Message, context: Context) -> Message:
             expert, train_set, client.config, request.objective, rng, client.device, client.num_classes
         ).steps
         personal_accuracy = score(expert, test, client.device, own_prior).accuracy
-    return EvaluateReply(
+    reply = EvaluateReply(
         num_examples=len(test),
         universal_accuracy=universal.accuracy,
         universal_loss=universal.loss,
@@ -175,4 +190,5 @@ def evaluate_locally(message: Message, context: Context) -> Message:
         personal_steps=personal_steps,
         universal_fit=universal_fit,
         expert_fit=expert_fit,
-    ).to_message(message)
+    )
+    return client.discretion("evaluate", request.server_round).evaluation(reply, client.num_classes).to_message(message)

@@ -193,7 +193,20 @@ class RunConfig(BaseModel):
         description="weight of images whose features have the clients' prototypes as their means",
     )
 
-    privacy: Literal["plain"] = Field("plain", description="how what leaves a client is kept from the server")
+    privacy: Literal["plain", "dp"] = Field(
+        "plain",
+        description="what of a client's data the server sees; dp: clipped and noisy releases (extra `dp`); what that "
+        "protects is in [PRIVACY.md](PRIVACY.md)",
+    )
+    dp_clip: float = Field(1.0, gt=0.0, description="with privacy=dp: no update of a client is longer than this")
+    dp_noise: float = Field(
+        1.0,
+        gt=0.0,
+        description="with privacy=dp: deviation of the noise in each coordinate, in lengths of the longest vector",
+    )
+    dp_delta: float = Field(
+        1e-5, gt=0.0, lt=1.0, description="with privacy=dp: the delta for which epsilon is reported"
+    )
 
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
     report: bool = Field(True, description="make report.html at the end (5 MB); `disue report` makes it later")

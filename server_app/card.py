@@ -19,7 +19,7 @@ from disue.naming import by_name
 from disue.task import quoted
 from server_app.report.command import PLACES
 from server_app.report.reading import ClientRow, RunRecord, read_run
-from server_app.report.words import counted, last_of, percent, total_of
+from server_app.report.words import counted, last_of, percent, privacy, total_of
 
 CARD = "MODEL_CARD.md"
 SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
@@ -57,6 +57,12 @@ Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ 
 
 Accuracies are means over the cluster's clients, each on its own test data; a client uses its own expert \
 {{ prior }}.
+
+{% endif %}
+{% if privacy %}
+## Privacy
+
+{{ privacy|plain }}
 
 {% endif %}
 ## Limits
@@ -135,6 +141,7 @@ def card(record: RunRecord) -> str:
         accuracies=_accuracies(record),
         clusters=_clusters(record) if experts else [],
         prior=_prior(record),
+        privacy=privacy(record),
         limits=_limits(record, experts),
         experts=experts,
         gates=record.config["method"] == "disue",

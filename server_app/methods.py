@@ -12,6 +12,7 @@ from disue.models import MODELS, State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.registry import Registry
 from disue.seeding import derive_seed
+from server_app.privacy import check_privacy
 from strategies.base import FederatedStrategy, Participation
 from strategies.cfl import CFL
 from strategies.clusterers import CLUSTERERS, AtLeast, Clusterer
@@ -54,6 +55,7 @@ def check_names(config: RunConfig) -> None:
         CLUSTERERS[config.clusterer](config.num_clusters, 0)
     if config.method == "feddf" and config.proxy == "generator":
         raise ConfigError("proxy: got 'generator'; method 'feddf' needs holdout, dataset:NAME or path:DIR")
+    check_privacy(config)
 
 
 def check_model(config: RunConfig, model: str, key: str = "model") -> None:

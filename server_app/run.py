@@ -20,6 +20,7 @@ from server_app.events import Events, check_tensorboard
 from server_app.hold import exclusive, in_use, is_held
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
 from server_app.portrait import Portrait
+from server_app.privacy import Ledger, check_accountant
 from server_app.progress import Progress
 from server_app.recorder import Recorder, Row, check_directory, default_directory, forget_after
 from server_app.report import write_report
@@ -53,6 +54,8 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     check_own_data(config)
     if config.tensorboard:
         check_tensorboard()
+    if config.privacy == "dp":
+        check_accountant()
     prepare_device(config.device)
     if config.resume_from:
         look_back(config)
@@ -114,6 +117,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}
         progress = Progress(directory, config.num_server_rounds)
         strategy.on_phase = progress.phase
+        ledger = Ledger(directory, config, roster.name_of, past.rounds)
         events = Events(directory, strategy, past.rounds) if config.tensorboard else None
         log(INFO, "run directory: %s", directory)
 
@@ -123,6 +127,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             else:
                 scores = on_test_set(strategy, build, config.model, test, device)
             portrait.after_round(strategy.outcome)
+            strategy.outcome.extra |= ledger.spent()
             row = recorder.record_round(strategy.outcome, roster.clients, scores)
             if events:
                 events.after_round(row, strategy.outcome)
@@ -132,7 +137,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             )
 
         try:
-            with progress.watching(grid):
+            with progress.watching(grid), ledger.watching(grid):
                 strategy.start(
                     grid,
                     ArrayRecord(start),

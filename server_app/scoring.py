@@ -1,5 +1,6 @@
 """How good the universal models are: on the server's test set, or where there is none, as the clients say."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -72,7 +73,8 @@ def by_clients(evaluations: Mapping[str, EvaluateReply], models: Mapping[str, st
 
 def _mean(replies: list[EvaluateReply]) -> Score:
     total = sum(reply.num_examples for reply in replies)
+    losses = [math.nan if reply.universal_loss is None else reply.universal_loss for reply in replies]
     return Score(
         sum(reply.universal_accuracy * reply.num_examples for reply in replies) / total,
-        sum(reply.universal_loss * reply.num_examples for reply in replies) / total,
+        sum(loss * reply.num_examples for loss, reply in zip(losses, replies, strict=True)) / total,
     )

@@ -426,7 +426,7 @@ class FederatedStrategy(Strategy):
                 continue
             start = self._starts[name] or self._candidates[reply.choice or 0]
             updates[name] = ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
-            losses[name] = reply.train_loss
+            losses[name] = math.nan if reply.train_loss is None else reply.train_loss
             if reply.signature is not None:
                 self.outcome.label_counts[name] = reply.signature.label_counts
             self.outcome.client_steps += reply.steps

@@ -1,5 +1,6 @@
 """docs/PRIVACY.md against what the server receives: every field that leaves a client, and no other."""
 
+import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -11,11 +12,18 @@ import pytest
 import torch
 from flwr.app import Context, Message
 
+import client_app.app as client
+from client_app import privacy
 from client_app.app import app as client_app
+from client_app.privacy import Draw
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig, parse_assignments
-from disue.data import load_dataset
+from disue.data import ClientData, Examples, load_dataset
+from disue.errors import DataError, FederationError
 from disue.models import build_model
+from disue.nodes import NodeConfig
+from disue.task import Task
+from server_app.privacy import LEDGER
 from server_app.run import execute
 from strategies.clusterers import CLUSTERERS
 
@@ -59,9 +67,12 @@ RUNS: list[Values] = [
     {"method": "ifca"},
     {"method": "pacfl"},
     {"method": "fedavg-ft"},
-    {"dataset": "own", "input-shape": "1x8x8", "proxy": "dataset:digits"},
+    {"dataset": "own", "classes": "0,1,2,3,4,5,6,7,8,9", "input-shape": "1x8x8", "proxy": "dataset:digits"},
 ]
 """Among these each field is sent by some and, unless it always is, not by others."""
+UNCOVERED = ({"signature": "subspace", "initialisation": "universal"}, {"clusterer": "ifca"}, {"method": "ifca"})
+UNCOVERED += ({"method": "pacfl"},)
+"""Those that privacy=dp refuses."""
 
 
 @dataclass(frozen=True)
@@ -99,27 +110,27 @@ class RecordingGrid(InlineGrid):
         return replies
 
 
-def own_nodes(root: Path) -> list[dict[str, object]]:
-    """Return four clients with digits of their own, each of some classes."""
+def own_nodes(root: Path, shift: int = 0) -> list[dict[str, object]]:
+    """Return four clients with digits of their own, eight of each of five classes; ``shift``: exchange the classes."""
     digits = load_dataset("digits").train
     nodes: list[dict[str, object]] = []
     for i in range(4):
-        chosen = torch.isin(digits.y, torch.arange(5) + 5 * (i % 2)).nonzero().flatten()[40 * i : 40 * i + 40]
+        classes = (torch.arange(5) + 5 * i + shift) % 10
+        chosen = torch.cat([(digits.y == label).nonzero().flatten()[8 * i : 8 * i + 8] for label in classes])
         x, y = digits.x[chosen, 0].numpy() / 16.0, digits.y[chosen].numpy()
         np.savez(root / f"{i}.npz", x=x.astype(np.float32), y=y)
         nodes.append({"name": f"hospital-{i}", "data-path": str(root / f"{i}.npz")})
     return nodes
 
 
-def recorded(
-    values: Values, root: Path, app: Callable[[Message, Context], Message] = client_app
-) -> tuple[RunConfig, list[Message]]:
-    """Run with these settings, and return what the server received."""
+def recorded(values: Values, root: Path, app: Answer = client_app, shift: int = 0) -> tuple[RunConfig, list[Message]]:
+    """Run with these settings in a new folder, and return what the server received, client by client in its order."""
+    root.mkdir(exist_ok=True)
     config = RunConfig.from_flower(SMALL | {"output-dir": str(root / "run")} | values)
-    nodes = own_nodes(root) if config.dataset == "own" else simulated_nodes(4)
+    nodes = own_nodes(root, shift) if config.dataset == "own" else simulated_nodes(4)
     grid = RecordingGrid(app, config.to_flower(), nodes)
     execute(config, grid)
-    return config, grid.received
+    return config, sorted(grid.received, key=lambda message: message.metadata.src_node_id)
 
 
 def fields_of(message: Message) -> set[Field]:
@@ -143,9 +154,9 @@ MODES, LINES = table()
 @pytest.mark.parametrize("mode", MODES)
 def test_what_the_server_receives_is_what_the_page_says(mode: str, tmp_path: Path) -> None:
     seen: set[str] = set()
-    for number, values in enumerate(RUNS):
+    runs = [values for values in RUNS if MODES[mode]["privacy"] != "dp" or values not in UNCOVERED]
+    for number, values in enumerate(runs):
         root = tmp_path / str(number)
-        root.mkdir()
         config, received = recorded(values | MODES[mode], root)
         assert {KINDS[message.metadata.message_type] for message in received} >= {"hello", "train", "evaluate"}
         for message in received:
@@ -204,3 +215,105 @@ def test_only_which_classes_there_are_leaves_where_label_counts_are_kept_back(tm
     assert len(signatures) == 8
     for signature in signatures:
         assert set(torch.from_numpy(signature["label-counts"].numpy()).tolist()) <= {0.0, 1.0}
+
+
+# --- privacy=dp ------------------------------------------------------------------------------------
+
+DP = next(name for name, values in MODES.items() if values["privacy"] == "dp")
+PRIVATE: Values = {"privacy": "dp", "dp-noise": 0.05}
+
+
+def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every client have other data, as many of each: noise in place of images, and labels by chance."""
+    real = client.open_data
+
+    def opened(config: RunConfig, node: NodeConfig, task: Task | None) -> tuple[Task, ClientData]:
+        told, data = real(config, node, task)
+        g = torch.Generator().manual_seed(len(node.client))
+
+        def replaced(examples: Examples) -> Examples:
+            y = torch.randint(told.num_classes, examples.y.shape, generator=g)
+            return Examples(torch.randn(examples.x.shape, generator=g) * 3.0, y)
+
+        return told, replace(data, train=replaced(data.train), test=replaced(data.test))
+
+    monkeypatch.setattr(client, "open_data", opened)
+
+
+def told_by(message: Message) -> Any:
+    return (message.error.code, message.error.reason) if message.has_error() else message.content
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"share-label-counts": False, "initialisation": "universal", "local-loss": "balanced"},
+        {"method": "fedavg-ft"},
+        {"signature": "prototypes"},
+    ],
+    ids=["disue", "classes only", "fedavg-ft", "prototypes"],
+)
+def test_whatever_the_data_are_only_releases_differ(
+    values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is released held fixed, all that the server receives is the same, byte for byte."""
+    lengths: list[float] = []
+
+    def fixed(vector: torch.Tensor, bound: float, noise: float, draw: Draw) -> torch.Tensor:
+        lengths.append(float(vector.double().norm()) / bound)
+        return bound * torch.linspace(-0.3, 1.0, vector.numel(), dtype=torch.float64)
+
+    monkeypatch.setattr(privacy, "release", fixed)
+    _, received = recorded(PRIVATE | values, tmp_path / "a")
+    before = list(lengths)
+    other_data(monkeypatch)
+    _, others = recorded(PRIVATE | values, tmp_path / "b")
+    assert before != lengths[len(before) :]
+    assert len(received) == len(others)
+    for one, other in zip(received, others, strict=True):
+        assert told_by(one) == told_by(other)
+    for root in ("a", "b"):  # what is counted is what was released
+        counted = json.loads((tmp_path / root / "run" / LEDGER).read_text())
+        assert sum(counted.values()) == len(before) == len(lengths) / 2
+
+
+def test_of_data_of_their_own_clients_tell_only_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = next(values for values in RUNS if values.get("dataset") == "own")
+    monkeypatch.setattr(
+        privacy, "release", lambda vector, bound, noise, draw: bound * torch.ones(vector.numel(), dtype=torch.float64)
+    )
+    told = []
+    for number, shift in enumerate((0, 5)):
+        _, received = recorded(PRIVATE | own, tmp_path / str(number), shift=shift)
+        told.append([told_by(message) for message in received])
+    assert told[0] == told[1]
+
+
+def test_the_page_tells_apart_what_is_released_and_what_is_public(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two federations with other data: what the page calls public is the same, what it calls released is not."""
+    _, received = recorded(PRIVATE, tmp_path / "a")
+    other_data(monkeypatch)
+    _, others = recorded(PRIVATE, tmp_path / "b")
+    differs: dict[Field, bool] = {}
+    for one, other in zip(received, others, strict=True):
+        for kind, record, key in fields_of(one):
+            field = (kind, record, "*" if record == "arrays" else key)
+            differs[field] = differs.get(field, False) or one.content[record][key] != other.content[record][key]
+    said = {line.field: line.what[DP].startswith("released") for line in LINES if line.field in differs}
+    assert differs == said
+    assert all(line.what[DP].startswith(("released", "public", NOT_SENT)) for line in LINES)
+
+
+def test_a_failure_says_nothing_of_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise DataError("patient-17.png cannot be read")
+
+    monkeypatch.setattr(client, "train", broken)
+    for number, mode in enumerate(MODES):
+        root = tmp_path / str(number)
+        with pytest.raises(FederationError, match=r"^min-success-fraction") as caught:
+            recorded(MODES[mode], root)
+        assert ("patient-17" in str(caught.value)) == (mode != DP)

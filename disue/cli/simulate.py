@@ -153,4 +153,7 @@ def _summary_table(summary: Row) -> Table:
     )
     table.add_row("clusters", str(summary["num_clusters"]), "found by the server")
     table.add_row("ari", number(summary["ari"], 2), "agreement with planted groups")
+    if "epsilon" in summary:
+        spent = f"of the client that released most, {summary['releases']} times, at delta {summary['delta']:g}"
+        table.add_row("epsilon", f"{summary['epsilon']:.3g}", spent)
     return table

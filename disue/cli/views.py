@@ -121,6 +121,8 @@ def _accuracies(row: Row, sizes: Mapping[int, int]) -> str:
         f"ari {number(row['ari'], 2)}",
         f"{seconds_of(row):.1f} s",
     ]
+    if "epsilon" in row:
+        parts.append(f"epsilon {row['epsilon']:.3g}")
     missing = row["clients_failed"] + row["clients_rejected"]
     if missing:
         parts.append(f"{missing} of {missing + row['clients_ok']} clients missing")
@@ -161,6 +163,8 @@ class LiveView:
         table.add_row("average", Text(f"{number(last.get('average_accuracy'))}  (FedAvg)"))
         agreement = "" if last.get("ari") is None else f"  ari {last['ari']:.2f}"
         table.add_row("clusters", Text(sizes_in_words(sight.sizes) + agreement if sight.sizes else "-"))
+        if "epsilon" in last:
+            table.add_row("privacy", Text(f"epsilon {last['epsilon']:.3g}  ({last['releases']} releases)"))
         table.add_row("time left", Text(time_in_words(0.0 if sight.summary else sight.seconds_left)))
         return Panel(table, title=Text(self.title), title_align="left", expand=False)
 

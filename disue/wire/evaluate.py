@@ -92,11 +92,12 @@ class EvaluateReply:
 
     ``personal_steps`` are the optimiser steps that the fine-tuning took. ``universal_fit`` and ``expert_fit``, where
     they were asked for, are mean cross-entropies (nats) on the client's training data, with its own label prior.
+    ``universal_loss`` is None where it is kept back.
     """
 
     num_examples: int
     universal_accuracy: float
-    universal_loss: float
+    universal_loss: float | None
     expert_accuracy: float
     personal_accuracy: float | None = None
     personal_steps: int = 0
@@ -109,12 +110,12 @@ class EvaluateReply:
             {
                 "num-examples": self.num_examples,
                 "universal-accuracy": self.universal_accuracy,
-                "universal-loss": self.universal_loss,
                 "expert-accuracy": self.expert_accuracy,
                 "personal-steps": self.personal_steps,
             }
         )
         optional = {
+            "universal-loss": self.universal_loss,
             "personal-accuracy": self.personal_accuracy,
             "universal-fit": self.universal_fit,
             "expert-fit": self.expert_fit,
@@ -131,7 +132,7 @@ class EvaluateReply:
         return cls(
             num_examples=integer(metrics, "num-examples", at_least=1),
             universal_accuracy=share(metrics, "universal-accuracy"),
-            universal_loss=number(metrics, "universal-loss"),
+            universal_loss=number(metrics, "universal-loss") if "universal-loss" in metrics else None,
             expert_accuracy=share(metrics, "expert-accuracy"),
             personal_accuracy=share(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
             personal_steps=integer(metrics, "personal-steps", at_least=0),

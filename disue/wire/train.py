@@ -84,18 +84,23 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class TrainReply:
-    """The trained model and what goes with it; ``choice`` is the candidate that the client chose."""
+    """The trained model and what goes with it.
+
+    ``choice`` is the candidate that the client chose; ``train_loss`` is None where it is kept back.
+    """
 
     state: State
     num_examples: int
-    train_loss: float
+    train_loss: float | None
     steps: int
     signature: Signature | None = None
     choice: int | None = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
-        metrics = MetricRecord({"num-examples": self.num_examples, "train-loss": self.train_loss, "steps": self.steps})
+        metrics = MetricRecord({"num-examples": self.num_examples, "steps": self.steps})
+        if self.train_loss is not None:
+            metrics["train-loss"] = self.train_loss
         if self.choice is not None:
             metrics["choice"] = self.choice
         content = RecordDict({"arrays": ArrayRecord(self.state), "metrics": metrics})
@@ -129,7 +134,7 @@ class TrainReply:
         return cls(
             state=state,
             num_examples=num_examples,
-            train_loss=number(metrics, "train-loss"),
+            train_loss=number(metrics, "train-loss") if "train-loss" in metrics else None,
             steps=integer(metrics, "steps", at_least=0),
             signature=None if tensors is None else _read_signature(tensors, like, num_examples),
             choice=choice,

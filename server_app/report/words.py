@@ -94,12 +94,14 @@ def cards(record: RunRecord) -> list[Card]:
     universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
     expert, worst = last_of(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     ari, clusters = last_of(record, "ari"), last_of(record, "num_clusters")
-    return [
+    spent = last_of(record, "epsilon")
+    shown = [
         Card(percent(universal), "universal expert", _against(universal, average)),
         Card(percent(expert), "own expert", "mean over clients, each on its own test data"),
         Card(percent(worst), "worst tenth", "own expert, mean over the tenth of the clients that it serves least"),
         Card("–" if clusters is None else str(clusters), "clusters" if clusters != 1 else "cluster", _agreement(ari)),
     ]
+    return shown if spent is None else [*shown, Card(f"{spent:,.3g}", "epsilon", budget(record))]
 
 
 def sentences(record: RunRecord) -> list[str]:
@@ -107,7 +109,27 @@ def sentences(record: RunRecord) -> list[str]:
     if not record.rows:
         return ["No round is finished yet."]
     words = [_what_was_run(record), _universal(record), _experts(record), _clusters(record), _cost(record)]
+    words.append(privacy(record))
     return [sentence for sentence in words if sentence]
+
+
+def budget(record: RunRecord) -> str:
+    """Return what an epsilon is of."""
+    releases = counted(int(last_of(record, "releases") or 0), "noisy release")
+    return f"at delta {record.config['dp-delta']:g}, of the client that sent most: {releases}"
+
+
+def privacy(record: RunRecord) -> str:
+    """Return what is known of the privacy of clients, where what they send is noisy; else nothing."""
+    spent = last_of(record, "epsilon")
+    if spent is None:
+        return ""
+    releases = counted(int(last_of(record, "releases") or 0), "release")
+    return (
+        f"What leaves a client is clipped and noisy: ({spent:,.3g}, {record.config['dp-delta']:g})-differential "
+        f"privacy for all the data of a client, towards the server too, after {releases} of the client that sent most. "
+        "Accuracies that clients measured are noisy, too."
+    )
 
 
 def _against(universal: float | None, average: float | None) -> str:

@@ -1,0 +1,142 @@
+"""The budget of ``privacy=dp``: how much clients have released so far, and what that comes to."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from flwr.app import Message
+from flwr.serverapp import Grid
+
+from disue.config import RunConfig
+from disue.data import OWN
+from disue.errors import ConfigError
+from disue.files import json_object, read_text, write_whole
+from disue.privacy import COVERED_DESCRIPTIONS, SENSITIVITY, releases_of
+from strategies.clusterers import CLUSTERERS
+from strategies.signatures import SIGNATURES
+
+LEDGER = "releases.json"
+ORDERS = (1.0 + np.geomspace(1e-6, 1e4, 500)).tolist()
+"""Of the Rényi divergences that the accountant takes the best of."""
+
+
+def check_privacy(config: RunConfig) -> None:
+    """Raise `ConfigError` where the claim of ``privacy=dp`` would not hold."""
+    if config.privacy != "dp":
+        return
+    by_clusterer = config.method == "disue"
+    if config.method == "ifca" or (by_clusterer and config.clusterer == "ifca"):
+        key = "method" if config.method == "ifca" else "clusterer"
+        raise ConfigError(f"{key}: got 'ifca'; privacy=dp does not cover a client's choice of a model, use another")
+    covered = " or ".join(COVERED_DESCRIPTIONS)
+    if config.method == "pacfl":
+        raise ConfigError("method: got 'pacfl'; privacy=dp does not cover the subspace of a client's inputs")
+    if (
+        by_clusterer
+        and config.clusterer in CLUSTERERS
+        and SIGNATURES[config.signature].from_update is None
+        and config.signature not in COVERED_DESCRIPTIONS
+    ):
+        raise ConfigError(
+            f"signature: got '{config.signature}'; privacy=dp does not cover it, use {covered} or one made from updates"
+        )
+    if config.dataset == OWN and not config.class_names:
+        raise ConfigError("classes: got ''; with privacy=dp clients do not tell theirs, name all of them")
+
+
+def check_accountant() -> None:
+    """Raise `ConfigError` if privacy=dp is asked for and the accountant is not there."""
+    if find_spec("opacus") is None:
+        raise ConfigError("privacy: got 'dp'; the accountant is missing, use plain or pip install 'disue[dp]'")
+
+
+def epsilon_of(releases: int, noise: float, delta: float) -> float:
+    """Return the epsilon of so many releases, which may each depend on those before, by Rényi accounting.
+
+    Mironov, "Rényi Differential Privacy", CSF 2017, with Opacus. Nothing is gained by sampling clients.
+
+    Parameters
+    ----------
+    releases : int
+    noise : float
+        Deviation of the noise, in bounds of the vectors.
+    delta : float
+    """
+    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+
+    divergences = compute_rdp(q=1.0, noise_multiplier=noise / SENSITIVITY, steps=releases, orders=ORDERS)
+    epsilon, _ = get_privacy_spent(orders=ORDERS, rdp=divergences, delta=delta)
+    return max(0.0, float(epsilon))
+
+
+class Ledger:
+    """Counts what each client releases, and writes it to ``releases.json`` before the client is asked.
+
+    So a request that was never answered counts, and so does what a run was told that was killed then.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    config : RunConfig
+    name_of : callable
+        From a node id to a client's name.
+    rounds : int (default: 0)
+        Those that are over; then there must be a ledger.
+
+    Raises
+    ------
+    DataError
+        If there is none, or it is damaged.
+    """
+
+    def __init__(self, directory: Path, config: RunConfig, name_of: Callable[[int], str], rounds: int = 0) -> None:
+        self.path = directory / LEDGER
+        self.config = config
+        self.name_of = name_of
+        nothing: dict[str, int] = {}
+        self.releases = read_text(self.path, _releases, None if rounds and config.privacy == "dp" else nothing)
+
+    def spent(self) -> dict[str, float | int]:
+        """Return epsilon, delta and the number of releases of the client that released most; {} without noise."""
+        if self.config.privacy != "dp":
+            return {}
+        releases = max(self.releases.values(), default=0)
+        epsilon = epsilon_of(releases, self.config.dp_noise, self.config.dp_delta) if releases else 0.0
+        return {"epsilon": epsilon, "delta": self.config.dp_delta, "releases": releases}
+
+    @contextmanager
+    def watching(self, grid: Grid) -> Iterator[None]:
+        """Count what is asked through a grid."""
+        if self.config.privacy != "dp":
+            yield
+            return
+        push = grid.push_messages
+
+        def push_messages(messages: Iterable[Message]) -> Iterable[str]:
+            asked = list(messages)
+            self._enter(asked)
+            return push(asked)
+
+        grid.push_messages = push_messages  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            grid.push_messages = push  # type: ignore[method-assign]
+
+    def _enter(self, requests: list[Message]) -> None:
+        for request in requests:
+            if count := releases_of(request):
+                name = self.name_of(request.metadata.dst_node_id)
+                self.releases[name] = self.releases.get(name, 0) + count
+        write_whole(self.path, json.dumps(self.releases, indent=2) + "\n")
+
+
+def _releases(text: str) -> dict[str, int]:
+    releases = json_object(text)
+    if not all(type(count) is int and count > 0 for count in releases.values()):
+        raise ValueError("it holds something else than counts")
+    return releases
