@@ -39,7 +39,7 @@ class LocalClient:
         self.config = RunConfig.from_flower(context.run_config)
         node = NodeConfig.from_flower(context.node_config)
         self.name = node.client
-        self.deployed = node.data_path is not None
+        self.node = node
         self.model_name = own_model(node, self.config)
         self.task, self.data = open_data(self.config, node, task)
         self.num_classes = self.task.num_classes
@@ -83,7 +83,7 @@ class LocalClient:
 
     def discretion(self, purpose: str, server_round: int = 0) -> Plain:
         """Return what decides what leaves."""
-        return discretion(self.config, self.name, self.deployed, purpose, server_round)
+        return discretion(self.config, self.node, purpose, server_round)
 
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""
@@ -113,7 +113,7 @@ def hello(message: Message, context: Context) -> Message:
     HelloRequest.check(message)
     config, node = RunConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
     reply = introduce(config, node, own_model(node, config))
-    return discretion(config, node.client, node.data_path is not None, "hello").hello(reply).to_message(message)
+    return discretion(config, node, "hello").hello(reply).to_message(message)
 
 
 @app.query("describe")

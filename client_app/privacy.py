@@ -24,6 +24,7 @@ from disue.data import Examples
 from disue.errors import ConfigError, FederationError
 from disue.metrics import predict_logits
 from disue.models import Classifier, State, flatten, subtract
+from disue.nodes import NodeConfig
 from disue.privacy import COVERED_DESCRIPTIONS, FITS_UP_TO
 from disue.seeding import torch_rng
 from disue.signature import Signature
@@ -213,24 +214,33 @@ def _counts(shares: Tensor, total: int) -> Tensor:
     return counts if bool(counts.sum() > 0) else F.one_hot(shares.argmax(), len(shares)).to(shares)
 
 
-def discretion(config: RunConfig, name: str, deployed: bool, purpose: str, server_round: int = 0) -> Plain:
+def discretion(config: RunConfig, node: NodeConfig, purpose: str, server_round: int = 0) -> Plain:
     """Return what decides what leaves.
+
+    A client with data of its own takes noise from the operating system, whatever the run config says. In a simulation,
+    where nobody is protected, it comes from the run seed.
 
     Parameters
     ----------
     config : RunConfig
-    name : str
-        The client's.
-    deployed : bool
-        Whether the data are the client's own: then noise comes from the operating system, whatever the run config
-        says. In a simulation, where nobody is protected, it comes from the run seed.
+    node : NodeConfig
     purpose : str
         What is answered.
     server_round : int (default: 0)
+
+    Raises
+    ------
+    ConfigError
+        If the client takes part in runs of another ``privacy`` only.
     """
+    if node.privacy not in (None, config.privacy):
+        raise ConfigError(
+            f"privacy: got '{config.privacy}'; '{node.client}' takes part in runs with privacy={node.privacy} only"
+        )
     if config.privacy == "plain":
         return Plain(config)
-    return Private(config, from_the_system if deployed else seeded(config.seed, "dp", purpose, name, server_round))
+    own = node.data_path is not None
+    return Private(config, from_the_system if own else seeded(config.seed, "dp", purpose, node.client, server_round))
 
 
 def discreet(answer: Answer) -> Answer:

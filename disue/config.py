@@ -20,6 +20,7 @@ def _to_kebab(name: str) -> str:
 
 
 LocalLoss = Literal["cross-entropy", "balanced"]
+Privacy = Literal["plain", "dp"]
 
 
 class RunConfig(BaseModel):
@@ -193,7 +194,7 @@ class RunConfig(BaseModel):
         description="weight of images whose features have the clients' prototypes as their means",
     )
 
-    privacy: Literal["plain", "dp"] = Field(
+    privacy: Privacy = Field(
         "plain",
         description="what of a client's data the server sees; dp: clipped and noisy releases (extra `dp`); what that "
         "protects is in [PRIVACY.md](PRIVACY.md)",

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from disue.config import Privacy
 from disue.errors import ConfigError
 from disue.naming import client_name
 from disue.registry import suggestion
@@ -29,6 +30,7 @@ class NodeConfig(BaseModel):
     partition_id: Annotated[int, Field(ge=0)] | None = None
     num_partitions: Annotated[int, Field(ge=1)] | None = None
     model: Text | None = None
+    privacy: Privacy | None = None
 
     @classmethod
     def from_flower(cls, node_config: Mapping[str, Any]) -> "NodeConfig":

@@ -105,6 +105,16 @@ def test_a_run_passes_through_its_phases_and_leaves_no_progress_file(tmp_path: P
     assert grid.pull_messages is looking
 
 
+def test_epsilon_is_shown_where_there_is_one() -> None:
+    private = ROW | {"epsilon": 113.26, "delta": 1e-5, "releases": 31}
+    assert "  epsilon 113  " in lines_of(Sight(rows=[private], rounds=1))[-1]
+    assert "epsilon" not in lines_of(Sight(rows=[ROW], rounds=1))[-1]
+    panel = LiveView(Live(), "run").panel(Sight(rows=[private], rounds=1))
+    out = io.StringIO()
+    Console(file=out, width=100).print(panel)
+    assert "epsilon 113  (31 releases)" in out.getvalue()
+
+
 def lines_of(*sights: Sight) -> list[str]:
     out = io.StringIO()
     view = PlainView(Console(file=out, width=200))

@@ -12,6 +12,7 @@ from disue.config import RunConfig
 from disue.data import Examples
 from disue.errors import ConfigError, DataError, FederationError
 from disue.models import build_model, flatten, get_state
+from disue.nodes import NodeConfig
 from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply, TrainReply
 
@@ -81,15 +82,28 @@ def test_noise_of_every_coordinate_of_an_update_has_the_deviation_that_is_said()
 def test_seeded_noise_is_repeated_and_the_systems_is_not() -> None:
     config = RunConfig(privacy="dp")
 
-    def drawn(deployed: bool, purpose: str = "train", server_round: int = 1, name: str = "a") -> list[float]:
-        rules = discretion(config, name, deployed, purpose, server_round)
+    def drawn(node: NodeConfig, purpose: str = "train", server_round: int = 1) -> list[float]:
+        rules = discretion(config, node, purpose, server_round)
         assert isinstance(rules, Private)
         return rules.draw(3).tolist()
 
-    assert drawn(False) == drawn(False)
-    others = [drawn(False, server_round=2), drawn(False, "evaluate"), drawn(False, name="b")]
-    assert all(other != drawn(False) for other in others)
-    assert drawn(True) != drawn(True)
+    simulated, other = (NodeConfig(partition_id=i, num_partitions=2) for i in range(2))
+    assert drawn(simulated) == drawn(simulated)
+    others = [drawn(simulated, server_round=2), drawn(simulated, "evaluate"), drawn(other)]
+    assert all(numbers != drawn(simulated) for numbers in others)
+    own = NodeConfig(name="hospital-a", data_path="/data")
+    assert drawn(own) != drawn(own)
+
+
+def test_a_client_that_wants_noise_takes_no_part_without() -> None:
+    node = NodeConfig(name="hospital-a", data_path="/data", privacy="dp")
+    assert isinstance(discretion(RunConfig(privacy="dp"), node, "hello"), Private)
+    with pytest.raises(
+        ConfigError, match="^privacy: got 'plain'; 'hospital-a' takes part in runs with privacy=dp only$"
+    ):
+        discretion(RunConfig(), node, "hello")
+    with pytest.raises(ConfigError, match="^node config of 'a': privacy: got 'none'; .*'plain' or 'dp'"):
+        NodeConfig.from_flower({"name": "a", "data-path": "/data", "privacy": "none"})
 
 
 def test_no_signature_is_longer_than_the_bound_and_little_noise_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ from scipy.stats import norm
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
-from disue.privacy import SENSITIVITY
 from server_app import privacy
 from server_app.privacy import LEDGER, Ledger, epsilon_of
+from server_app.report.reading import read_run
+from server_app.report.words import cards, sentences
 from server_app.resume import resumed_config
 from server_app.run import preflight
 
@@ -24,7 +25,7 @@ def exact_epsilon(releases: int, noise: float, delta: float) -> float:
 
     So many releases of one client are one of their lengths together, whose sensitivity is larger by the root.
     """
-    mu = SENSITIVITY * math.sqrt(releases) / noise
+    mu = 2.0 * math.sqrt(releases) / noise  # two vectors in the unit ball are at most 2 apart
 
     def excess(epsilon: float) -> float:
         late = math.exp(epsilon + norm.logcdf(-mu / 2 - epsilon / mu))
@@ -105,6 +106,16 @@ def test_releases_are_counted_and_reported(run, values: dict[str, object], by_ro
     card = (result.directory / "MODEL_CARD.md").read_text()
     assert f"({result.summary['epsilon']:,.3g}, 1e-05)-differential privacy" in card
     assert f"after {by_round[-1]} releases" in card
+
+
+def test_the_report_says_it(run) -> None:  # type: ignore[no-untyped-def]
+    record = read_run(run(clients=3, privacy="dp", method="fedavg", dp_noise=10.0).directory)
+    spent = f"{epsilon_of(4, 10.0, 1e-5):.3g}"
+    card = cards(record)[-1]
+    assert (card.value, card.title) == (spent, "epsilon")
+    assert card.note == "at delta 1e-05, of the client that sent most: 4 noisy releases"
+    assert f"({spent}, 1e-05)-differential privacy for all the data of a client" in sentences(record)[-1]
+    assert len(cards(read_run(run(clients=3, method="fedavg").directory))) == 4
 
 
 def test_the_client_with_the_most_releases_counts(run) -> None:  # type: ignore[no-untyped-def]
