@@ -114,7 +114,10 @@ class RunConfig(BaseModel):
     )
     round_timeout: float = Field(600.0, gt=0.0, description="seconds that a phase waits for its replies")
     min_success_fraction: float = Field(
-        0.5, gt=0.0, le=1.0, description="share of sampled clients that must answer for a round to count"
+        0.5,
+        gt=0.0,
+        le=1.0,
+        description="share of sampled clients that must send a usable update; a round with fewer is repeated once",
     )
 
     clusterer: str = Field("agglomerative", description="clustering algorithm")

@@ -19,3 +19,7 @@ class WireError(DisueError):
 
 class FederationError(DisueError):
     """The clients that are there cannot carry the run (too few, too many failures, wrong code)."""
+
+
+class TooFewUpdates(FederationError):
+    """Fewer clients than are needed sent a usable update."""

@@ -31,7 +31,7 @@ from strategies.experts import Team
 from strategies.roster import Client
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
-TOTALS = ("clients_failed", "clients_rejected", "client_steps", "personal_steps", "guard_kept_average")
+TOTALS = ("clients_failed", "clients_rejected", "repeats", "client_steps", "personal_steps", "guard_kept_average")
 Row = dict[str, Any]
 BEFORE_THE_CONFIG = (LOCK.parent.as_posix(), LOCK.as_posix(), part_of(Path("config.toml")).name)
 """What a process that was killed as it made a run directory may have left there."""
@@ -192,6 +192,7 @@ class Recorder:
             "clients_ok": outcome.clients_ok,
             "clients_failed": outcome.clients_failed,
             "clients_rejected": outcome.clients_rejected,
+            "repeats": outcome.repeats,
             "client_steps": outcome.client_steps,
             "personal_steps": sum(reply.personal_steps for reply in outcome.evaluations.values()),
             "train_loss": outcome.train_loss,

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from logging import INFO, WARNING
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from disue.errors import FederationError, WireError
+from disue.errors import TooFewUpdates, WireError
 from disue.models import State
 from disue.naming import by_name
 from disue.objective import PLAIN, LocalObjective
@@ -28,7 +28,7 @@ from disue.wire import (
     message_bytes,
 )
 from strategies.descriptions import Descriptions
-from strategies.exchange import is_no_answer
+from strategies.exchange import is_no_answer, misfit
 from strategies.robust import Aggregator, clipped, mean
 from strategies.roster import Client, Roster
 from strategies.signatures import SignatureBook
@@ -54,6 +54,8 @@ class RoundOutcome:
     stateful: ClassVar[tuple[str, ...]] = ("server_round", "evaluations")
 
     server_round: int
+    repeats: int = 0
+    """How often the round was repeated; what it cost and who failed is counted in all attempts."""
     clients_ok: int = 0
     clients_failed: int = 0
     clients_rejected: int = 0
@@ -159,7 +161,9 @@ class FederatedStrategy(Strategy):
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
         self._left_out = 0
-        self._addressees: set[int] = set()
+        self._tried: dict[str, bool] = {}
+        self._requests: dict[int, Metadata] = {}
+        self._misfits: set[int] = set()
         self._starts: dict[str, State | None] = {}
         self._candidates: tuple[State, ...] = ()
         self._phase_started = 0.0
@@ -235,13 +239,16 @@ class FederatedStrategy(Strategy):
         """
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         result, arrays = Result(arrays=initial_arrays), initial_arrays
+        self._tried.clear()
         self.summary()
         for server_round in range(first_round, num_rounds + 1):
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            requests = self.configure_train(server_round, arrays, train_config, grid)
-            replies = grid.send_and_receive(requests, timeout=timeout)
-            trained, train_metrics = self.aggregate_train(server_round, replies)
+            try:
+                trained, train_metrics = self._train(server_round, arrays, train_config, grid, timeout)
+            except TooFewUpdates as error:
+                log(WARNING, "%s; the round is repeated", error)
+                trained, train_metrics = self._train(server_round, arrays, train_config, grid, timeout)
             result.arrays = arrays = trained or arrays
             requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
             replies = grid.send_and_receive(requests, timeout=timeout)
@@ -253,14 +260,24 @@ class FederatedStrategy(Strategy):
                 result.evaluate_metrics_serverapp[server_round] = scores
         return result
 
+    def _train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, timeout: float
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        requests = self.configure_train(server_round, arrays, config, grid)
+        return self.aggregate_train(server_round, grid.send_and_receive(requests, timeout=timeout))
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Sample clients and send each its start."""
+        """Sample clients and send each its start; others, as far as there are any, if too few sent a usable update."""
         if not self.universal:  # later Flower hands back a copy of what the last round returned
             self.universal = dict(arrays.to_torch_state_dict())
         self.initial = self.initial or self.universal
-        self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
+        if self._tried:
+            self.outcome.repeats += 1
+        else:
+            self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
+            self._problems.clear()
         self.roster.refresh(grid)
         for name in self.roster.returned:
             log(
@@ -270,9 +287,8 @@ class FederatedStrategy(Strategy):
                 f", in cluster {self.clusters[name]}" if name in self.clusters else "",
             )
         self._left_out = len(self.roster.away)
-        self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round)
+        self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round, self._tried)
         self._candidates = tuple(self.candidates())
-        self._problems.clear()
         if self.needs_description:
             with self.outcome.timed("local"):
                 self._ask_for_descriptions(grid)
@@ -306,16 +322,19 @@ class FederatedStrategy(Strategy):
 
         Raises
         ------
-        FederationError
+        TooFewUpdates
             If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
-            a usable update.
+            a usable update. Nothing has changed then: the round can be configured again.
         """
         replies = self._received(replies, "local")
         self.outcome.bytes_up += sum(map(message_bytes, replies))
         updates = self._read_updates(replies)
         if self.clip_norm:
             updates = clipped(updates, self.clip_norm)
+        usable = {update.name for update in updates}
+        self._tried |= {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
+        self._tried.clear()
         self.universal = self.aggregate(server_round, updates)
         self.outcome.clusters = dict(self.clusters)
         metrics = MetricRecord({"train-loss": self.outcome.train_loss, "clients": self.outcome.clients_ok})
@@ -394,7 +413,7 @@ class FederatedStrategy(Strategy):
 
     def _sent(self, messages: list[Message]) -> list[Message]:
         self._phase_started = time.perf_counter()
-        self._addressees = {message.metadata.dst_node_id for message in messages}
+        self._requests = {message.metadata.dst_node_id: message.metadata for message in messages}
         return messages
 
     def _received(self, replies: Iterable[Message], phase: str) -> list[Message]:
@@ -403,14 +422,26 @@ class FederatedStrategy(Strategy):
         return received
 
     def _answers(self, replies: Iterable[Message]) -> list[Message]:
-        """Return what nodes replied themselves, and go on without those that did not."""
-        answers = [reply for reply in replies if not is_no_answer(reply)]
-        self.roster.leave_out(self._addressees - {answer.metadata.src_node_id for answer in answers})
-        return answers
+        """Return what nodes replied themselves to what they were asked, and go on without those that were silent."""
+        answers: dict[int, Message] = {}
+        self._misfits = set()
+        for reply in replies:
+            node = reply.metadata.src_node_id
+            if is_no_answer(reply):
+                continue
+            if reason := misfit(reply, self._requests) or ("it has answered before" if node in answers else ""):
+                self._problem(f"{self.roster.name_of(node)}: reply rejected: {reason}")
+                self._misfits |= {node} & self._requests.keys()
+            else:
+                answers[node] = reply
+        self._misfits -= answers.keys()
+        self.roster.leave_out(self._requests.keys() - answers.keys() - self._misfits)
+        return list(answers.values())
 
     def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
         updates: dict[str, ClientUpdate] = {}
         losses: dict[str, float] = {}
+        rejected = len(self._misfits)
         for message in replies:
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
@@ -421,7 +452,7 @@ class FederatedStrategy(Strategy):
                     message, self.universal_for(name), self.needs_signature, num_candidates=len(self._candidates)
                 )
             except WireError as error:
-                self.outcome.clients_rejected += 1
+                rejected += 1
                 self._problem(f"{name}: update rejected: {error}")
                 continue
             start = self._starts[name] or self._candidates[reply.choice or 0]
@@ -433,7 +464,8 @@ class FederatedStrategy(Strategy):
         ordered = [updates[name] for name in by_name(updates)]
         self.outcome.clients_ok = len(ordered)
         asked = len(self._sampled) + self._left_out
-        self.outcome.clients_failed = asked - len(ordered) - self.outcome.clients_rejected
+        self.outcome.clients_rejected += rejected
+        self.outcome.clients_failed += asked - len(ordered) - rejected
         if ordered:
             examples = sum(update.num_examples for update in ordered)
             self.outcome.train_loss = sum(losses[u.name] * u.num_examples for u in ordered) / examples
@@ -444,8 +476,9 @@ class FederatedStrategy(Strategy):
         asked = len(self._sampled) + left_out
         needed = max(1, math.ceil(self.participation.min_success_fraction * asked - 1e-9))
         if usable < needed:
-            raise FederationError(
+            raise TooFewUpdates(
                 f"min-success-fraction: {usable} of {asked} clients sent a usable update in round "
-                f"{self.outcome.server_round} and {needed} are needed; "
+                f"{self.outcome.server_round} and {needed} are needed"
+                f"{', also when it was repeated' if self.outcome.repeats else ''}; "
                 + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
             )

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Collection, Iterable, Mapping
 
-from flwr.app import Message
+from flwr.app import Message, Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -37,7 +37,8 @@ def collect(grid: Grid, sent: Mapping[str, int], wait_for: Collection[int], time
     deadline = time.monotonic() + timeout
     while open_ids:
         for reply in grid.pull_messages(sorted(open_ids)):
-            replies[reply.metadata.reply_to_message_id] = reply
+            if reply.metadata.reply_to_message_id in open_ids:
+                replies.setdefault(reply.metadata.reply_to_message_id, reply)
         open_ids -= replies.keys()
         left = deadline - time.monotonic()
         if left <= 0.0 or not any(sent[message_id] in wait_for for message_id in open_ids):
@@ -49,3 +50,16 @@ def collect(grid: Grid, sent: Mapping[str, int], wait_for: Collection[int], time
 def is_no_answer(reply: Message) -> bool:
     """Return whether a reply is what the SuperLink says of a node that is gone, and not the node's own."""
     return reply.has_error() and reply.error.code in NO_ANSWER
+
+
+def misfit(reply: Message, requests: Mapping[int, Metadata]) -> str:
+    """Return why a reply is to none of the requests, by node; nothing if it is to one of them."""
+    told = reply.metadata
+    request = requests.get(told.src_node_id)
+    if request is None:
+        return "it was not asked"
+    if told.group_id != request.group_id:
+        return f"it answers a request of round {told.group_id}"
+    if (told.reply_to_message_id, told.message_type) != (request.message_id, request.message_type):
+        return "it answers another request"
+    return ""

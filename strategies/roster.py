@@ -1,7 +1,7 @@
 """Who takes part: clients by stable name, sampled with the run seed."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import ClassVar
@@ -213,11 +213,28 @@ class Roster:
             hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model, hello.summary
         )
 
-    def sample(self, fraction: float, purpose: str, server_round: int) -> list[Client]:
-        """Return a seeded sample of the clients, sorted by name; at least one."""
+    def sample(
+        self, fraction: float, purpose: str, server_round: int, tried: Mapping[str, bool] | None = None
+    ) -> list[Client]:
+        """Return a seeded sample of the clients, sorted by name; at least one.
+
+        Parameters
+        ----------
+        fraction : float
+        purpose : str
+        server_round : int
+        tried : mapping of client to bool, optional
+            In a round that is repeated, who was asked before -> whether the answer was of use: of those that are there,
+            the ones that were not asked come first, and the ones whose answer was of no use last.
+        """
         clients = self.clients
         count = max(1, round(fraction * len(clients)))
         if count >= len(clients):
             return clients
-        chosen = numpy_rng(self.seed, "sample", purpose, server_round).choice(len(clients), count, replace=False)
-        return [clients[i] for i in sorted(chosen)]
+        if not tried:
+            chosen = numpy_rng(self.seed, "sample", purpose, server_round).choice(len(clients), count, replace=False)
+            return [clients[i] for i in sorted(chosen)]
+        last = {True: 1, False: 2}
+        order = numpy_rng(self.seed, "sample again", purpose, server_round).permutation(len(clients))
+        ranks = [last[tried[client.name]] if client.name in tried else 0 for client in clients]
+        return [clients[i] for i in sorted(sorted(order, key=ranks.__getitem__)[:count])]

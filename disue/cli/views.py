@@ -126,6 +126,8 @@ def _accuracies(row: Row, sizes: Mapping[int, int]) -> str:
     missing = row["clients_failed"] + row["clients_rejected"]
     if missing:
         parts.append(f"{missing} of {missing + row['clients_ok']} clients missing")
+    if row.get("repeats"):
+        parts.append("repeated")
     return "  ".join(parts)
 
 

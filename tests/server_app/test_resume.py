@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 from conftest import FAST
+from flwr.app import Error, Message, MessageType
+from flwr.common.constant import ErrorCode
 from resuming import SETTINGS, left_by
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,7 +21,7 @@ from disue.cli import inline
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
-from disue.errors import ConfigError, DataError, FederationError
+from disue.errors import ConfigError, DataError, FederationError, TooFewUpdates
 from server_app.hold import exclusive, is_held
 from server_app.resume import resumed_config
 from server_app.run import execute
@@ -359,3 +361,48 @@ def test_tensorboard_shows_every_round_once(tmp_path: Path) -> None:
     points = events.Scalars("accuracy/universal_accuracy")
     assert [point.step for point in points] == [1, 2, 3]
     assert [point.value for point in points] == pytest.approx([row["universal_accuracy"] for row in rows])
+
+
+class Failing(InlineGrid):
+    """Clients fail when they are asked to train in a round, so many times in all."""
+
+    def __init__(self, config: RunConfig, in_round: int, times: int) -> None:
+        super().__init__(client_app, config.to_flower(), simulated_nodes(CLIENTS))
+        self.in_round = in_round
+        self.times = times
+
+    def _answer(self, message: Message) -> Message:
+        asked = message.metadata
+        if (asked.message_type, asked.group_id) == (MessageType.TRAIN, str(self.in_round)) and self.times:
+            self.times -= 1
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
+        return super()._answer(message)
+
+
+def test_a_run_that_too_many_clients_stopped_goes_on_from_its_checkpoint(runs: Path, tmp_path: Path) -> None:
+    config = config_for(tmp_path / "run")
+    with pytest.raises(TooFewUpdates, match="0 of 3 clients sent .* in round 3 and 2 are needed, also when it was rep"):
+        execute(config, Failing(config, 3, 99))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["rounds"]) == ("failed", 2)
+    go_on(tmp_path / "run")
+    assert left_by(tmp_path / "run") == left_by(runs / "whole")
+
+
+def test_a_round_that_was_repeated_says_so_and_counts_all_failures(tmp_path: Path) -> None:
+    """The next rounds are as they would have been with the clients that were asked at last."""
+    config = config_for(tmp_path / "run")
+    summary = execute(config, Failing(config, 2, 3))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["repeats"] for row in rows] == [0, 1, 0]
+    assert [row["clients_ok"] for row in rows] == [3, 3, 3]
+    assert [row["clients_failed"] for row in rows] == [0, 3, 0]
+    assert (summary["repeats"], summary["clients_failed"], summary["status"]) == (1, 3, "completed")
+    assert rows[1]["bytes_down"] == pytest.approx(2 * rows[2]["bytes_down"], rel=0.01)
+    interrupted_there = tmp_path / "again"
+    other = config_for(interrupted_there)
+    with pytest.raises(TooFewUpdates):
+        execute(other, Failing(other, 2, 99))
+    resumed = resumed_config({"resume-from": str(interrupted_there)})
+    execute(resumed, Failing(resumed, 2, 3))
+    assert left_by(interrupted_there) == left_by(tmp_path / "run")

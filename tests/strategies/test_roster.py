@@ -43,6 +43,27 @@ def test_the_sample_depends_on_seed_purpose_and_round_and_not_on_node_ids() -> N
     assert sample(one, "train", 1) != sample(roster(names, seed=1), "train", 1)
 
 
+def test_who_is_asked_again_are_first_the_others_then_those_that_were_well() -> None:
+    names = [f"client-{i}" for i in range(10)]
+    tried = {"client-0": True, "client-1": False, "client-2": True, "client-3": False}
+    one, other = roster(names), roster(list(reversed(names)))
+
+    def sample(made: Roster, fraction: float, server_round: int = 1) -> set[str]:
+        return {client.name for client in made.sample(fraction, "train", server_round, tried)}
+
+    untried = set(names) - tried.keys()
+    for server_round in range(20):
+        assert sample(one, 0.3, server_round) < untried
+        assert sample(one, 0.3, server_round) == sample(other, 0.3, server_round)
+        seven = sample(one, 0.7, server_round)
+        assert untried < seven
+        assert seven - untried < {"client-0", "client-2"}
+    assert sample(one, 0.6) == untried
+    assert sample(one, 0.8) == untried | {"client-0", "client-2"}
+    assert len({frozenset(sample(one, 0.3, server_round)) for server_round in range(20)}) > 5
+    assert sample(one, 1.0) == set(names)
+
+
 def test_a_fraction_of_one_is_everybody_and_a_tiny_one_is_somebody() -> None:
     made = roster(["a", "b", "c"])
     assert [client.name for client in made.sample(1.0, "train", 1)] == ["a", "b", "c"]

@@ -1,11 +1,14 @@
 """The moments of a round, with clients that fail, lie, or stay silent."""
 
+import copy
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message
+from flwr.app.message import make_message
 from flwr.serverapp.strategy import Result
 from tests_support import Behaviour, ChangingGrid, answering_app, honest, shifted
 
@@ -194,3 +197,162 @@ def test_bytes_grow_with_the_number_of_clients() -> None:
     assert many.bytes_down == pytest.approx(2 * few.bytes_down, rel=0.01)
     assert many.bytes_up == pytest.approx(2 * few.bytes_up, rel=0.01)
     assert few.bytes_down > 2 * 2 * 7 * 4  # two clients, a model each for training and for evaluation
+
+
+class Unreliable:
+    """Clients that fail the first time that they are asked in a round, and keep a record of who was asked."""
+
+    def __init__(self, failing: Callable[[str], bool]) -> None:
+        self.failing = failing
+        self.asked: list[str] = []
+
+    def __call__(self, name: str, request: TrainRequest, message: Message) -> Message:
+        self.asked.append(name)
+        if self.failing(name):
+            raise RuntimeError("busy")
+        return honest(name, request, message)
+
+
+def test_a_round_with_too_few_updates_is_repeated_once_and_its_failures_are_counted(messages: list[str]) -> None:
+    tries: list[str] = []
+
+    def busy_at_first(name: str) -> bool:
+        tries.append(name)
+        return name in ("client-1", "client-2", "client-3") and tries.count(name) == 1
+
+    train = Unreliable(busy_at_first)
+    strategy, _ = fedavg(train, rounds=2)
+    outcome = strategy.outcome
+    assert train.asked == 3 * [f"client-{i}" for i in range(4)]
+    assert strategy.universal["w"].tolist() == [2.0, 2.0, 2.0]
+    assert (outcome.repeats, outcome.clients_ok, outcome.clients_failed) == (0, 4, 0)
+    failures = [line for line in messages if line.startswith("client-") and line.endswith("RuntimeError: busy")]
+    assert failures == [f"client-{i} failed: RuntimeError: busy" for i in (1, 2, 3)]
+    (told,) = (line for line in messages if "repeated" in line)
+    assert told.startswith("min-success-fraction: 1 of 4 clients sent a usable update in round 1 and 2 are needed")
+
+
+def test_the_round_that_is_repeated_asks_others_first_and_those_that_failed_last() -> None:
+    made = FedAvg(Roster(seed=0), Participation(num_rounds=1, fraction_train=0.3))
+    sampled: list[list[str]] = []
+
+    def run(failing: Callable[[str], bool], clients: int, fraction: float) -> tuple[list[str], list[str], FedAvg]:
+        train = Unreliable(failing)
+        grid = ChangingGrid(answering_app(train), {}, [{"name": f"client-{i}"} for i in range(clients)])
+        roster = Roster(seed=0)
+        roster.gather(grid, clients, 1.0)
+        strategy = FedAvg(roster, Participation(num_rounds=1, fraction_train=fraction, min_success_fraction=1.0))
+        count = round(fraction * clients)
+        try:
+            strategy.start(grid, ArrayRecord(START), num_rounds=1)
+        finally:
+            sampled[:] = [train.asked[:count], train.asked[count:]]
+        return sampled[0], sampled[1], strategy
+
+    assert made.outcome.repeats == 0
+    first, _, _ = run(lambda name: False, 10, 0.3)
+    broken = first[1]
+    once, again, strategy = run(lambda name: name == broken, 10, 0.3)
+    assert once == first
+    assert len(again) == 3
+    assert not set(again) & set(once)
+    outcome = strategy.outcome
+    assert (outcome.repeats, outcome.clients_ok, outcome.clients_failed) == (1, 3, 1)
+    assert strategy.clusters.keys() == set(again)
+    assert run(lambda name: name == broken, 10, 0.3)[1] == again  # the seed decides
+    # Of five, four are asked: the other one, and three of those that were well.
+    first, _, _ = run(lambda name: False, 5, 0.8)
+    broken = first[2]
+    once, again, _ = run(lambda name: name == broken, 5, 0.8)
+    assert set(again) == {f"client-{i}" for i in range(5)} - {broken}
+
+
+def test_after_a_round_that_failed_twice_the_run_stops_with_both_failures(messages: list[str]) -> None:
+    train = Unreliable(lambda name: name != "client-0")
+    with pytest.raises(
+        FederationError,
+        match=r"^min-success-fraction: 1 of 4 clients sent a usable update in round 1 and 2 are needed, also when it "
+        "was repeated; the first problem was: client-1 failed: RuntimeError: busy$",
+    ):
+        fedavg(train)
+    assert len(train.asked) == 8
+
+
+def test_clients_that_were_silent_are_not_waited_for_when_the_round_is_repeated() -> None:
+    grid = Patient(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
+    roster = Roster(seed=0, timeout=0.5)
+    roster.gather(grid, 4, 1.0)
+    grid.silent |= {1000, 1001, 1002}
+    started = time.monotonic()
+    with pytest.raises(FederationError, match="1 of 4 clients .* also when it was repeated; the others did not answer"):
+        FedAvg(roster, Participation(num_rounds=1)).start(grid, ArrayRecord(START), num_rounds=1, timeout=0.5)
+    assert 0.5 <= time.monotonic() - started < 1.0
+
+
+class Confusing(ChangingGrid):
+    """Gives replies that nobody waits for."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.more: Callable[[Message], list[Message]] = lambda reply: [reply]
+        self.past: dict[int, Message] = {}
+        """The last round's reply of every node."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        replies = super().send_and_receive(messages, timeout=timeout)
+        given = [given for reply in replies for given in self.more(reply)]
+        self.past |= {reply.metadata.src_node_id: reply for reply in replies if reply.metadata.message_type == "train"}
+        return given
+
+
+def confused(more: Callable[[Confusing, Message], list[Message]]) -> FedAvg:
+    """Run two rounds in which a grid gives other replies in place of those of client-1, node 1001."""
+    grid = Confusing(answering_app(by_its_number), {}, [{"name": f"client-{i}"} for i in range(4)])
+    said_by_1 = (1001, "train")
+    grid.more = lambda reply: (
+        more(grid, reply) if (reply.metadata.src_node_id, reply.metadata.message_type) == said_by_1 else [reply]
+    )
+    roster = Roster(seed=0)
+    roster.gather(grid, 4, 1.0)
+    strategy = FedAvg(roster, Participation(num_rounds=2, evaluate_every=2))
+    strategy.start(grid, ArrayRecord(START), num_rounds=2)
+    return strategy
+
+
+def from_node(reply: Message, node_id: int) -> Message:
+    """Return a reply as if another node had sent it."""
+    other = copy.copy(reply.metadata)
+    other.__dict__["_src_node_id"] = node_id
+    return make_message(metadata=other, content=reply.content)
+
+
+EVERYONE, WITHOUT_1 = 2 * (0 * 1 + 1 * 2 + 2 * 3 + 3 * 4) / 10, (0 * 1 + 2 * 3 + 3 * 4) / 8
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "ok", "rejected", "moved"),
+    [
+        (lambda grid, reply: [reply, reply], "it has answered before", 4, 0, EVERYONE),
+        (lambda grid, reply: [*filter(None, [grid.past.get(1001)]), reply], "a request of round 1", 4, 0, EVERYONE),
+        (lambda grid, reply: [grid.past.get(1001, reply)], "a request of round 1", 3, 1, EVERYONE / 2 + WITHOUT_1),
+        (lambda grid, reply: [reply, from_node(reply, 77)], "it was not asked", 4, 0, EVERYONE),
+        (lambda grid, reply: [from_node(reply, 1000), reply], "it answers another request", 4, 0, EVERYONE),
+    ],
+    ids=["twice", "late", "of-another-round", "of-nobody", "of-somebody-else"],
+)
+def test_a_reply_that_does_not_fit_a_request_is_rejected_and_named(
+    messages: list[str],
+    more: Callable[[Confusing, Message], list[Message]],
+    reason: str,
+    ok: int,
+    rejected: int,
+    moved: float,
+) -> None:
+    strategy = confused(more)
+    outcome = strategy.outcome
+    assert (outcome.clients_ok, outcome.clients_rejected, outcome.clients_failed) == (ok, rejected, 0)
+    assert strategy.universal["w"].tolist() == pytest.approx([moved] * 3)
+    told = [line for line in messages if "reply rejected" in line]
+    assert told
+    assert all(reason in line for line in told)
+    assert len(strategy.roster.clients) == 4
