@@ -1,15 +1,22 @@
 """The Flower ServerApp."""
 
+import signal
+
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from disue.config import RunConfig
+from server_app.recorder import default_directory
 from server_app.run import execute
+from server_app.stopping import signals_stop
 
 app = ServerApp()
 
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run what the run config says."""
-    execute(RunConfig.from_flower(context.run_config), grid)
+    """Run what the run config says; a SIGTERM ends it after its round, SIGINT is Flower's and ends it at once."""
+    config = RunConfig.from_flower(context.run_config)
+    directory = default_directory(config)
+    with signals_stop(directory, [signal.SIGTERM]):
+        execute(config.model_copy(update={"output_dir": str(directory)}), grid)

@@ -240,6 +240,12 @@ class Recorder:
         """Write a ``summary.json`` that says why the run ended early."""
         self._write_summary(self._summary("failed") | {"error": str(error) or type(error).__name__})
 
+    def stop(self) -> Row:
+        """Write a ``summary.json`` that says that the run can go on, and return it."""
+        summary = self._summary("stopped") | {"error": f"it was asked to end after round {len(self._rows)}"}
+        self._write_summary(summary)
+        return summary
+
     def _write_summary(self, summary: Row) -> None:
         write_whole(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
 

@@ -26,6 +26,7 @@ from server_app.recorder import Recorder, Row, check_directory, default_director
 from server_app.report import write_report
 from server_app.resume import Past, look_back
 from server_app.scoring import by_clients, on_test_set
+from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
@@ -87,7 +88,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     Returns
     -------
     dict
-        The contents of ``summary.json``.
+        The contents of ``summary.json``; ``status`` is ``stopped`` if the run was asked to end before its last round.
 
     Raises
     ------
@@ -109,7 +110,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     test = data.global_test()
     if not config.resume_from:
         check_directory(directory)
-    with exclusive(directory):
+    with exclusive(directory), stopping(directory):
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
         portrait = Portrait(directory, past.moves)
@@ -132,6 +133,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             if events:
                 events.after_round(row, strategy.outcome)
             past.checkpoints.save(server_round, parts)
+            if server_round < config.num_server_rounds:
+                check_stop(directory)
             return MetricRecord(
                 {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
             )
@@ -149,6 +152,9 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             recorder.save(strategy)
             portrait.finish(strategy, data, test, build, config.model, device)
             summary = recorder.finish()
+        except RunStopped:
+            log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", directory)
+            return recorder.stop()
         except BaseException as error:
             recorder.fail(error)
             raise

@@ -98,6 +98,9 @@ def simulate(
 
     - disue simulate --resume runs/fedavg-7 --set num-server-rounds=20
 
+    Ctrl-C, or a SIGTERM, ends the run after its round, with status 0; --resume goes on with it. A second one ends it at
+    once.
+
     All keys of --set, with defaults and meaning, are in docs/CONFIG.md.
     """
     from disue.cli.simulate import simulate as run

@@ -121,8 +121,14 @@ def _follow(
     on_round: Callable[[dict[str, Any]], None],
 ) -> list[str]:
     """Run ``command``, hand over rows as they are written, and return the lines that it printed."""
-    process = subprocess.Popen(
-        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    process = subprocess.Popen(  # in a session of its own: Ctrl-C is for this process, which ends it when it wants
+        command,
+        cwd=work,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     lines: list[str] = []
     reader = threading.Thread(target=lambda: lines.extend(line.rstrip() for line in process.stdout or ()), daemon=True)

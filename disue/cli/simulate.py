@@ -3,6 +3,8 @@
 import logging
 import math
 import os
+import shlex
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ def simulate(
 ) -> None:
     """Run one simulation; see ``disue simulate --help``.
 
+    A first SIGINT or SIGTERM ends it after its round.
+
     Raises
     ------
     ConfigError, DataError
@@ -44,6 +48,7 @@ def simulate(
 
     from server_app.recorder import default_directory
     from server_app.run import preflight
+    from server_app.stopping import signals_stop
 
     done = 0
     if config.resume_from:
@@ -69,13 +74,18 @@ def simulate(
     directory, rounds = Path(config.output_dir), config.num_server_rounds
     if engine == "ray":
         console.print("starting Flower's simulation (half a minute) ...", style="dim")
-    with view_of(console, directory.name, done) as view, followed(directory, view, rounds):
+    signals = signals_stop(directory, [signal.SIGINT, signal.SIGTERM])
+    with view_of(console, directory.name, done) as view, followed(directory, view, rounds), signals:
         if engine == "inline":
             summary = run_inline(config, clients)
         else:
             from disue.cli.ray import run_ray
 
             summary = run_ray(config, clients, gpus_per_client, lambda row: None)
+    if summary["status"] == "stopped":
+        again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
+        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
+        return
     console.print(_summary_table(summary))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)

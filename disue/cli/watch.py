@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from disue.cli.views import view_of
@@ -37,5 +38,7 @@ def watch(directory: Path) -> None:
         raise FederationError(
             f"the run was killed after round {len(sight.rows)}; to go on with it: disue simulate --resume {directory}"
         )
-    if sight.summary.get("status") != "completed":
+    if sight.summary.get("status") == "stopped":
+        typer.echo(f"{sight.summary['error']}; to go on with it: disue simulate --resume {directory}")
+    elif sight.summary.get("status") != "completed":
         raise FederationError(f"the run ended early: {sight.summary.get('error', 'it does not say why')}")

@@ -139,6 +139,28 @@ def test_a_relative_data_directory_counts_from_here(tmp_path: Path) -> None:
     assert settings["output-dir"] == str(tmp_path / "out")
 
 
+def test_a_signal_ends_a_simulation_after_its_round_with_status_0(tmp_path: Path) -> None:
+    directory = tmp_path / "a run"
+    settings = ["--set", "model=mlp", "--set", "num-server-rounds=1000", "--set", "distill-steps=1"]
+    command = [sys.executable, "-c", "from disue.cli.main import main; main()", "simulate", "--engine", "inline"]
+    process = subprocess.Popen(
+        [*command, *settings, "--output", str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert any(line.startswith("round    2/1000") for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    rounds = (directory / "metrics.jsonl").read_text().count("\n")
+    again = f"to go on: disue simulate --engine inline --resume '{directory}'"
+    assert out.splitlines()[-1] == f"stopped after round {rounds} of 1000; {again}"
+    assert "disue: the run ends after this round; a second signal ends it at once\n" in err
+    assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+
+
 def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
     done = disue("simulate", "--set", "num-clusters=40", cwd=tmp_path)
     assert done.returncode == 2

@@ -117,13 +117,15 @@ def test_the_readme_job(tmp_path: Path) -> None:
     assert f"artefacts: {next((tmp_path / 'runs').iterdir())}" in done.stdout.replace("\n", "")
 
 
-@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, ending: signal.Signals) -> None:
+@pytest.mark.parametrize("endings", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]], ids=["once", "twice"])
+def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, endings: list[signal.Signals]) -> None:
+    """A first signal ends it after its round, and all is well; a second one at once."""
     command = [str(Path(sys.executable).parent / "disue"), "simulate", "--set", "num-server-rounds=1000"]
     process = subprocess.Popen(
         [*command, "--output", str(tmp_path / "run")],
         cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
     )
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -133,12 +135,20 @@ def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, ending: sig
             time.sleep(0.5)
         started = psutil.Process(process.pid).children(recursive=True)
         assert any("raylet" in child.name() for child in started)
-        process.send_signal(ending)
-        assert process.wait(timeout=60) not in (0, 2)
+        for ending in endings:
+            process.send_signal(ending)
+            time.sleep(0.5)
+        out, _ = process.communicate(timeout=180)
     finally:
         process.terminate()
     _, alive = psutil.wait_procs(started, timeout=20)
     assert alive == []
     rows = metrics.read_text().count("\n")
+    if len(endings) == 1:
+        assert process.returncode == 0
+        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
+        assert f"stopped after round {rows} of 1000; to go on: disue simulate --engine ray --resume " in out
+    else:
+        assert process.returncode == 128 + signal.SIGTERM
     time.sleep(5)
     assert metrics.read_text().count("\n") == rows

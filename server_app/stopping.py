@@ -1,0 +1,73 @@
+"""Ending a run early and well: after the round that is under way, with a checkpoint from which it can go on."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from server_app.hold import is_held
+
+STOP = Path("checkpoint", "stop")
+"""In a run directory; where it is, the run ends after its round."""
+NOTICE = b"disue: the run ends after this round; a second signal ends it at once\n"
+
+
+class RunStopped(Exception):
+    """The run was asked to end after its round, and the round is over."""
+
+
+def ask_to_stop(directory: Path) -> bool:
+    """Ask the run that is carried out in a directory to end after its round; False: there is none."""
+    if not is_held(directory):
+        return False
+    (directory / STOP).touch()
+    return True
+
+
+@contextmanager
+def stopping(directory: Path) -> Iterator[None]:
+    """Forget earlier wishes that the run in a directory should end, and this one when it has."""
+    (directory / STOP).unlink(missing_ok=True)
+    try:
+        yield
+    finally:
+        (directory / STOP).unlink(missing_ok=True)
+
+
+def check_stop(directory: Path) -> None:
+    """Raise `RunStopped` if the run in a directory was asked to end."""
+    if (directory / STOP).exists():
+        raise RunStopped
+
+
+@contextmanager
+def signals_stop(directory: Path, numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Make a first signal a wish that the run ends after its round; a second one does what it did before.
+
+    So does the first where the run has not begun. In a thread, which gets no signals, nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+
+    def give_back() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: object) -> None:
+        give_back()
+        if ask_to_stop(directory):
+            os.write(2, NOTICE)  # printing may be under way
+        else:
+            signal.raise_signal(number)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield
+    finally:
+        give_back()
