@@ -161,7 +161,7 @@ class FederatedStrategy(Strategy):
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
         self._left_out = 0
-        self._tried: dict[str, bool] = {}
+        self._tried: dict[str, bool] | None = None
         self._requests: dict[int, Metadata] = {}
         self._misfits: set[int] = set()
         self._starts: dict[str, State | None] = {}
@@ -239,7 +239,7 @@ class FederatedStrategy(Strategy):
         """
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         result, arrays = Result(arrays=initial_arrays), initial_arrays
-        self._tried.clear()
+        self._tried = None
         self.summary()
         for server_round in range(first_round, num_rounds + 1):
             log(INFO, "")
@@ -273,11 +273,11 @@ class FederatedStrategy(Strategy):
         if not self.universal:  # later Flower hands back a copy of what the last round returned
             self.universal = dict(arrays.to_torch_state_dict())
         self.initial = self.initial or self.universal
-        if self._tried:
-            self.outcome.repeats += 1
-        else:
+        if self._tried is None:
             self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
             self._problems.clear()
+        else:
+            self.outcome.repeats += 1
         self.roster.refresh(grid)
         for name in self.roster.returned:
             log(
@@ -332,9 +332,9 @@ class FederatedStrategy(Strategy):
         if self.clip_norm:
             updates = clipped(updates, self.clip_norm)
         usable = {update.name for update in updates}
-        self._tried |= {client.name: client.name in usable for client in self._sampled}
+        self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
-        self._tried.clear()
+        self._tried = None
         self.universal = self.aggregate(server_round, updates)
         self.outcome.clusters = dict(self.clusters)
         metrics = MetricRecord({"train-loss": self.outcome.train_loss, "clients": self.outcome.clients_ok})

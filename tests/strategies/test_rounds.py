@@ -356,3 +356,23 @@ def test_a_reply_that_does_not_fit_a_request_is_rejected_and_named(
     assert told
     assert all(reason in line for line in told)
     assert len(strategy.roster.clients) == 4
+
+
+def test_a_round_in_which_nobody_was_there_to_be_asked_is_repeated_too() -> None:
+    grid = ChangingGrid(answering_app(), {}, [{"name": "a"}, {"name": "b"}])
+    roster = Roster(seed=0)
+    roster.gather(grid, 2, 1.0)
+    away = [grid.forget(node_id) for node_id in (1000, 1001)]
+    receive = grid.send_and_receive
+
+    def back_after_the_first(messages: Iterable[Message], **how: Any) -> list[Message]:
+        replies = receive(messages, **how)
+        for context in away:
+            grid.bring_back(context)
+        return replies
+
+    grid.send_and_receive = back_after_the_first  # type: ignore[method-assign]
+    strategy = FedAvg(roster, Participation(num_rounds=1))
+    strategy.start(grid, ArrayRecord(START), num_rounds=1)
+    outcome = strategy.outcome
+    assert (outcome.repeats, outcome.clients_ok, outcome.clients_failed) == (1, 2, 2)
