@@ -2,6 +2,7 @@
 
 import json
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -161,3 +162,12 @@ def test_a_simulation_with_noise_can_be_repeated(run) -> None:  # type: ignore[n
         return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in rows]
 
     assert numbers() == numbers()
+
+
+def test_the_measurement_in_the_documents_runs() -> None:
+    measure = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "privacy.py"))["measure"]
+    quiet = FAST | {"method": "fedavg", "num-server-rounds": 1, "train-examples": 30}
+    plain, private = measure(quiet, 3), measure(quiet | {"privacy": "dp", "dp-noise": 1e-6}, 3)
+    assert (plain["releases"], private["releases"]) == (0, 2)
+    assert private["own expert"] == pytest.approx(plain["own expert"], abs=0.02)
+    assert private["universal"] == pytest.approx(plain["universal"], abs=0.02)
