@@ -162,7 +162,7 @@ class Recorder:
         ----------
         outcome : RoundOutcome
         clients : list of Client
-            Those that are connected now.
+            Those that take or took part.
         scores : Scores
             Of the universal models.
         """

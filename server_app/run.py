@@ -129,7 +129,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
                 scores = on_test_set(strategy, build, config.model, test, device)
             portrait.after_round(strategy.outcome)
             strategy.outcome.extra |= ledger.spent()
-            row = recorder.record_round(strategy.outcome, roster.clients, scores)
+            row = recorder.record_round(strategy.outcome, roster.known, scores)
             if events:
                 events.after_round(row, strategy.outcome)
             past.checkpoints.save(server_round, parts)

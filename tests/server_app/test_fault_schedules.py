@@ -18,7 +18,7 @@ from conftest import FAST
 from fault_schedules import Attempt, FaultyGrid, Killed, Schedule
 
 from disue.config import RunConfig
-from disue.errors import DisueError, FederationError, TooFewUpdates
+from disue.errors import DisueError, TooFewUpdates
 from disue.files import read_tensors
 from disue.models import build_model, get_state
 from server_app.checkpoint import Checkpoints
@@ -66,8 +66,7 @@ def test_a_schedule_ends_well_or_clearly_and_can_go_on(number: int, tmp_path: Pa
     except (DisueError, Killed) as raised:
         error = raised
     if not (directory / "config.toml").exists():
-        assert isinstance(error, FederationError)
-        assert "min-clients" in str(error)
+        assert re.match("(min-clients|num-clusters): ", str(error))  # too few were there at the start
         return
     summary = json.loads((directory / "summary.json").read_text())
     ended = "stopped" if schedule.end == "stopped" and schedule.end_round < schedule.rounds else "completed"

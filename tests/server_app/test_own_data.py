@@ -232,6 +232,32 @@ def test_a_client_that_restarts_as_another_node_is_in_its_cluster_again(
     assert [row["clients_ok"] for row in rows_of(tmp_path / "r")] == [4, 3, 4, 4]
 
 
+def test_a_latecomer_that_trains_and_is_gone_before_the_round_is_over_counts(
+    tmp_path: Path, nodes: list[dict[str, object]]
+) -> None:
+    config = make_config(tmp_path / "r", num_server_rounds=3)
+    grid = Watched(config, nodes[:3])
+
+    def join(row: dict[str, Any]) -> None:
+        if row["round"] == 1:
+            grid.add_node(nodes[3])
+            (late,) = (context for context in grid._contexts.values() if context.node_config == nodes[3])
+            late.run_config.update(config.to_flower())
+            push = grid.push_messages
+
+            def silent_when_it_is_tested(messages: Iterable[Message]) -> list[str]:
+                messages = list(messages)
+                if any(message.metadata.message_type == "evaluate" for message in messages):
+                    grid.silent = {late.node_id}
+                return push(messages)
+
+            grid.push_messages = silent_when_it_is_tested  # type: ignore[method-assign]
+
+    execute(config, grid, join)
+    assert [row["clients_ok"] for row in rows_of(tmp_path / "r")] == [3, 4, 3]
+    assert table(tmp_path / "r")["hospital-d"]["cluster"]
+
+
 def test_latecomers_with_other_classes_are_refused_and_named_classes_let_them_in(
     tmp_path: Path, nodes: list[dict[str, object]], messages: list[str]
 ) -> None:
