@@ -1,5 +1,10 @@
 """The errors a person meets. Each message names the value, what was expected and what to do."""
 
+import errno
+
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
+"""What the system says when nothing more can be written."""
+
 
 class DisueError(Exception):
     """Base of all errors raised on purpose; the message is one clear line."""
@@ -23,3 +28,7 @@ class FederationError(DisueError):
 
 class TooFewUpdates(FederationError):
     """Fewer clients than are needed sent a usable update."""
+
+
+class DiskError(DisueError):
+    """A file cannot be written: the disk is full, or is failing."""

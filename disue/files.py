@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
-from disue.errors import DataError
+from disue.errors import DISK_FULL, DataError, DiskError
 
 T = TypeVar("T")
 ADVICE = "run it again, or restore the file"
@@ -79,9 +79,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write tensors, and a JSON object that says what they are, as a safetensors file."""
-    with whole(path) as part:
-        # One key only: safetensors writes several in an order that changes from file to file.
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part, {"disue": json.dumps(about)})
+    # One key only: safetensors writes several in an order that changes from file to file.
+    write_whole(
+        path, save({name: tensor.contiguous() for name, tensor in tensors.items()}, {"disue": json.dumps(about)})
+    )
 
 
 def write_whole(path: Path, content: bytes | str) -> None:
@@ -95,15 +96,32 @@ def whole(path: Path) -> Iterator[Path]:
     """Give a path to write to, which becomes ``path`` if all went well and is gone if not.
 
     What is in it is on the disk before it has its name, so that a power cut leaves the old file or the new one.
+
+    Raises
+    ------
+    DiskError
+        If the disk is full; what was there before is still there.
     """
     part = part_of(path)
     try:
-        yield part
-        _sync(part)
-        part.replace(path)
-        _sync(path.parent)
+        with disk_errors(path):
+            yield part
+            _sync(part)
+            part.replace(path)
+            _sync(path.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Raise `DiskError`, which names what was to be written, where the system says that the disk is full."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise DiskError(f"'{path}' cannot be written ({error.strerror}); make room there") from error
 
 
 def part_of(path: Path) -> Path:
@@ -112,8 +130,8 @@ def part_of(path: Path) -> Path:
 
 
 def append(path: Path, text: str) -> None:
-    """Add to a file, and see that it is on the disk."""
-    with path.open("a", newline="") as file:
+    """Add to a file, and see that it is on the disk; raise `DiskError` if that is full."""
+    with disk_errors(path), path.open("a", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -11,12 +11,12 @@ from typing import ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sklearn.decomposition import KernelPCA
 from torch import Tensor
 
 from disue.data import Examples, Federation
-from disue.files import append, whole, write_whole
+from disue.files import append, write_whole
 from disue.metrics import confusion
 from disue.models import Classifier
 from disue.naming import by_name, client_name
@@ -120,8 +120,7 @@ class Portrait:
             model = build(main)
             model.load_state_dict(strategy.universal)
             tensors["confusion"] = confusion(model, test, device)
-        with whole(self.directory / TENSORS) as part:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)
+        write_whole(self.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
         write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")
 
     def _labels(self, federation: object) -> tuple[dict[str, Tensor], str]:

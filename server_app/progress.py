@@ -10,6 +10,8 @@ from typing import Any
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
+from disue.files import part_of
+
 PROGRESS = "progress.json"
 SECONDS_BETWEEN_WRITES = 0.2
 PHASES = {MessageType.TRAIN: "local", MessageType.EVALUATE: "evaluation"}
@@ -85,10 +87,11 @@ class Progress:
             yield
         finally:
             grid.push_messages, grid.pull_messages = push, pull  # type: ignore[method-assign]
-            self.path.unlink(missing_ok=True)
+            for path in (self.path, part_of(self.path)):
+                path.unlink(missing_ok=True)
 
     def _write(self) -> None:
         self._written = self.clock()
-        part = self.path.with_name(f".{PROGRESS}.part")
+        part = part_of(self.path)
         part.write_text(json.dumps(self._state))
         part.replace(self.path)

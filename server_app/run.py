@@ -1,6 +1,7 @@
 """One run, from the validated config to the finished run directory."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from logging import INFO
 
@@ -12,7 +13,8 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from disue.config import RunConfig
 from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
-from disue.errors import ConfigError
+from disue.errors import ConfigError, DiskError
+from disue.files import disk_errors
 from disue.models import build_model, get_state
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
@@ -110,7 +112,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     test = data.global_test()
     if not config.resume_from:
         check_directory(directory)
-    with exclusive(directory), stopping(directory):
+    with disk_errors(directory), exclusive(directory), stopping(directory):
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
         portrait = Portrait(directory, past.moves)
@@ -156,7 +158,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
             log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", directory)
             return recorder.stop()
         except BaseException as error:
-            recorder.fail(error)
+            with suppress(DiskError):  # which may be the error itself
+                recorder.fail(error)
             raise
         finally:
             if events:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import disue
-from disue.errors import ConfigError, DataError, DisueError
+from disue.errors import DISK_FULL, ConfigError, DataError, DisueError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -367,3 +367,8 @@ def main() -> None:
     except DisueError as error:
         typer.echo(f"disue: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError | DataError) else 1)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        typer.echo(f"disue: '{error.filename or '.'}' cannot be written ({error.strerror}); make room there", err=True)
+        sys.exit(1)

@@ -11,6 +11,7 @@ from plotly.offline import get_plotlyjs
 import disue
 from disue.config import RunConfig
 from disue.errors import DataError
+from disue.files import write_whole
 from server_app.report import comparison
 from server_app.report.charts import charts, worst_count
 from server_app.report.command import command_of
@@ -115,10 +116,8 @@ def _render(**values: Any) -> str:
 
 
 def _write(page: str, path: Path) -> Path:
-    part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(page, encoding="utf-8")
-        part.replace(path)
+        write_whole(path, page)
     except OSError as error:
         raise DataError(f"'{path}' cannot be written ({error.strerror})") from None
     return path

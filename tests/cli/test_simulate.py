@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,37 @@ def test_a_signal_ends_a_simulation_after_its_round_with_status_0(tmp_path: Path
     assert out.splitlines()[-1] == f"stopped after round {rounds} of 1000; {again}"
     assert "disue: the run ends after this round; a second signal ends it at once\n" in err
     assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+
+
+IN_LITTLE_SPACE = """
+mount -t tmpfs -o size=$4 none "$1" && cd "$1" && "$2" -c "from disue.cli.main import main; main()" simulate \\
+    --engine inline --clients 4 --set model=mlp --set num-server-rounds=3 --set min-cluster-size=1 --output run
+status=$?
+cp -r run "$3" && exit $status
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "what"),
+    [("400k", r"round-000002-\w+.safetensors"), ("2M", "report.html")],
+    ids=["for one checkpoint", "for all but the report"],
+)
+def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(tmp_path: Path, size: str, what: str) -> None:
+    alone = ["unshare", "--map-root-user", "--mount"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
+        pytest.skip("this system lets nobody mount a file system")
+    (tmp_path / "small").mkdir()
+    command = [*alone, "sh", "-c", IN_LITTLE_SPACE, "sh", tmp_path / "small", sys.executable, tmp_path / "run", size]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 1
+    ours = [line for line in done.stderr.splitlines() if line.startswith("disue: ")]
+    assert len(ours) == 1
+    assert re.search(rf"/{what}' cannot be written \(No space left on device\); make room there$", ours[0])
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").rglob("*.part"))
+    again = disue("simulate", "--engine", "inline", "--resume", "run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
 
 def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
