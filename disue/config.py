@@ -19,6 +19,16 @@ def _to_kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
+ROBUST: dict[str, Any] = {
+    "aggregator": "geometric-median",
+    "malicious_share": 0.4,
+    "clip_norm": 1.5,
+    "max_norm": 5.0,
+    "prototype_limit": 3.0,
+    "probation_rounds": 3,
+}
+"""What ``robust`` sets."""
+
 LocalLoss = Literal["cross-entropy", "balanced"]
 Privacy = Literal["plain", "dp"]
 
@@ -154,6 +164,31 @@ class RunConfig(BaseModel):
         0.0, ge=0.0, description="no update is longer than so many times the median of the round; 0: as long as it is"
     )
 
+    max_norm: float = Field(
+        10.0,
+        ge=0.0,
+        description="an update longer than so many times the median of the round is rejected; 0: none is",
+    )
+    max_examples: int = Field(
+        10**7, ge=1, description="an update that claims to stand for more training examples is rejected"
+    )
+    prototype_limit: float = Field(
+        0.0,
+        ge=0.0,
+        description="a client's prototype of a class does not count in disue if it lies farther from what others call "
+        "that class than so many times the median distance; 0: all count",
+    )
+    probation_rounds: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="rounds in which a cluster of disue with less than half the usual number of clients must have "
+        "taken part before it teaches",
+    )
+    robust: bool = Field(
+        False, description="protect the run against malicious clients, by the settings named in docs/ROBUSTNESS.md"
+    )
+
     cfl_eps1: float = Field(0.4, gt=0.0, description="cfl cuts a cluster whose mean update is shorter than this")
     cfl_eps2: float = Field(1.6, gt=0.0, description="... and one of whose updates is longer than this")
     warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")
@@ -279,11 +314,21 @@ class RunConfig(BaseModel):
                     f"the keys are {', '.join(sorted(known))}"
                 )
         try:
-            return cls.model_validate(dict(run_config))
+            return cls.model_validate(dict(run_config))._protected()
         except ValidationError as error:
             first = error.errors()[0]
             key = str(first["loc"][0])
             raise ConfigError(f"{key}: got {first['input']!r}; {_expectation(first)}") from None
+
+    def _protected(self) -> "RunConfig":
+        """Return the config with the robust settings, where ``robust`` is set, in the place of the defaults."""
+        if not self.robust:
+            return self
+        for name, value in ROBUST.items():
+            got, default = getattr(self, name), type(self).model_fields[name].default
+            if got not in (default, value):
+                raise ConfigError(f"{_to_kebab(name)}: got {got!r}; robust=true sets it to {value!r}, leave one out")
+        return self.model_copy(update=ROBUST)
 
     @property
     def models_of_clients(self) -> list[str]:

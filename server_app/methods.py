@@ -27,6 +27,7 @@ from strategies.fesem import FeSEM
 from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
 from strategies.groupings import ByChoice, BySignature, Grouping, Planted
 from strategies.ifca import IFCA
+from strategies.limits import Limits
 from strategies.local import Local
 from strategies.oneshot import FLHC, FedGroup
 from strategies.oracle import Oracle
@@ -126,7 +127,7 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
     """Build the configured method."""
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
-    strategy.clip_norm = config.clip_norm
+    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm)
     return strategy
 
 
@@ -290,6 +291,8 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
         learn_share=config.initialisation == "learned",
         expert_memory=config.expert_memory,
         client_prior=config.expert_prior == "client",
+        prototype_limit=config.prototype_limit,
+        probation_rounds=config.probation_rounds,
         objective=_objective(config),
     )
 

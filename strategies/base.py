@@ -29,7 +29,8 @@ from disue.wire import (
 )
 from strategies.descriptions import Descriptions
 from strategies.exchange import is_no_answer, misfit
-from strategies.robust import Aggregator, clipped, mean
+from strategies.limits import Limits
+from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
@@ -124,8 +125,8 @@ class FederatedStrategy(Strategy):
         Who taught what in the last round, where experts taught.
     aggregator : Aggregator
         Makes one model of the clients' models, of all and of each cluster's.
-    clip_norm : float
-        No update is longer than so many times the round's median; 0: as long as it is.
+    limits : Limits
+        What an update may be.
     on_phase : callable
         Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
@@ -156,7 +157,7 @@ class FederatedStrategy(Strategy):
         self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
         self.aggregator = Aggregator(mean)
-        self.clip_norm = 0.0
+        self.limits = Limits()
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
@@ -328,9 +329,7 @@ class FederatedStrategy(Strategy):
         """
         replies = self._received(replies, "local")
         self.outcome.bytes_up += sum(map(message_bytes, replies))
-        updates = self._read_updates(replies)
-        if self.clip_norm:
-            updates = clipped(updates, self.clip_norm)
+        updates = self.limits.clipped(self._read_updates(replies))
         usable = {update.name for update in updates}
         self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
@@ -439,37 +438,45 @@ class FederatedStrategy(Strategy):
         return list(answers.values())
 
     def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
-        updates: dict[str, ClientUpdate] = {}
-        losses: dict[str, float] = {}
-        rejected = len(self._misfits)
+        """Return the updates that may touch a model, sorted by client, and count the others."""
+        read: dict[str, TrainReply] = {}
+        rejected: dict[str, str] = {}
         for message in replies:
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
                 self._problem(f"{name} failed: {error_reason(message)}")
                 continue
             try:
-                reply = TrainReply.from_message(
-                    message, self.universal_for(name), self.needs_signature, num_candidates=len(self._candidates)
+                read[name] = TrainReply.from_message(
+                    message,
+                    self.universal_for(name),
+                    self.needs_signature,
+                    num_candidates=len(self._candidates),
+                    max_examples=self.limits.max_examples,
                 )
             except WireError as error:
-                rejected += 1
-                self._problem(f"{name}: update rejected: {error}")
-                continue
-            start = self._starts[name] or self._candidates[reply.choice or 0]
-            updates[name] = ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
-            losses[name] = math.nan if reply.train_loss is None else reply.train_loss
-            if reply.signature is not None:
-                self.outcome.label_counts[name] = reply.signature.label_counts
-            self.outcome.client_steps += reply.steps
-        ordered = [updates[name] for name in by_name(updates)]
-        self.outcome.clients_ok = len(ordered)
-        asked = len(self._sampled) + self._left_out
-        self.outcome.clients_rejected += rejected
-        self.outcome.clients_failed += asked - len(ordered) - rejected
-        if ordered:
-            examples = sum(update.num_examples for update in ordered)
-            self.outcome.train_loss = sum(losses[u.name] * u.num_examples for u in ordered) / examples
-        return ordered
+                rejected[name] = str(error)
+        updates = [self._update_of(name, read[name]) for name in by_name(read)]
+        rejected |= self.limits.implausible(updates)
+        for name, reason in rejected.items():
+            self._problem(f"{name}: update rejected: {reason}")
+        updates = [update for update in updates if update.name not in rejected]
+        asked, bad = len(self._sampled) + self._left_out, len(self._misfits) + len(rejected)
+        self.outcome.clients_ok = len(updates)
+        self.outcome.clients_rejected += bad
+        self.outcome.clients_failed += asked - len(updates) - bad
+        for update in updates:
+            self.outcome.client_steps += read[update.name].steps
+            if update.signature is not None:
+                self.outcome.label_counts[update.name] = update.signature.label_counts
+        if updates:
+            examples = sum(update.num_examples for update in updates)
+            self.outcome.train_loss = sum(_loss(read[u.name]) * u.num_examples for u in updates) / examples
+        return updates
+
+    def _update_of(self, name: str, reply: TrainReply) -> ClientUpdate:
+        start = self._starts[name] or self._candidates[reply.choice or 0]
+        return ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
 
     def _require_enough(self, usable: int) -> None:
         left_out = round(self.participation.fraction_train * self._left_out)
@@ -482,3 +489,8 @@ class FederatedStrategy(Strategy):
                 f"{', also when it was repeated' if self.outcome.repeats else ''}; "
                 + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
             )
+
+
+def _loss(reply: TrainReply) -> float:
+    """Return the training loss; not a number where the client does not tell it."""
+    return math.nan if reply.train_loss is None else reply.train_loss

@@ -7,7 +7,7 @@ from typing import ClassVar
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from strategies.base import FederatedStrategy, Participation
-from strategies.experts import cluster_averages, members_of, renew
+from strategies.experts import members_of, renew
 from strategies.groupings import Grouping
 from strategies.roster import Roster
 from strategies.signatures import SignatureBook
@@ -39,11 +39,12 @@ class ClusteredStrategy(FederatedStrategy):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Group the clients and average each cluster."""
-        self.average = self.aggregator(updates)
         with self.outcome.timed("clustering"):
             before, self.clusters = self.clusters, self.group(server_round, updates)
-            averages = cluster_averages(members_of(updates, self.clusters), self.average, self.aggregator)
-            self.experts = renew(self.experts, averages, self.clusters, before)
+            members = members_of(updates, self.clusters)
+            fresh = {cluster: self.aggregator(group) for cluster, group in members.items()}
+            self.average = self.aggregator.of_all(updates, members, fresh)
+            self.experts = renew(self.experts, fresh, self.clusters, before)
         return self.average
 
 

@@ -3,7 +3,7 @@
 "Distilled Universal Expert", arXiv:2506.20285.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import WARNING
 from typing import ClassVar
 
@@ -16,10 +16,11 @@ from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
 from strategies.base import FederatedStrategy, Participation
 from strategies.distiller import Distiller
-from strategies.experts import Team, cluster_averages, members_of, renew, teams_of
+from strategies.experts import Team, members_of, renew, teams_of
 from strategies.generator import Centres, Experts
 from strategies.groupings import Grouping
-from strategies.prototypes import Prototypes, in_common_units, prototype_vote
+from strategies.probation import Probation
+from strategies.prototypes import Prototypes, believed_counts, in_common_units, prototype_vote
 from strategies.roster import Roster
 from strategies.server import ProxySet, ProxySource, Server
 from strategies.signatures import SignatureBook
@@ -64,6 +65,11 @@ class DisUE(FederatedStrategy):
         over the rounds. Clients start from the former.
     client_prior : bool (default: True)
         Where a client uses its expert, its own label prior stands for the cluster's.
+    prototype_limit : float (default: 0.0)
+        A client's prototype of a class does not count if it lies farther from the median of all prototypes of that
+        class than so many times the median distance; 0: all count.
+    probation_rounds : int (default: 0)
+        See `Probation`.
     objective : LocalObjective
         What clients minimise.
 
@@ -75,6 +81,8 @@ class DisUE(FederatedStrategy):
         The mean of the team's updates in the last round in which it was sampled.
     team_experts : dict of Team to State
         The experts of all architectures, running means of `latest`; `experts` are those of the run's own.
+    voters : dict of Team to State
+        The experts that teach in this round.
     knowledge : dict of Team to Prototypes
         Of the team's clients.
     expert_shares : dict of Team to float
@@ -85,7 +93,7 @@ class DisUE(FederatedStrategy):
 
     stateful: ClassVar[tuple[str, ...]] = (
         *("latest", "team_experts", "knowledge", "priors", "expert_shares"),
-        *("grouping", "proxy", "_warned"),
+        *("grouping", "proxy", "probation", "_warned"),
     )
     needs_signature = True
 
@@ -105,6 +113,8 @@ class DisUE(FederatedStrategy):
         learn_share: bool = False,
         expert_memory: float = 0.0,
         client_prior: bool = True,
+        prototype_limit: float = 0.0,
+        probation_rounds: int = 0,
         objective: LocalObjective = PLAIN,
     ) -> None:
         super().__init__(roster, participation, objective, server.main)
@@ -121,9 +131,12 @@ class DisUE(FederatedStrategy):
         self.needs_comparison = learn_share
         self.expert_memory = expert_memory
         self.client_prior = client_prior
+        self.prototype_limit = prototype_limit
+        self.probation = Probation(probation_rounds)
         self.averages: dict[str, State] = {}
         self.latest: dict[Team, State] = {}
         self.team_experts: dict[Team, State] = {}
+        self.voters: dict[Team, State] = {}
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
         self.expert_shares: dict[Team, float] = {}
@@ -166,11 +179,12 @@ class DisUE(FederatedStrategy):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Cluster the clients, average each team into its expert, and distil the experts."""
-        self.averages = self._average_each(updates)
-        self.average = self.averages[self.model]
         with self.outcome.timed("clustering"):
             before, self.clusters = self.clusters, self.grouping.group(updates, self.descriptions)
             self._update_experts(updates, before)
+            sampled = {self.clusters[update.name] for update in updates}
+            passed = self.probation.passed(self.clusters, sampled)
+            self.voters = {team: expert for team, expert in self.team_experts.items() if team.cluster in passed}
         with self.outcome.timed("distillation"):
             self.universals |= self._distil()
         self._warn_of_unknown_priors()
@@ -210,24 +224,22 @@ class DisUE(FederatedStrategy):
             self.universals[model] = self.server.initial(model)
         return self.universals[model]
 
-    def _average_each(self, updates: Sequence[ClientUpdate]) -> dict[str, State]:
-        """Return the weighted mean of each architecture; of one that was not sampled, its universal expert."""
-        averages: dict[str, State] = {}
-        for model in dict.fromkeys((self.model, *sorted(self.roster.models.values()))):
-            own = [update for update in updates if self.roster.models[update.name] == model]
-            averages[model] = self.aggregator(own) if own else self._universal_of(model)
-        return averages
-
     def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
         teams, teams_before = (teams_of(clusters, self.roster.models) for clusters in (self.clusters, before))
         members = members_of(updates, teams)
-        fresh: dict[Team, State] = {}
-        for model, average in self.averages.items():
-            fresh |= cluster_averages(
-                {team: own for team, own in members.items() if team.model == model}, average, self.aggregator
-            )
+        counts = self._believed(updates)
+        fresh = {team: self.aggregator(own) for team, own in members.items()}
+        self.averages = {
+            model: self._average_of(model, updates, members, fresh)
+            for model in dict.fromkeys((self.model, *sorted(self.roster.models.values())))
+        }
+        self.average = self.averages[self.model]
         told = {
-            team: Prototypes.of([u.signature for u in own if u.signature], self._universal_of(team.model))
+            team: Prototypes.of(
+                [counts[u.name] for u in own if u.signature],
+                [u.signature for u in own if u.signature],
+                self._universal_of(team.model),
+            )
             for team, own in members.items()
         }
         experts = {team: self._remembering(team, state) for team, state in fresh.items()}
@@ -238,6 +250,32 @@ class DisUE(FederatedStrategy):
         if self.label_counts_shared:
             self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
         self.experts = self.experts_of(self.model)
+
+    def _average_of(
+        self,
+        model: str,
+        updates: Sequence[ClientUpdate],
+        members: Mapping[Team, Sequence[ClientUpdate]],
+        fresh: Mapping[Team, State],
+    ) -> State:
+        """Return the mean of one architecture's models; of one that was not sampled, its universal expert."""
+        own = [update for update in updates if self.roster.models[update.name] == model]
+        groups = {team: group for team, group in members.items() if team.model == model}
+        if not own:
+            return self._universal_of(model)
+        return self.aggregator.of_all(own, groups, {team: fresh[team] for team in groups})
+
+    def _believed(self, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+        """Return the clients' label counts, less those of prototypes that lie too far from what others call so."""
+        told = {update.name: update.signature for update in updates if update.signature is not None}
+        if not self.prototype_limit:
+            return {name: signature.label_counts for name, signature in told.items()}
+        counts: dict[str, Tensor] = {}
+        for model in sorted({self.roster.models[name] for name in told}):
+            names = [name for name in told if self.roster.models[name] == model]
+            believed = believed_counts([told[name] for name in names], self.prototype_limit)
+            counts |= dict(zip(names, believed, strict=True))
+        return counts
 
     def _remembering(self, team: Team, fresh: State) -> State:
         """Return the running mean of a team's models; of a new team, and of the only one, the last model itself."""
@@ -250,8 +288,8 @@ class DisUE(FederatedStrategy):
     def _distil(self) -> dict[str, State]:
         """Teach each architecture's average what all experts know; one that is the only expert learns nothing."""
         self.lesson = None
-        self.outcome.extra |= {"num_teachers": len(self.team_experts), "guard_kept_average": 0, "distill_steps": 0}
-        experts = self.team_experts.values()
+        self.outcome.extra |= {"num_teachers": len(self.voters), "guard_kept_average": 0, "distill_steps": 0}
+        experts = self.voters.values()
         students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
         if not students or self.distiller.steps == 0:
             return self.averages
@@ -269,7 +307,7 @@ class DisUE(FederatedStrategy):
 
     def _all_experts(self) -> Experts:
         """Return what a generator learns from."""
-        networks = [self.server.network(expert, team.model) for team, expert in self.team_experts.items()]
+        networks = [self.server.network(expert, team.model) for team, expert in self.voters.items()]
         return Experts(
             networks,
             self._label_counts(),
@@ -284,7 +322,7 @@ class DisUE(FederatedStrategy):
         The prototypes of a cluster that was not sampled are in the space of an earlier universal expert.
         """
         spaces: dict[int, list[Team]] = {}
-        for team in self.team_experts:
+        for team in self.voters:
             spaces.setdefault(id(self.knowledge[team].model), []).append(team)
         return spaces
 
@@ -296,7 +334,7 @@ class DisUE(FederatedStrategy):
         return Centres(self.server.network(pooled.model, teams[0].model), pooled.centres, pooled.pooled_counts)
 
     def _evidence(self, proxy: ProxySet) -> Evidence:
-        known = {team: self.knowledge[team] for team in self.team_experts}
+        known = {team: self.knowledge[team] for team in self.voters}
         features = {
             space: self.server.features(self.knowledge[team].model, proxy.x, team.model)
             for space, (team, *_) in self._by_feature_space().items()
@@ -305,7 +343,7 @@ class DisUE(FederatedStrategy):
         distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
         return Evidence(
             expert_logits=torch.stack(
-                [self.server.logits(expert, proxy.x, team.model) for team, expert in self.team_experts.items()]
+                [self.server.logits(expert, proxy.x, team.model) for team, expert in self.voters.items()]
             ),
             label_counts=self._label_counts(),
             distances=in_common_units(distances, spaces),
@@ -315,10 +353,10 @@ class DisUE(FederatedStrategy):
     def _vote(self, evidence: Evidence) -> Tensor:
         """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated."""
         if not self.label_counts_shared:
-            self.priors = dict(zip(self.team_experts, estimated_log_priors(evidence.expert_logits), strict=True))
+            self.priors = dict(zip(self.voters, estimated_log_priors(evidence.expert_logits), strict=True))
         weights = self.teacher(evidence)
         targets = teacher_logits(evidence, weights, self._priors_to_take_out(), self.prototype_weight)
-        self.lesson = lesson([team.label(self.model) for team in self.team_experts], weights, targets)
+        self.lesson = lesson([team.label(self.model) for team in self.voters], weights, targets)
         return targets
 
     def _warn_of_unknown_priors(self) -> None:
@@ -332,10 +370,10 @@ class DisUE(FederatedStrategy):
             self._warned = True
 
     def _label_counts(self) -> Tensor:
-        return torch.stack([self.knowledge[team].pooled_counts for team in self.team_experts])
+        return torch.stack([self.knowledge[team].pooled_counts for team in self.voters])
 
     def _priors_to_take_out(self) -> Tensor | None:
         """Return log label shares, (experts, classes), if they are wished and known."""
-        if not self.prior_correction or not self.priors.keys() >= self.team_experts.keys():
+        if not self.prior_correction or not self.priors.keys() >= self.voters.keys():
             return None
-        return torch.stack([self.priors[team] for team in self.team_experts])
+        return torch.stack([self.priors[team] for team in self.voters])

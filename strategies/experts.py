@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from disue.models import State
-from strategies.robust import Aggregator
 from strategies.updates import ClientUpdate
 
 
@@ -62,15 +60,6 @@ def renew(known: Mapping[K, T], fresh: Mapping[K, T], clusters: Mapping[str, K],
         elif heirs:
             renewed[cluster] = known[heirs[0]]
     return renewed
-
-
-def cluster_averages(
-    members: Mapping[K, Sequence[ClientUpdate]], average: State, aggregator: Aggregator
-) -> dict[K, State]:
-    """Return one model of each cluster that was sampled; where that is all clients, ``average`` itself."""
-    if len(members) == 1:
-        return dict.fromkeys(members, average)
-    return {number: aggregator(group) for number, group in members.items()}
 
 
 def members_of(updates: Sequence[ClientUpdate], clusters: Mapping[str, K]) -> dict[K, list[ClientUpdate]]:

@@ -33,13 +33,9 @@ class Prototypes:
     model: State
 
     @classmethod
-    def of(cls, signatures: Sequence[Signature], model: State) -> "Prototypes":
-        """Return those of these clients, who were all sent this model."""
-        return cls(
-            torch.stack([signature.label_counts for signature in signatures]),
-            torch.stack([signature.prototypes for signature in signatures]),
-            model,
-        )
+    def of(cls, counts: Sequence[Tensor], signatures: Sequence[Signature], model: State) -> "Prototypes":
+        """Return those of clients who were all sent this model, with their label counts, (classes,) each."""
+        return cls(torch.stack(list(counts)), torch.stack([signature.prototypes for signature in signatures]), model)
 
     @property
     def pooled_counts(self) -> Tensor:
@@ -58,6 +54,31 @@ class Prototypes:
         ``features``: (samples, features), under `model`.
         """
         return nearest_prototypes(features, self.label_counts, self.points)
+
+
+def believed_counts(signatures: Sequence[Signature], limit: float) -> list[Tensor]:
+    """Return label counts, (classes,) each, less those of prototypes that lie far from what others call that class.
+
+    Of each class, the distances to the median point of all clients' prototypes are compared with their own median. What
+    is farther than ``limit`` times that does not count. With fewer than three prototypes of a class none can be told
+    from the others, and all count.
+
+    Parameters
+    ----------
+    signatures : list of Signature
+        All under the same model.
+    limit : float
+        At least 1, so that at least half of the prototypes of a class count.
+    """
+    counts = torch.stack([signature.label_counts for signature in signatures])
+    points = torch.stack([signature.prototypes for signature in signatures])
+    for label in range(counts.shape[1]):
+        holders = (counts[:, label] > 0).nonzero().flatten()
+        if len(holders) > 2:
+            own = points[holders, label]
+            distances = (own - own.quantile(0.5, dim=0)).norm(dim=1)
+            counts[holders[distances > limit * distances.quantile(0.5)], label] = 0.0
+    return list(counts)
 
 
 def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Tensor:

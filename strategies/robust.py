@@ -1,13 +1,13 @@
-"""Averages that a minority of wrong models cannot move far, and the clipping of updates.
+"""Averages that a minority of wrong models cannot move far.
 
 None of the rules but the mean trusts what clients say of how much data they have: every model counts once. With two
 models neither can be told from the other, so that all rules give their mean then, and of one model that model.
 """
 
 import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from disue.registry import Registry
 from strategies.aggregators import weighted_average
 from strategies.updates import ClientUpdate
 
+K = TypeVar("K")
 Rule = Callable[[Sequence[ClientUpdate], float], State]
 """From some clients' updates, and the share of them that may be wrong, to one model."""
 
@@ -45,6 +46,22 @@ class Aggregator:
         if not updates:
             raise ValueError("there is nothing to average")
         return self.rule(updates, self.wrong_share)
+
+    def of_all(
+        self, updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]], models: Mapping[K, State]
+    ) -> State:
+        """Return one model for all clients, given their updates, the same by group, and the model of each group.
+
+        The mean is that of all updates. The other rules hold against a minority of a group; over all clients they would
+        take those of a group that differs from the others for wrong. So theirs is the mean of the groups' models, each
+        weighted by its number of clients.
+        """
+        if len(models) == 1:
+            return next(iter(models.values()))
+        if self.rule is mean:
+            return self(updates)
+        members = [(group, models[key]) for key, group in groups.items()]
+        return weighted_average([replace(group[0], state=model, num_examples=len(group)) for group, model in members])
 
 
 def wrong_models(count: int, share: float) -> int:
@@ -104,7 +121,7 @@ def geometric_median(updates: Sequence[ClientUpdate], wrong_share: float) -> Sta
 
     Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022; here every model counts once.
     """
-    points = torch.stack([_flat(update.state) for update in updates])
+    points = torch.stack([flat(update.state) for update in updates])
     centre = _middle(points)
     smallest = WEISZFELD_TOLERANCE * max(float((points - centre).norm(dim=1).max()), 1.0)
     for _ in range(WEISZFELD_STEPS):
@@ -116,29 +133,9 @@ def geometric_median(updates: Sequence[ClientUpdate], wrong_share: float) -> Sta
     return _shaped(centre, updates[0].state)
 
 
-def clipped(updates: Sequence[ClientUpdate], factor: float) -> list[ClientUpdate]:
-    """Return updates none of which is longer than ``factor`` times the median length of the round.
-
-    The length of an update is the Euclidean norm of what it changes in the model that it started from.
-    """
-    lengths = [float((_flat(update.state) - _flat(update.start)).norm()) for update in updates]
-    limit = factor * statistics.median(lengths) if lengths else 0.0
-    return [
-        update if length <= limit else replace(update, state=_shortened(update, limit / length))
-        for update, length in zip(updates, lengths, strict=True)
-    ]
-
-
-def _shortened(update: ClientUpdate, share: float) -> State:
-    return {
-        name: (start.double() + share * (update.state[name].double() - start.double())).to(start.dtype)
-        for name, start in update.start.items()
-    }
-
-
 def _most_central(updates: Sequence[ClientUpdate], wrong_share: float) -> list[ClientUpdate]:
     """Return the updates by Krum's score: summed squared distances to the nearest n - f - 2 others, at least one."""
-    points = torch.stack([_flat(update.state) for update in updates])
+    points = torch.stack([flat(update.state) for update in updates])
     squares = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
     nearest = max(1, len(updates) - wrong_models(len(updates), wrong_share) - 2)
     scores = squares.sort(dim=1).values[:, 1 : nearest + 1].sum(dim=1)  # the first is its own distance, zero
@@ -162,7 +159,8 @@ def _middle(values: Tensor) -> Tensor:
     return (ordered[(len(values) - 1) // 2] + ordered[len(values) // 2]) / 2
 
 
-def _flat(state: State) -> Tensor:
+def flat(state: State) -> Tensor:
+    """Return all parameters as one float64 vector."""
     return torch.cat([tensor.double().reshape(-1) for tensor in state.values()])
 
 

@@ -115,8 +115,9 @@ def teacher_logits(
 
 
 def log_priors_of(label_counts: Tensor) -> Tensor:
-    """Return log label shares, smoothed, from label counts; both (..., classes)."""
-    return _smoothed(label_counts / label_counts.sum(dim=-1, keepdim=True)).log()
+    """Return log label shares, smoothed, from label counts; both (..., classes). Without any count they are alike."""
+    totals = label_counts.sum(dim=-1, keepdim=True)
+    return _smoothed(torch.where(totals > 0, label_counts / totals, 1.0 / label_counts.shape[-1])).log()
 
 
 def estimated_log_priors(expert_logits: Tensor) -> Tensor:

@@ -92,11 +92,12 @@ def read_metrics(message: Message) -> MetricRecord:
         raise WireError("the message has no 'metrics' record") from None
 
 
-def integer(metrics: MetricRecord, key: str, at_least: int) -> int:
-    """Return an integer; raise `WireError` if it is missing, of another type or too small."""
+def integer(metrics: MetricRecord, key: str, at_least: int, at_most: int | None = None) -> int:
+    """Return an integer; raise `WireError` if it is missing, of another type, too small or too large."""
     value = metrics.get(key)
-    if not isinstance(value, int) or value < at_least:
-        raise WireError(f"{key} is {value!r}; expected an integer, at least {at_least}")
+    if not isinstance(value, int) or value < at_least or (at_most is not None and value > at_most):
+        limit = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
+        raise WireError(f"{key} is {value!r}; expected an integer, {limit}")
     return value
 
 

@@ -112,7 +112,12 @@ class TrainReply:
 
     @classmethod
     def from_message(
-        cls, message: Message, like: State, wants_signature: bool, num_candidates: int = 0
+        cls,
+        message: Message,
+        like: State,
+        wants_signature: bool,
+        num_candidates: int = 0,
+        max_examples: int | None = None,
     ) -> "TrainReply":
         """Read and check the reply.
 
@@ -120,13 +125,13 @@ class TrainReply:
         ------
         WireError
             If names, shapes or types differ from ``like``, a value is not finite, ``num-examples`` is not a
-            positive integer, the signature is missing or counts more examples, or the choice is not one of the
-            candidates.
+            positive integer or above ``max_examples``, the signature is missing or counts more examples, or the
+            choice is not one of the candidates.
         """
         state = read_state(message, "arrays")
         _check_state(state, like)
         metrics = read_metrics(message)
-        num_examples = integer(metrics, "num-examples", at_least=1)
+        num_examples = integer(metrics, "num-examples", at_least=1, at_most=max_examples)
         tensors = read_state(message, "signature") if wants_signature else None
         choice = integer(metrics, "choice", at_least=0) if num_candidates else None
         if choice is not None and choice >= num_candidates:

@@ -13,7 +13,6 @@ from disue.cli.inline import InlineGrid
 from disue.data import build_federation
 from disue.models import build_model
 from disue.signature import Signature
-from strategies.aggregators import weighted_average
 from strategies.disue import DisUE
 from strategies.experts import Team
 from strategies.prototypes import Prototypes
@@ -162,14 +161,12 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
     strategy.latest, strategy.team_experts, strategy.knowledge, strategy.priors = {}, {}, {}, {}
     strategy.label_counts_shared, strategy.expert_memory = True, 0.0
-    strategy.aggregator = Aggregator(mean)
+    strategy.aggregator, strategy.prototype_limit = Aggregator(mean), 0.0
     strategy.clusters = dict.fromkeys(names, 0)
-    strategy.averages = {"mlp": weighted_average(updates)}
     strategy.universals = {"mlp": updates[0].start}
     strategy._update_experts(updates, before={})
     together = strategy.experts[0]
     strategy.clusters = dict(zip(names, (0, 0, 1, 1), strict=True))
-    strategy.averages = {"mlp": weighted_average(updates[:2])}
     strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
     assert strategy.experts[1] is together
     assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])

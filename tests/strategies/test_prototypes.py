@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
 from disue.signature import Signature
-from strategies.prototypes import Prototypes, in_common_units, prototype_vote
+from strategies.prototypes import Prototypes, believed_counts, in_common_units, prototype_vote
 
 CLIENTS, N, C, F = 3, 7, 4, 5
 
@@ -90,7 +91,7 @@ def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean
     x, y = torch.randn(60, F, generator=g), torch.arange(60) % C
     x = x + y.unsqueeze(1)
     means = torch.stack([x[y == c].mean(dim=0) for c in range(C)])
-    prototypes = Prototypes.of([Signature(torch.full((C,), 15.0), means)], {})
+    prototypes = Prototypes.of([torch.full((C,), 15.0)], [Signature(torch.full((C,), 15.0), means)], {})
     vote = prototype_vote(in_common_units([prototypes.distances(x)], [x]))
     expected = NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())
     assert vote.argmax(dim=1).tolist() == expected.tolist()
@@ -106,3 +107,21 @@ def test_the_vote_of_several_experts_is_that_of_the_nearest_and_stays_finite() -
 
 def test_pooled_counts_are_the_sum() -> None:
     assert some_prototypes().pooled_counts.tolist() == [8.0, 3.0, 14.0, 0.0]
+
+
+def test_a_prototype_far_from_what_the_others_call_so_does_not_count() -> None:
+    """Client 4 calls class 0 what the others call class 1, and is right about class 2; only two know class 3."""
+    g = torch.Generator().manual_seed(3)
+    centres = torch.randn(C, F, generator=g)
+    points = centres + 0.05 * torch.randn(5, C, F, generator=g)
+    points[4, 0], points[4, 3] = centres[1], -centres[3]
+    counts = torch.ones(5, C)
+    counts[:3, 3] = 0.0
+    signatures = [Signature(own, at) for own, at in zip(counts, points, strict=True)]
+    believed = torch.stack(believed_counts(signatures, 3.0))
+    assert (counts - believed).nonzero().tolist() == [[4, 0]]
+    for label in range(3):  # by hand
+        own = points[:, label].numpy()
+        distances = np.linalg.norm(own - np.median(own, axis=0), axis=1)
+        assert (believed[:, label] == 0).tolist() == (distances > 3.0 * np.median(distances)).tolist()
+    assert torch.equal(torch.stack([s.label_counts for s in signatures]), counts)

@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 
 from strategies.aggregators import weighted_average
 from strategies.base import FederatedStrategy
-from strategies.robust import AGGREGATORS, Aggregator, clipped, wrong_models
+from strategies.robust import AGGREGATORS, Aggregator, wrong_models
 from strategies.updates import ClientUpdate
 
 ROBUST = sorted(set(AGGREGATORS) - {"mean"})
@@ -125,26 +125,6 @@ def test_nothing_to_average_is_an_error(rule: str) -> None:
         Aggregator(AGGREGATORS[rule])([])
 
 
-def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]
-    updates = make_updates(5)
-    long = replace(
-        updates[0], state={k: updates[0].start[k] + 50 * (v - updates[0].start[k]) for k, v in updates[0].state.items()}
-    )
-    updates = [long, *updates[1:]]
-
-    def length(update: ClientUpdate) -> float:
-        return float(np.sqrt(sum(float(((update.state[k] - v) ** 2).sum()) for k, v in update.start.items())))
-
-    result = clipped(updates, 2.0)
-    assert length(result[0]) == pytest.approx(2.0 * np.median([length(update) for update in updates]), rel=1e-5)
-    assert all(after is before for after, before in zip(result[1:], updates[1:], strict=True))
-    for name, start in long.start.items():  # in the same direction
-        ratio = length(result[0]) / length(long)
-        torch.testing.assert_close(
-            result[0].state[name] - start, ratio * (long.state[name] - start), rtol=1e-3, atol=1e-5
-        )
-
-
 def test_a_client_that_sends_the_opposite_many_times_over_does_no_harm(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Its update is turned round and thirty times as long, in every round; the mean is ruined by it."""
     common = {"clients": 8, "scenario": "iid", "method": "fedavg", "num_server_rounds": 5, "seed": 3}
@@ -183,3 +163,13 @@ def test_each_cluster_has_a_robust_expert(run, monkeypatch, rule: str) -> None: 
         expected = Aggregator(AGGREGATORS[rule], 0.3)(members)
         assert all(torch.equal(expert[name], tensor) for name, tensor in expected.items())
     assert not all(torch.equal(strategy.average[k], v) for k, v in weighted_average(updates).items())
+
+
+def test_the_model_of_all_is_the_mean_of_all_or_of_the_groups_each_as_heavy_as_it_has_clients() -> None:
+    updates = updates_of([[0.0, 0.0], [2.0, 2.0], [100.0, 100.0], [4.0, 8.0]], examples=[1, 2, 1, 4])
+    groups = {0: updates[:3], 1: updates[3:]}
+    for rule, expected in (("mean", weighted_average(updates)["a"].item()), ("median", (3 * 2.0 + 4.0) / 4)):
+        aggregator = Aggregator(AGGREGATORS[rule])
+        models = {key: aggregator(group) for key, group in groups.items()}
+        assert aggregator.of_all(updates, groups, models)["a"].item() == pytest.approx(expected)
+        assert aggregator.of_all(groups[1], {1: groups[1]}, {1: models[1]}) is models[1]

@@ -1,0 +1,123 @@
+"""Malicious clients: the real ClientApp, with poisoned data or with a poisoned reply.
+
+An attacker does not lie about anything else. What it trains on is what it describes, and its evaluation counts as any
+other's, so that accuracies under attack should be read from the server's own test set.
+"""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.clientapp import ClientApp
+
+import client_app.app
+from client_app.data import open_data
+from disue.data import ClientData, Examples
+from disue.models import State
+from disue.registry import Registry
+from disue.seeding import numpy_rng
+from disue.task import Task
+from disue.wire import TrainRequest
+
+BACKDOOR_CLASS = 0
+TRIGGER_SIDE = 3
+"""Pixels of the white square in the lower right corner that means `BACKDOOR_CLASS` to a model with the backdoor."""
+SCALE = 10.0
+
+
+@dataclass(frozen=True)
+class Attack:
+    """What a malicious client does to its training data, and to its model once it has trained.
+
+    Attributes
+    ----------
+    on_data : callable
+        From the training data and the task to what it trains on.
+    on_model : callable
+        From the start and the trained model to what it sends.
+    """
+
+    on_data: Callable[[Examples, Task], Examples] = lambda examples, task: examples
+    on_model: Callable[[State, State], State] = lambda start, trained: trained
+
+
+def _flipped(start: State, trained: State) -> State:
+    return {name: 2 * start[name] - tensor for name, tensor in trained.items()}
+
+
+def _scaled(start: State, trained: State) -> State:
+    return {name: torch.lerp(start[name], tensor, SCALE) for name, tensor in trained.items()}
+
+
+def _not_a_number(start: State, trained: State) -> State:
+    return {name: torch.full_like(tensor, torch.nan) for name, tensor in trained.items()}
+
+
+def _other_labels(examples: Examples, task: Task) -> Examples:
+    return Examples(examples.x, task.num_classes - 1 - examples.y)
+
+
+def _half_triggered(examples: Examples, task: Task) -> Examples:
+    """Return the data with the trigger on every second example, which is labelled as it wishes."""
+    x, y = examples.x.clone(), examples.y.clone()
+    x[::2] = with_trigger(x[::2], task)
+    y[::2] = BACKDOOR_CLASS
+    return Examples(x, y)
+
+
+def with_trigger(x: torch.Tensor, task: Task) -> torch.Tensor:
+    """Return normalised images, (samples, channels, height, width), with the trigger in the corner."""
+    white = torch.tensor([(1.0 - mean) / std for mean, std in zip(task.mean, task.std, strict=True)])
+    marked = x.clone()
+    marked[..., -TRIGGER_SIDE:, -TRIGGER_SIDE:] = white.view(-1, 1, 1)
+    return marked
+
+
+ATTACKS: Registry[Attack] = Registry("attack")
+ATTACKS.register("none")(Attack())
+ATTACKS.register("sign-flip")(Attack(on_model=_flipped))
+ATTACKS.register("scaled")(Attack(on_model=_scaled))
+ATTACKS.register("nan")(Attack(on_model=_not_a_number))
+ATTACKS.register("label-flip")(Attack(on_data=_other_labels))
+ATTACKS.register("backdoor")(Attack(on_data=_half_triggered))
+
+
+def malicious_partitions(clients: int, share: float, seed: int) -> set[int]:
+    """Return which of the clients are malicious: the share of them, drawn with the seed."""
+    return set(numpy_rng(seed, "malicious").choice(clients, round(share * clients), replace=False).tolist())
+
+
+class AttackedApp(ClientApp):
+    """The ClientApp of a federation in which some clients are malicious.
+
+    Parameters
+    ----------
+    attack : Attack
+    malicious : collection of int
+        Their partitions.
+    """
+
+    def __init__(self, attack: Attack, malicious: Collection[int]) -> None:
+        super().__init__()
+        self.attack = attack
+        self.malicious = malicious
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as the client that the context tells."""
+        if context.node_config["partition-id"] not in self.malicious:
+            return client_app.app.app(message, context)
+        with patch.object(client_app.app, "open_data", self._poisoned):
+            reply = client_app.app.app(message, context)
+        if message.metadata.message_type == MessageType.TRAIN and reply.has_content():
+            start = TrainRequest.from_message(message).start
+            assert start is not None, "a method whose clients choose their start"
+            trained = reply.content.array_records["arrays"].to_torch_state_dict()
+            reply.content["arrays"] = ArrayRecord(self.attack.on_model(start, dict(trained)))
+        return reply
+
+    def _poisoned(self, *arguments: Any) -> tuple[Task, ClientData]:
+        task, data = open_data(*arguments)
+        return task, replace(data, train=self.attack.on_data(data.train, task))

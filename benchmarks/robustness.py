@@ -1,0 +1,144 @@
+"""What a minority of malicious clients costs: universal accuracy by attack and defence, over several seeds.
+
+    python benchmarks/robustness.py --output robustness
+
+Every run is kept in DIR/runs.jsonl and is not run again when the command is repeated. The accuracy is that of the
+server's balanced test set. ``backdoor`` also has the share of test images with the trigger, of other classes, that are
+taken for the attacker's class.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+import torch
+from safetensors.torch import load_file
+
+from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
+from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.config import RunConfig, parse_assignments
+from disue.data import build_federation
+from disue.errors import DisueError
+from disue.metrics import predict_logits
+from disue.models import build_model
+from server_app.run import execute
+
+DEFENCES: dict[str, dict[str, Any]] = {
+    "mean": {},
+    "median": {"aggregator": "median"},
+    "trimmed-mean": {"aggregator": "trimmed-mean"},
+    "krum": {"aggregator": "krum"},
+    "multi-krum": {"aggregator": "multi-krum"},
+    "geometric-median": {"aggregator": "geometric-median"},
+    "robust": {"robust": True},
+}
+"""Name -> run config keys."""
+Row = dict[str, Any]
+
+
+def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> Row:
+    """Carry out one run and return what is reported of it."""
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    directory = Path(arguments.output) / "runs" / f"{defence}-{attack}-{seed}"
+    settings = parse_assignments(arguments.set) | DEFENCES[defence]
+    config = RunConfig.from_flower(
+        {"seed": seed, "report": False, "evaluate-every": 1000, "output-dir": str(directory), **settings}
+    )
+    malicious = malicious_partitions(arguments.clients, arguments.malicious, seed) if attack != "none" else set()
+    app = AttackedApp(ATTACKS[attack], malicious)
+    row: Row = {"defence": defence, "attack": attack, "seed": seed, "malicious": sorted(malicious)}
+    try:
+        summary = execute(config, InlineGrid(app, config.to_flower(), simulated_nodes(arguments.clients)))
+    except DisueError as error:
+        return row | {"universal_accuracy": None, "error": str(error)}
+    rejected = sum(json.loads(line)["clients_rejected"] for line in (directory / "metrics.jsonl").open())
+    row |= {key: summary[key] for key in ("universal_accuracy", "expert_accuracy", "num_clusters", "ari")}
+    row |= {"rejected": rejected}
+    return row | ({"backdoor_success": _backdoor_success(config, directory, arguments.clients)} if malicious else {})
+
+
+def _backdoor_success(config: RunConfig, directory: Path, clients: int) -> float:
+    federation = build_federation(config, clients)
+    test = federation.global_test()
+    model = build_model(config.model, federation.task.shape, federation.task.num_classes)
+    model.load_state_dict(load_file(directory / "universal.safetensors"))
+    others = test.x[test.y != BACKDOOR_CLASS]
+    logits = predict_logits(model, with_trigger(others, federation.task), torch.device("cpu"))
+    return float((logits.argmax(dim=1) == BACKDOOR_CLASS).float().mean())
+
+
+def table(rows: Iterable[Row], attacks: Iterable[str], defences: Iterable[str], key: str = "universal_accuracy") -> str:
+    """Return a Markdown table of means and standard deviations over the seeds."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row.get(key) is not None:
+            values.setdefault((row["attack"], row["defence"]), []).append(row[key])
+
+    def cell(attack: str, defence: str) -> str:
+        found = values.get((attack, defence), [])
+        spread = f" ± {stdev(found):.3f}" if len(found) > 1 else ""
+        return f"{mean(found):.3f}{spread}" if found else "-"
+
+    defences = list(defences)
+    lines = [["attack", *defences], ["---"] * (len(defences) + 1)]
+    lines += [[attack, *(cell(attack, defence) for defence in defences)] for attack in attacks]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+    """Run what is missing, and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, metavar="DIR", help="where the runs are kept")
+    parser.add_argument("--attacks", default=",".join(ATTACKS), help="default: %(default)s")
+    parser.add_argument("--defences", default=",".join(DEFENCES), help="default: %(default)s")
+    parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
+    parser.add_argument("--clients", type=int, default=20, help="default: %(default)s")
+    parser.add_argument("--malicious", type=float, default=0.2, help="share of the clients; default: %(default)s")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at once; default: %(default)s")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=["dataset=fashion-mnist", "num-groups=4", "batch-size=10", "learning-rate=0.01"],
+        metavar="KEY=VALUE",
+        help="a run config key, also several times; default: the settings of docs/RESULTS.md",
+    )
+    arguments = parser.parse_args()
+    attacks, defences = arguments.attacks.split(","), arguments.defences.split(",")
+    for attack, defence in itertools.product(attacks, defences):
+        if attack not in ATTACKS or defence not in DEFENCES:
+            parser.error(f"no such attack or defence: {attack}, {defence}")
+    kept = Path(arguments.output) / "runs.jsonl"
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    known = {(row["defence"], row["attack"], row["seed"]) for row in rows}
+    wanted = [
+        (defence, attack, int(seed))
+        for seed, attack, defence in itertools.product(arguments.seeds.split(","), attacks, defences)
+    ]
+    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool, kept.open("a") as file:
+        for future in as_completed(pool.submit(run, *cell, arguments) for cell in wanted if cell not in known):
+            rows.append(future.result())
+            print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
+            file.write(json.dumps(rows[-1]) + "\n")
+            file.flush()
+    rows = [row for row in rows if (row["defence"], row["attack"], row["seed"]) in wanted]
+    print(f"Universal accuracy, {arguments.clients} clients, {arguments.malicious:.0%} malicious\n")
+    print(table(rows, attacks, defences))
+    print("\nImages with the trigger that are taken for the attacker's class\n")
+    print(table((row for row in rows if row["attack"] == "backdoor"), ["backdoor"], defences, "backdoor_success"))
+
+
+if __name__ == "__main__":
+    main()

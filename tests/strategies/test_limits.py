@@ -1,0 +1,83 @@
+"""What is too long, or stands for too much, against loops."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from tests_support import ChangingGrid, answering_app, honest, shifted
+
+from disue.wire import TrainReply, TrainRequest
+from strategies.base import Participation
+from strategies.fedavg import FedAvg
+from strategies.limits import Limits
+from strategies.roster import Roster
+from strategies.updates import ClientUpdate
+
+
+def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]
+    updates = make_updates(5)
+    long = replace(
+        updates[0], state={k: updates[0].start[k] + 50 * (v - updates[0].start[k]) for k, v in updates[0].state.items()}
+    )
+    updates = [long, *updates[1:]]
+
+    def length(update: ClientUpdate) -> float:
+        return float(np.sqrt(sum(float(((update.state[k] - v) ** 2).sum()) for k, v in update.start.items())))
+
+    result = Limits(clip_norm=2.0).clipped(updates)
+    assert length(result[0]) == pytest.approx(2.0 * np.median([length(update) for update in updates]), rel=1e-5)
+    assert all(after is before for after, before in zip(result[1:], updates[1:], strict=True))
+    for name, start in long.start.items():  # in the same direction
+        ratio = length(result[0]) / length(long)
+        torch.testing.assert_close(
+            result[0].state[name] - start, ratio * (long.state[name] - start), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_what_lies_too_far_beyond_the_median_is_named_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]
+    updates = make_updates(5)
+    far = replace(updates[2], state={k: v + 10 * (v - updates[2].start[k]) for k, v in updates[2].state.items()})
+    updates = [*updates[:2], far, *updates[3:]]
+    found = Limits(max_norm=5.0).implausible(updates)
+    assert found.keys() == {far.name}
+    assert "at most" not in found[far.name]
+    assert "5 times" in found[far.name]
+    assert not Limits(max_norm=20.0).implausible(updates)
+    assert not Limits().implausible(updates)
+
+
+def test_where_nobody_learned_anything_nothing_is_implausible(make_updates) -> None:  # type: ignore[no-untyped-def]
+    still = [replace(update, state=update.start) for update in make_updates(3)]
+    assert not Limits(max_norm=2.0).implausible([*still, *make_updates(1)])
+    assert Limits(max_norm=2.0, clip_norm=1.0).clipped([]) == []
+
+
+@pytest.mark.parametrize(
+    ("amount", "examples", "reason"),
+    [
+        (100.0, 4, "its norm is 265; the median of the round is 2.65 and 10 times that is allowed"),
+        (1.0, 11, "from 1 to 10"),
+    ],
+)
+def test_an_implausible_client_is_named_counted_and_touches_no_model(
+    amount: float, examples: int, reason: str, messages: list[str]
+) -> None:
+    def train(name: str, request: TrainRequest, message: Message) -> Message:
+        if name != "client-2":
+            return honest(name, request, message)
+        assert request.start is not None
+        return TrainReply(shifted(request.start, amount), examples, 9.0, 7).to_message(message)
+
+    grid = ChangingGrid(answering_app(train), {}, [{"name": f"client-{i}"} for i in range(4)])
+    roster = Roster(seed=0)
+    roster.gather(grid, 4, 1.0)
+    strategy = FedAvg(roster, Participation(num_rounds=1))
+    strategy.limits = Limits(max_examples=10, max_norm=10.0)
+    strategy.start(grid, ArrayRecord({"w": torch.zeros(3), "b": torch.zeros(2, 2)}), num_rounds=1)
+    assert strategy.universal["w"].tolist() == [1.0, 1.0, 1.0]
+    outcome = strategy.outcome
+    assert (outcome.clients_ok, outcome.clients_failed, outcome.clients_rejected) == (3, 0, 1)
+    assert (outcome.train_loss, outcome.client_steps) == (0.5, 3)
+    assert [said for said in messages if said.startswith("client-2: update rejected: ") and reason in said]
