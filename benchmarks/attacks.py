@@ -4,7 +4,7 @@ An attacker does not lie about anything else. What it trains on is what it descr
 other's, so that accuracies under attack should be read from the server's own test set.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
@@ -85,9 +85,21 @@ ATTACKS.register("label-flip")(Attack(on_data=_other_labels))
 ATTACKS.register("backdoor")(Attack(on_data=_half_triggered))
 
 
-def malicious_partitions(clients: int, share: float, seed: int) -> set[int]:
-    """Return which of the clients are malicious: the share of them, drawn with the seed."""
-    return set(numpy_rng(seed, "malicious").choice(clients, round(share * clients), replace=False).tolist())
+def malicious_partitions(groups: Sequence[int], share: float, seed: int) -> set[int]:
+    """Return which clients are malicious: the share of each planted group, drawn with the seed.
+
+    No rule for averaging can help a group in which most are malicious, and a draw from all clients makes such groups.
+
+    Parameters
+    ----------
+    groups : list of int
+        The group of each partition; all alike where none are planted.
+    share : float
+    seed : int
+    """
+    rng = numpy_rng(seed, "malicious")
+    members = [[i for i, own in enumerate(groups) if own == group] for group in sorted(set(groups))]
+    return {int(i) for own in members for i in rng.choice(own, round(share * len(own)), replace=False)}
 
 
 class AttackedApp(ClientApp):

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig, parse_assignments
-from disue.data import build_federation
+from disue.data import Federation, build_federation
 from disue.errors import DisueError
 from disue.metrics import predict_logits
 from disue.models import build_model
@@ -56,7 +56,9 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     config = RunConfig.from_flower(
         {"seed": seed, "report": False, "evaluate-every": 1000, "output-dir": str(directory), **settings}
     )
-    malicious = malicious_partitions(arguments.clients, arguments.malicious, seed) if attack != "none" else set()
+    federation = build_federation(config, arguments.clients)
+    groups = [federation.client(i).group for i in range(arguments.clients)]
+    malicious = malicious_partitions(groups, arguments.malicious, seed) if attack != "none" else set()
     app = AttackedApp(ATTACKS[attack], malicious)
     row: Row = {"defence": defence, "attack": attack, "seed": seed, "malicious": sorted(malicious)}
     try:
@@ -66,11 +68,10 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     rejected = sum(json.loads(line)["clients_rejected"] for line in (directory / "metrics.jsonl").open())
     row |= {key: summary[key] for key in ("universal_accuracy", "expert_accuracy", "num_clusters", "ari")}
     row |= {"rejected": rejected}
-    return row | ({"backdoor_success": _backdoor_success(config, directory, arguments.clients)} if malicious else {})
+    return row | ({"backdoor_success": _backdoor_success(config, directory, federation)} if malicious else {})
 
 
-def _backdoor_success(config: RunConfig, directory: Path, clients: int) -> float:
-    federation = build_federation(config, clients)
+def _backdoor_success(config: RunConfig, directory: Path, federation: Federation) -> float:
     test = federation.global_test()
     model = build_model(config.model, federation.task.shape, federation.task.num_classes)
     model.load_state_dict(load_file(directory / "universal.safetensors"))
