@@ -10,9 +10,9 @@ taken for the attacker's class.
 import argparse
 import itertools
 import json
-import logging
 import multiprocessing
 import os
+import shutil
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,12 +20,11 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
-
 import torch
 from safetensors.torch import load_file
 
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
+from disue.cli.cells import THREAD_VARIABLES, prepare_worker
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig, parse_assignments
 from disue.data import Federation, build_federation
@@ -49,8 +48,6 @@ Row = dict[str, Any]
 
 def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> Row:
     """Carry out one run and return what is reported of it."""
-    torch.set_num_threads(1)
-    logging.disable(logging.WARNING)
     directory = Path(arguments.output) / "runs" / f"{defence}-{attack}-{seed}"
     settings = parse_assignments(arguments.set) | DEFENCES[defence]
     config = RunConfig.from_flower(
@@ -61,6 +58,7 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     malicious = malicious_partitions(groups, arguments.malicious, seed) if attack != "none" else set()
     app = AttackedApp(ATTACKS[attack], malicious)
     row: Row = {"defence": defence, "attack": attack, "seed": seed, "malicious": sorted(malicious)}
+    shutil.rmtree(directory, ignore_errors=True)  # of a run that was broken off
     try:
         summary = execute(config, InlineGrid(app, config.to_flower(), simulated_nodes(arguments.clients)))
     except DisueError as error:
@@ -120,6 +118,7 @@ def main() -> None:
     for attack, defence in itertools.product(attacks, defences):
         if attack not in ATTACKS or defence not in DEFENCES:
             parser.error(f"no such attack or defence: {attack}, {defence}")
+    os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")  # for the workers
     kept = Path(arguments.output) / "runs.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
@@ -128,7 +127,8 @@ def main() -> None:
         (defence, attack, int(seed))
         for seed, attack, defence in itertools.product(arguments.seeds.split(","), attacks, defences)
     ]
-    with ProcessPoolExecutor(arguments.workers, multiprocessing.get_context("spawn")) as pool, kept.open("a") as file:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
         for future in as_completed(pool.submit(run, *cell, arguments) for cell in wanted if cell not in known):
             rows.append(future.result())
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)

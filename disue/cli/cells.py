@@ -107,7 +107,7 @@ def run_cells(cells: Sequence[Cell], workers: int, on_done: Callable[[Cell, Summ
     """
     failed = []
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(cells)), context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(min(workers, len(cells)), context, initializer=prepare_worker)
     try:
         with _one_thread_for_children():
             futures: dict[Future[Summary | DisueError], Cell] = {pool.submit(_run_cell, cell): cell for cell in cells}
@@ -143,7 +143,8 @@ def _one_thread_for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _prepare_worker() -> None:
+def prepare_worker() -> None:
+    """Make this process one of many that compute runs: one thread, quiet, and gone with its parent."""
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
