@@ -84,3 +84,13 @@ def test_robust_stands_for_its_settings_and_refuses_others() -> None:
     assert RunConfig.from_flower(config.to_flower()) == config
     with pytest.raises(ConfigError, match="aggregator: got 'krum'; robust=true sets it to 'geometric-median'"):
         RunConfig.from_flower({"robust": True, "aggregator": "krum"})
+
+
+def test_the_page_names_what_robust_stands_for() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ROBUSTNESS.md").read_text()
+    _, _, table = page.partition("<!-- robust -->\n")
+    rows = [line.split("|")[1:3] for line in table.split("\n\n")[0].splitlines()[2:]]
+    told = {key.strip(" `"): value.strip(" `") for key, value in rows}
+    assert told == {
+        key.replace("_", "-"): value if isinstance(value, str) else f"{value:g}" for key, value in ROBUST.items()
+    }
