@@ -9,10 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from disue.errors import ConfigError
 from disue.registry import suggestion
-from disue.task import Shape
-
-SMALLEST_SIDE = 4
-"""Of an image: the networks halve it twice."""
+from disue.task import LARGEST_SIDE, SMALLEST_SIDE, Shape
 
 
 def _to_kebab(name: str) -> str:
@@ -258,6 +255,13 @@ class RunConfig(BaseModel):
         "be as they were (`disue simulate --resume DIR` takes them from there)",
     )
 
+    @field_validator("*")
+    @classmethod
+    def _text_for_files(cls, value: Any) -> Any:
+        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
+            raise ValueError("use text that UTF-8 has, without NUL")
+        return value
+
     @field_validator("prox_mu")
     @classmethod
     def _weight_or_left_open(cls, value: float) -> float:
@@ -276,9 +280,11 @@ class RunConfig(BaseModel):
     @field_validator("input_shape")
     @classmethod
     def _shape_of_an_image(cls, value: str) -> str:
-        if not re.fullmatch(r"[13]x[1-9][0-9]{0,3}x[1-9][0-9]{0,3}", value) or min(_sizes(value)[1:]) < SMALLEST_SIDE:
+        sides = _sizes(value)[1:] if re.fullmatch(r"[13]x[1-9][0-9]{0,3}x[1-9][0-9]{0,3}", value) else [0]
+        if min(sides) < SMALLEST_SIDE or max(sides) > LARGEST_SIDE:
             raise ValueError(
-                f"use CHANNELSxHEIGHTxWIDTH with 1 or 3 channels and sides from {SMALLEST_SIDE} to 9999, e.g. 3x32x32"
+                f"use CHANNELSxHEIGHTxWIDTH with 1 or 3 channels and sides from {SMALLEST_SIDE} to {LARGEST_SIDE}, "
+                "e.g. 3x32x32"
             )
         return value
 
@@ -401,6 +407,6 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 def _toml_value(text: str) -> Any:
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError):  # no TOML, or none that Python takes
         return text
     return value if isinstance(value, bool | int | float | str) else text

@@ -4,10 +4,15 @@ import errno
 
 DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 """What the system says when nothing more can be written."""
+LONGEST_LINE = 2000
+"""Letters of a message."""
 
 
 class DisueError(Exception):
-    """Base of all errors raised on purpose; the message is one clear line."""
+    """Base of all errors raised on purpose; the message is one clear line, whatever is quoted in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(DisueError):
@@ -32,3 +37,17 @@ class TooFewUpdates(FederationError):
 
 class DiskError(DisueError):
     """A file cannot be written: the disk is full, or is failing."""
+
+
+def one_line(text: str, longest: int = LONGEST_LINE) -> str:
+    """Return text from anywhere as one line that a terminal shows as it is; of a very long one the ends.
+
+    Examples
+    --------
+    >>> one_line("a name\\nof two lines"), one_line("\\x1b[2J"), one_line("1" * 50, 20)
+    ('a name of two lines', '?[2J', '111111111 ... 111111')
+    """
+    if len(text) > longest:
+        end = longest // 3
+        text = f"{text[: longest - end - 5]} ... {text[-end:]}"
+    return "".join(letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text)

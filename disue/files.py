@@ -1,22 +1,54 @@
 """Files of a run directory: read with errors that name them, written so that they are whole or not there."""
 
+import csv
 import json
 import os
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from disue.config import RunConfig
 from disue.errors import DISK_FULL, DataError, DiskError
 
 T = TypeVar("T")
+LARGEST = 1e300
+"""Of numbers in files; they are added, and multiplied by small ones."""
+Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 ADVICE = "run it again, or restore the file"
+NOT_PARSED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, csv.Error)
+"""What parsers raise where a text is not what they expect."""
+
+
+def user_path(text: str | Path, key: str = "") -> Path:
+    """Return a path that a person named, with ``~`` looked up.
+
+    Parameters
+    ----------
+    text : str or Path
+    key : str
+        The option that it comes from; named in the error.
+
+    Raises
+    ------
+    DataError
+        If it can be no path here: there is no such user, it is too long, or what is above it may not be entered.
+    """
+    try:
+        path = Path(text).expanduser()
+        with suppress(FileNotFoundError, NotADirectoryError):
+            path.stat()
+    except (OSError, ValueError, RuntimeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise DataError(f"{key + ': ' if key else ''}'{text}' cannot be used ({why})") from None
+    return path
 
 
 def read_text(path: Path, parse: Callable[[str], T], missing: T | None = None) -> T:
@@ -25,25 +57,95 @@ def read_text(path: Path, parse: Callable[[str], T], missing: T | None = None) -
     Raises
     ------
     DataError
-        If it cannot be read, or ``parse`` raises ValueError, KeyError or TypeError.
+        If it cannot be read, is no file of its own, or ``parse`` raises one of `NOT_PARSED`.
     """
-    if missing is not None and not path.exists():
+    if missing is not None and not os.path.lexists(path):
         return missing
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise DataError(f"'{path}' cannot be read (it is no file)")
         return parse(path.read_bytes().decode())
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError) as error:
-        what = f"no column {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
-        raise DataError(f"'{path}' is damaged ({what}); {ADVICE}") from None
+    except NOT_PARSED as error:
+        raise DataError(f"'{path}' is damaged ({_what(error)}); {ADVICE}") from None
+
+
+def _what(error: Exception) -> str:
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    if isinstance(error, KeyError):
+        return f"no column {error}"
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def inside(directory: Path, name: str) -> Path:
+    """Return a folder of a run directory, there or not, in which something is to be written or removed.
+
+    Raises
+    ------
+    DataError
+        If it is a link that leads out: who made the run directory does not say what happens elsewhere.
+    """
+    path = directory / name
+    real = Path(os.path.realpath(path))
+    if not real.is_relative_to(os.path.realpath(directory)):
+        raise DataError(f"'{path}' leads out of the run directory, to '{real}'; put a folder in its place")
+    return path
+
+
+class _Loose(BaseModel):
+    """A table whose known keys have the right types; there may be others, of another version."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, allow_inf_nan=False, alias_generator=lambda name: name.replace("_", "-")
+    )
+
+
+class _Task(_Loose):
+    classes: list[str] = []
+    input_shape: str = ""
+    mean: list[float] = []
+    std: list[float] = []
+
+
+class _Federation(_Loose):
+    clients: list[str] = []
+    partitions: int = 0
+
+
+class _Settings(_Loose):
+    run: dict[str, bool | int | float | str]
+    task: _Task = _Task()
+    federation: _Federation = _Federation()
+    versions: dict[str, str] = {}
 
 
 def run_settings(text: str) -> dict[str, Any]:
-    """Parse ``config.toml``."""
+    """Parse ``config.toml``; raise ValueError where a value is of another type than runs write."""
     settings = tomllib.loads(text)
     if not isinstance(settings.get("run"), dict):
         raise ValueError("there is no [run] in it")
+    usual = RunConfig().to_flower()
+    for key, value in settings["run"].items():
+        kinds = (float, int) if type(usual.get(key)) is float else (type(usual.get(key)),)
+        if key in usual and type(value) not in kinds:
+            raise ValueError(f"run.{key} is {value!r}, not {kinds[0].__name__}")
+        if isinstance(value, int | float) and not -(2.0**63) <= value < 2.0**63:
+            raise ValueError(f"run.{key} is {value!r}, not a number that is finite and not too large")
+    checked(_Settings, settings)
     return settings
+
+
+def checked(kind: type[BaseModel], value: Any) -> Any:
+    """Return a value, if it is of such a kind; raise ValueError, in one line, if it is not."""
+    try:
+        kind.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{where}: {first['msg'][0].lower()}{first['msg'][1:]}, not {first['input']!r}") from None
+    return value
 
 
 def json_object(text: str) -> dict[str, Any]:
@@ -52,6 +154,24 @@ def json_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
     return value
+
+
+def json_numbers(text: str, texts: Collection[str] = ()) -> dict[str, Any]:
+    """Parse a JSON object of finite numbers, or null; some keys have texts. Raise ValueError if it is another."""
+    value = json_object(text)
+    for key, own in value.items():
+        if key in texts:
+            right = isinstance(own, str)
+        else:
+            right = own is None or (isinstance(own, int | float) and -LARGEST < own < LARGEST)
+        if not right:
+            raise ValueError(f"{key} is {own!r}, not {'a text' if key in texts else 'a number'}")
+    return value
+
+
+def run_summary(text: str) -> dict[str, Any]:
+    """Parse ``summary.json``."""
+    return json_numbers(text, ("status", "method", "scenario", "dataset", "error"))
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -63,17 +183,19 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         If it cannot be read, is damaged, or holds a value that is not finite.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"'{path}' cannot be read (it is no file)")
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no mapping)
             about = json_object((file.metadata() or {})["disue"])
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"'{name}' has values that are not finite")
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror or 'no such file'})") from None
-    except (SafetensorError, ValueError, KeyError) as error:
-        what = "it says nothing of DisUE" if isinstance(error, KeyError) else error
+    except (SafetensorError, *NOT_PARSED, RuntimeError) as error:  # torch has no arithmetic for some types
+        what = "it says nothing of DisUE" if isinstance(error, KeyError) else _what(error)
         raise DataError(f"'{path}' is damaged ({what}); {ADVICE}") from None
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise DataError(f"'{path}' is damaged ('{name}' has values that are not finite); {ADVICE}")
     return tensors, about
 
 
@@ -103,6 +225,7 @@ def whole(path: Path) -> Iterator[Path]:
         If the disk is full; what was there before is still there.
     """
     part = part_of(path)
+    part.unlink(missing_ok=True)  # what another process left, or a link to somewhere else
     try:
         with disk_errors(path):
             yield part

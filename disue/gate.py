@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disue.errors import DataError
-from disue.files import ADVICE, read_tensors, write_tensors
+from disue.errors import ConfigError, DataError
+from disue.files import ADVICE, NOT_PARSED, read_tensors, write_tensors
 from disue.metrics import predict_logits
-from disue.models import State, build_model
+from disue.models import Classifier, State, filled_model
 from disue.prototypes import nearest_prototypes, spread
 from disue.task import Task
 
@@ -103,9 +103,11 @@ class Gate:
 
     def features(self, space: int, x: Tensor, task: Task) -> Tensor:
         """Return the features of normalised inputs in one of the spaces, (samples, features)."""
-        network = build_model(self.spaces[space].model, task.shape, task.num_classes)
-        network.load_state_dict(self.spaces[space].state)
-        return predict_logits(network.body, x, torch.device("cpu"))
+        return predict_logits(self.network(space, task).body, x, torch.device("cpu"))
+
+    def network(self, space: int, task: Task) -> Classifier:
+        """Return the model whose features one of the spaces is of."""
+        return filled_model(self.spaces[space].model, task.shape, task.num_classes, self.spaces[space].state)
 
     def _unit(self, space: int) -> float:
         members = [own for own in self.experts.values() if own.space == space]
@@ -146,13 +148,26 @@ class Gate:
         tensors, about = read_tensors(path)
         try:
             gate = _parse(tensors, about)
-            for number in range(len(gate.spaces)):  # does it fit the task?
-                gate.features(number, torch.zeros(1, *task.shape), task)
-                gate._unit(number)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+            gate._check(task)
+        except (*NOT_PARSED, RuntimeError, ConfigError) as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"'{path}' is damaged ({what}); {ADVICE}") from None
         return gate
+
+    def _check(self, task: Task) -> None:
+        """Raise ValueError if it does not fit the task."""
+        features = [self.network(number, task).head.in_features for number in range(len(self.spaces))]
+        for name, own in self.experts.items():
+            expected = (len(own.points), task.num_classes, features[own.space])
+            prior = (task.num_classes,) if own.log_prior is None else tuple(own.log_prior.shape)
+            shapes = (tuple(own.points.shape), tuple(own.label_counts.shape), prior)
+            if not len(own.points) or shapes != (expected, expected[:2], expected[1:2]):
+                raise ValueError(f"what it knows of expert {name} does not fit: {shapes}")
+            for tensor in (own.points, own.label_counts, own.log_prior):
+                if tensor is not None and tensor.dtype != torch.float32:
+                    raise ValueError(f"what it knows of expert {name} is {tensor.dtype}")
+        for number in range(len(self.spaces)):
+            self._unit(number)
 
 
 def _parse(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Gate:

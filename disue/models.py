@@ -61,6 +61,27 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
         return build(shape, num_classes)
 
 
+def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Classifier:
+    """Return a model that has the tensors of a state, which may come from anywhere, as its parameters.
+
+    Nothing else is allocated: what is not as large as such a model's parameters is refused before.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    ValueError
+        If these are not the parameters of such a model.
+    """
+    with torch.device("meta"):
+        model = MODELS[name](shape, num_classes)
+    expected = {key: (tensor.shape, tensor.dtype) for key, tensor in model.state_dict().items()}
+    if {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()} != expected:
+        raise ValueError(f"its parameters are not those of model '{name}'")
+    model.load_state_dict(state, assign=True)
+    return model
+
+
 @MODELS.register("mlp")
 def _mlp(shape: Shape, num_classes: int) -> Classifier:
     channels, height, width = shape

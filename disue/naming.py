@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 
 from disue.errors import DataError
 
+LONGEST_NAME = 100
+"""Letters of the name of a client or of a class."""
+
 
 def client_name(node_config: Mapping[str, object]) -> str:
     """Return the stable name of a client from its node config: ``name``, or its ``partition-id``.
@@ -30,5 +33,11 @@ def by_name(names: Iterable[str]) -> list[str]:
     ['client-2', 'client-10', 'ward']
     """
     return sorted(
-        names, key=lambda name: [int(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
+        names, key=lambda name: [_number(part) if i % 2 else part for i, part in enumerate(re.split(r"([0-9]+)", name))]
     )
+
+
+def _number(digits: str) -> tuple[int, str]:
+    """Return what numbers of any length are sorted by; Python converts none of more than 4300 digits."""
+    significant = digits.lstrip("0")
+    return len(significant), significant

@@ -7,10 +7,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from disue.config import Privacy
 from disue.errors import ConfigError
-from disue.naming import client_name
+from disue.naming import LONGEST_NAME, client_name
 from disue.registry import suggestion
 
-LONGEST_NAME = 100
 Text = Annotated[str, Field(min_length=1)]
 
 

@@ -7,6 +7,7 @@
 """
 
 import csv
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,10 +19,10 @@ from torch import Tensor, nn
 from disue.config import RunConfig
 from disue.data.inputs import Images, to_pixels
 from disue.errors import ConfigError, DataError
-from disue.files import ADVICE, json_object, read_tensors, read_text, run_settings
+from disue.files import ADVICE, read_tensors, read_text, run_settings, run_summary, user_path
 from disue.gate import Gate
 from disue.metrics import predict_logits
-from disue.models import Classifier, build_model
+from disue.models import Classifier, filled_model
 from disue.naming import by_name
 from disue.registry import suggestion
 from disue.task import Shape, Task
@@ -177,9 +178,8 @@ class Run:
     def _load(self, name: str, path: Path) -> Model:
         state, about = read_tensors(path)
         try:
-            network = build_model(about["model"], self.task.shape, self.task.num_classes)
-            network.load_state_dict(state)
-        except (KeyError, ConfigError, RuntimeError):
+            network = filled_model(about["model"], self.task.shape, self.task.num_classes, state)
+        except (KeyError, TypeError, ValueError, ConfigError):
             raise DataError(
                 f"'{path}' is damaged (its parameters are not those of a model of this run); {ADVICE}"
             ) from None
@@ -197,13 +197,13 @@ def load_run(directory: str | Path) -> Run:
         If there is no run in the directory, the run is not finished, a file is missing or damaged, or the run is of a
         version that has other config keys.
     """
-    place = Path(directory).expanduser()
+    place = user_path(directory)
     if not place.is_dir():
         raise DataError(f"'{place}' is no directory; name the directory of a run")
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
     settings = read_text(place / "config.toml", run_settings)
-    summary: dict[str, Any] = read_text(place / "summary.json", json_object, {})
+    summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     if summary.get("status") != "completed":
         why = " ".join(str(summary.get("error")).split())
         how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
@@ -221,10 +221,16 @@ def load_run(directory: str | Path) -> Run:
         task=task,
         summary=summary,
         clusters=read_text(place / "clients.csv", _clusters),
-        universals=by_name(path.stem for path in place.glob(f"{UNIVERSAL}*.safetensors")),
-        experts=by_name(path.stem.removeprefix(EXPERT) for path in place.glob(f"experts/{EXPERT}*.safetensors")),
+        universals=_names(place, f"{UNIVERSAL}*.safetensors", r"(universal(?:-\w+)?)"),
+        experts=_names(place, f"experts/{EXPERT}*.safetensors", r"expert-([0-9]{1,9}(?:-\w+)?)"),
         gate=Gate.load(place, task),
     )
+
+
+def _names(directory: Path, pattern: str, form: str) -> list[str]:
+    """Return what models are called whose files are called as a run calls them."""
+    found = (re.fullmatch(form, path.stem) for path in directory.glob(pattern))
+    return by_name(match[1] for match in found if match)
 
 
 def _task(table: dict[str, Any]) -> Task:
@@ -232,8 +238,6 @@ def _task(table: dict[str, Any]) -> Task:
     names, mean, std = tuple(map(str, table["classes"])), tuple(table["mean"]), tuple(table["std"])
     channels, height, width = (int(size) for size in table["input-shape"].split("x"))
     shape: Shape = (channels, height, width)
-    if not names or not len(mean) == len(std) == channels or min(shape) < 1:
-        raise ValueError("[task] does not fit together")
     return Task(names, shape, tuple(map(float, mean)), tuple(map(float, std)))
 
 

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from disue.errors import DataError
-from disue.naming import by_name
+from disue.naming import LONGEST_NAME, by_name
 
 Shape = tuple[int, int, int]
 """Channels, height and width of one input."""
 
+SMALLEST_SIDE = 4
+"""Of an image: the networks halve it twice."""
+LARGEST_SIDE = 2048
+MOST_CLASSES = 2**16
 SMALLEST_STD = 1e-3
 
 
@@ -28,6 +32,11 @@ class Task:
         Channels, height and width of one input.
     mean, std : tuple of float
         Per channel, of pixels in 0..1.
+
+    Raises
+    ------
+    ValueError
+        If these are no classes, no shape of images, or numbers that cannot be those of pixels.
     """
 
     class_names: tuple[str, ...]
@@ -39,6 +48,16 @@ class Task:
     def num_classes(self) -> int:
         """Number of classes."""
         return len(self.class_names)
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names)
+        channels, *sides = self.shape if len(self.shape) == 3 else (0,)
+        if channels not in (1, 3) or not all(1 <= side <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"the shape is {self.shape}; expected 1 or 3 channels and sides of at most {LARGEST_SIDE}")
+        if not len(self.mean) == len(self.std) == channels:
+            raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} channels, not {channels}")
+        if not all(math.isfinite(value) for value in (*self.mean, *self.std)) or min(self.std) <= 0.0:
+            raise ValueError(f"mean {self.mean} and std {self.std} are not those of pixels")
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Return pixels in 0..1, (examples, channels, height, width), with about zero mean and unit variance."""
@@ -79,15 +98,24 @@ class DataSummary:
     std: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        names = self.class_names
-        if not names or not all(name and name.isprintable() for name in names) or len(set(names)) < len(names):
-            raise ValueError(f"the class names are {list(names)!r}; expected printable names, each once")
+        check_class_names(self.class_names)
         if not len(self.mean) == len(self.std) > 0:
             raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} channels")
         # Values in 0..1 deviate from their mean by no more than one half; a hair more is rounding.
         for key, values, most in (("mean", self.mean, 1.0), ("std", self.std, 0.5)):
             if not all(math.isfinite(value) and -1e-6 <= value <= most + 1e-6 for value in values):
                 raise ValueError(f"the pixels' {key} is {list(values)!r}; expected numbers from 0 to {most:g}")
+
+
+def check_class_names(names: Sequence[str]) -> None:
+    """Raise ValueError if these are no names of classes."""
+    if not 0 < len(names) <= MOST_CLASSES:
+        raise ValueError(f"there are {len(names)} class names; expected 1 to {MOST_CLASSES}")
+    bad = [name for name in names if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME]
+    if bad or len(set(names)) < len(names):
+        raise ValueError(
+            f"the class names are {list(names)!r}; expected printable names, each once, of up to {LONGEST_NAME} letters"
+        )
 
 
 def require_known(class_names: Sequence[str], known: Sequence[str]) -> None:

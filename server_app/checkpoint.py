@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from disue.errors import DataError
-from disue.files import write_whole
+from disue.files import NOT_PARSED, write_whole
 from disue.source import source_hash
 from disue.task import DataSummary, Task
 from disue.wire import EvaluateReply
@@ -32,6 +33,7 @@ METADATA = "disue"
 FORMAT = 1
 KEPT = 2
 OTHER_VERSION = "was written by another version of disue"
+NOT_UNPACKED = (SafetensorError, RuntimeError, *NOT_PARSED)
 RECORDS: dict[str, Any] = {
     kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, Lesson, Prototypes, Task, Team)
 }
@@ -70,10 +72,16 @@ class Checkpoints:
     ----------
     directory : Path
         The run directory.
+
+    Attributes
+    ----------
+    has_saved : bool
+        Whether one was written since these were made.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory / DIRECTORY
+        self.has_saved = False
         self._good: list[Path] = []
 
     def save(self, server_round: int, parts: Mapping[str, object]) -> None:
@@ -82,6 +90,7 @@ class Checkpoints:
         content = packed({"round": server_round, "source": source_hash(), "parts": states})
         path = self.directory / f"round-{server_round:06}-{hashlib.sha256(content).hexdigest()}.safetensors"
         write_whole(path, content)
+        self.has_saved = True
         self._good = [*self._good, path][-KEPT:]
         for old in set(self.directory.glob("round-*")) - set(self._good):
             old.unlink()
@@ -96,19 +105,25 @@ class Checkpoints:
         """
         damaged: list[str] = []
         for path in sorted(self.directory.glob("round-*.safetensors"), reverse=True):
-            content = path.read_bytes()
+            content = path.read_bytes() if path.is_file() else b""
             if not path.stem.endswith(hashlib.sha256(content).hexdigest()):
                 damaged.append(path.name)
                 continue
             self._good = [path]
             try:
                 kept = unpacked(content)
-                return Saved(kept["round"], kept["source"], kept["parts"], damaged)
-            except (ValueError, KeyError, TypeError) as error:
+                return Saved(_round(kept["round"]), str(kept["source"]), dict(kept["parts"]), damaged)
+            except NOT_UNPACKED as error:
                 raise DataError(f"'{path}' {OTHER_VERSION} ({error!r})") from None
         if damaged:
             raise DataError(f"'{self.directory}': all checkpoints are damaged ({', '.join(damaged)}); run it anew")
         return None
+
+
+def _round(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"round {value!r}")
+    return value
 
 
 def state_of(part: object) -> dict[str, Any]:
@@ -199,7 +214,7 @@ def unpacked(content: bytes) -> Any:
 
     Raises
     ------
-    ValueError, KeyError, TypeError
+    One of `NOT_UNPACKED`
         If it was made by another version.
     """
     tensors = load(content)

@@ -93,5 +93,6 @@ class Progress:
     def _write(self) -> None:
         self._written = self.clock()
         part = part_of(self.path)
+        part.unlink(missing_ok=True)
         part.write_text(json.dumps(self._state))
         part.replace(self.path)

@@ -17,7 +17,7 @@ import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
-from disue.files import append, part_of, whole, write_tensors, write_whole
+from disue.files import append, part_of, user_path, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
@@ -48,15 +48,12 @@ def default_directory(config: RunConfig) -> Path:
 
     Raises
     ------
-    ConfigError
-        If the one that is named begins with the home of a user who does not exist.
+    DataError
+        If the one that is named can be no path, or begins with the home of a user who does not exist.
     """
     for key, value in (("resume-from", config.resume_from), ("output-dir", config.output_dir)):
         if value:
-            try:
-                return Path(value).expanduser().absolute()
-            except RuntimeError as error:
-                raise ConfigError(f"{key}: '{value}' cannot be used ({error})") from None
+            return user_path(value, key).absolute()
     name = f"{datetime.now():%Y%m%d-%H%M%S}-{config.method}"
     candidates = (Path("runs").absolute() / (name if i == 1 else f"{name}-{i}") for i in itertools.count(1))
     return next(path for path in candidates if not path.exists())

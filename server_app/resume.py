@@ -1,6 +1,7 @@
 """Going on with a run that was interrupted, after its last complete round."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import WARNING
 from pathlib import Path
@@ -10,12 +11,12 @@ import tomli_w
 from flwr.common.logger import log
 
 from disue.config import RunConfig
-from disue.errors import ConfigError, DataError
-from disue.files import json_object, read_text, run_settings
+from disue.errors import ConfigError, DataError, DisueError
+from disue.files import inside, read_text, run_settings, run_summary, user_path
 from disue.naming import by_name
 from disue.source import source_hash
 from server_app.card import CARD
-from server_app.checkpoint import Checkpoints, Saved, restore
+from server_app.checkpoint import NOT_UNPACKED, OTHER_VERSION, Checkpoints, Saved, restore
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
@@ -62,7 +63,29 @@ class Past:
         """Give parts what is known of them, if anything is; raise `DataError` if it is of another version."""
         if self.saved:
             for name, part in parts.items():
-                restore(part, self.saved.parts[name])
+                try:
+                    restore(part, self.saved.parts[name])
+                except NOT_UNPACKED as error:
+                    raise DataError(f"the checkpoint {OTHER_VERSION} ({name}: {error!r})") from None
+
+    @contextmanager
+    def blamed(self) -> Iterator[None]:
+        """Blame the checkpoint for what breaks before another round is saved: it may say anything, if it was changed.
+
+        Raises
+        ------
+        DataError
+            In place of whatever is neither an error of ours nor the system's.
+        """
+        try:
+            yield
+        except (DisueError, OSError):
+            raise
+        except Exception as error:
+            if self.saved is None or self.checkpoints.has_saved:
+                raise
+            what = f"the checkpoint of round {self.saved.round}"
+            raise DataError(f"{what} cannot be gone on from ({error!r}); it {OTHER_VERSION}, or was changed") from error
 
     def check_clients(self, roster: Roster) -> None:
         """Say who is missing, and raise `ConfigError` if the dataset is divided in another way now."""
@@ -96,9 +119,11 @@ def look_back(config: RunConfig) -> Past:
         If there is no run, or what it left is damaged.
     """
     directory = default_directory(config)
-    if config.output_dir and Path(config.output_dir).expanduser().resolve() != directory.resolve():
+    if config.output_dir and user_path(config.output_dir, "output-dir").resolve() != directory.resolve():
         raise ConfigError(f"output-dir: got '{config.output_dir}'; a run goes on in its own directory, '{directory}'")
     was, partitions = read_settings(directory)
+    for name in ("checkpoint", "experts", "generated", "tensorboard"):
+        inside(directory, name)
     _check_config(config, was, directory)
     checkpoints = Checkpoints(directory)
     saved = checkpoints.load()
@@ -169,7 +194,7 @@ def _check_rounds(config: RunConfig, was: RunConfig, directory: Path, done: int)
             f"num-server-rounds: got {rounds}; the run in '{directory}' has {done} of {was.num_server_rounds} behind "
             f"it, use at least {done + 1}"
         )
-    summary: Row = read_text(directory / "summary.json", json_object, {})
+    summary: Row = read_text(directory / "summary.json", run_summary, {})
     last_files = [CARD, *(["report.html"] if config.report else [])]
     finished = summary.get("status") == "completed" and all((directory / name).exists() for name in last_files)
     if rounds == done and finished:

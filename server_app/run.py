@@ -99,9 +99,14 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     """
     preflight(config)
     check_timeout(config, grid)
-    device, directory = prepare_device(config.device), default_directory(config)
-    past = look_back(config) if config.resume_from else Past(Checkpoints(directory))
+    past = look_back(config) if config.resume_from else Past(Checkpoints(default_directory(config)))
     past.tell()
+    with past.blamed():
+        return _carry_out(config, grid, past, on_round)
+
+
+def _carry_out(config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Row], None] | None) -> Row:
+    device, directory = prepare_device(config.device), default_directory(config)
     roster = _gathered(config, grid, past)
     data = prepare_data(config, roster)
     check_groups(config, data)

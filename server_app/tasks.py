@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from logging import INFO
-from pathlib import Path
 
 from flwr.common.logger import log
 from torch import Tensor
@@ -10,6 +9,7 @@ from torch import Tensor
 from disue.config import RunConfig
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError, FederationError
+from disue.files import user_path
 from disue.task import DataSummary, Task, agree, quoted, require_known
 from strategies.proxies import find_images
 from strategies.roster import Client, Roster
@@ -54,7 +54,7 @@ def check_own_data(config: RunConfig) -> None:
     if kind == "holdout":
         raise ConfigError(NO_HOLDOUT)
     if kind == "path":
-        find_images(Path(where).expanduser())
+        find_images(user_path(where, "proxy"))
     elif kind == "dataset":
         load_dataset(where, config.data_dir)
 

@@ -10,6 +10,7 @@ from disue.config import RunConfig
 from disue.data import RunData, load_dataset
 from disue.data.images import fit_to, images_below, read_images
 from disue.errors import ConfigError, DataError
+from disue.files import user_path
 from disue.seeding import numpy_rng
 from disue.task import Task
 
@@ -41,7 +42,7 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
             raise ConfigError(f"proxy: got '{config.proxy}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
         return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape)
-    paths = find_images(Path(where).expanduser())
+    paths = find_images(user_path(where, "proxy"))
     chosen = rng.permutation(len(paths))[: config.proxy_size or USUAL_SIZE]
     return read_proxy([paths[i] for i in sorted(chosen)], data.task)
 

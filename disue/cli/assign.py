@@ -17,7 +17,8 @@ from disue.data.images import images_below, read_arrays
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import ConfigError, DataError
-from disue.gate import Gate
+from disue.files import ADVICE, user_path
+from disue.gate import GATE, Gate
 from disue.metrics import log_prior, score
 from disue.models import build_model
 from disue.runs import Run, load_run
@@ -80,7 +81,7 @@ def assign(directory: Path, data: Path) -> None:
     run = load_run(directory)
     if not run.experts:
         raise ConfigError(f"method: '{run.config.method}' has one model for all clients and no clusters to join")
-    new = read_new(run, data.expanduser())
+    new = read_new(run, user_path(data))
     placement = place(run, new)
     console = Console(highlight=False, markup=False)
     labelled = "labelled" if new.y is not None else "unlabelled"
@@ -150,6 +151,8 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     initial = build_model(config.model, task.shape, task.num_classes, config.seed)
     examples = new.examples if new.y is not None else Examples(new.x, torch.zeros(len(new.x), dtype=torch.int64))
     told = DESCRIPTIONS[gate.signature](initial, examples, CPU, config.share_label_counts)
+    if other := [name for name, known in gate.descriptions.items() if known.shape != told.shape]:
+        raise DataError(f"'{run.directory / GATE}' is damaged (what it knows of '{other[0]}' does not fit); {ADVICE}")
     names = [*gate.descriptions, NEW]
     gram = SIGNATURES[gate.signature].gram([*gate.descriptions.values(), told])
     points = dict(zip(names, embed(gram), strict=True))
@@ -165,9 +168,7 @@ def _by_prototypes(run: Run, gate: Gate, new: NewData) -> Placement:
     """By the clients' class prototypes in the feature space that they are in."""
     likeness: dict[int, float] = {}
     for own in gate.experts.values():
-        space = gate.spaces[own.space]
-        network = build_model(space.model, run.task.shape, run.task.num_classes)
-        network.load_state_dict(space.state)
+        network = gate.network(own.space, run.task)
         told = [make_signature(network, new.examples, CPU, run.config.share_label_counts)]
         told += [Signature(counts, points) for counts, points in zip(own.label_counts, own.points, strict=True)]
         mean = float(cosines([scaled_prototypes(one) for one in told])[0, 1:].mean())

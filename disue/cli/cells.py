@@ -9,7 +9,6 @@ import shutil
 import signal
 import threading
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -21,6 +20,7 @@ from typing import Any
 
 from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
+from disue.files import json_numbers, read_text, run_settings, run_summary, whole
 from disue.source import source_hash
 
 Summary = dict[str, Any]
@@ -69,9 +69,9 @@ class Cell:
         """
         if not (self.directory / "config.toml").exists():
             return None
-        settings = tomllib.loads((self.directory / "config.toml").read_text())
+        settings = read_text(self.directory / "config.toml", run_settings)
         wanted = {"clients": self.clients} | self.config.to_flower()
-        found = {"clients": len(settings["federation"]["clients"])} | settings["run"]
+        found = {"clients": len(settings.get("federation", {}).get("clients", []))} | settings["run"]
         for key in wanted.keys() - {"output-dir", "report"}:
             if found.get(key) != wanted[key]:
                 raise ConfigError(
@@ -80,12 +80,14 @@ class Cell:
                 )
         if not (self.directory / RECORD).exists():
             return None
-        summary, record = (json.loads((self.directory / name).read_text()) for name in ("summary.json", RECORD))
-        return {**summary, **record}
+        summary = read_text(self.directory / "summary.json", run_summary)
+        return {**summary, **read_text(self.directory / RECORD, lambda text: json_numbers(text, ("source",)))}
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rounds of a finished cell."""
-        return [json.loads(line) for line in (self.directory / "metrics.jsonl").read_text().splitlines()]
+        from server_app.report.reading import metrics_rows
+
+        return read_text(self.directory / "metrics.jsonl", metrics_rows)
 
 
 def run_cells(cells: Sequence[Cell], workers: int, on_done: Callable[[Cell, Summary | DisueError], None]) -> list[Cell]:
@@ -182,9 +184,8 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place and move it there, so that it is never half written."""
-    part = path.with_name(f".{path.name}.part")
-    write(part)
-    part.replace(path)
+    with whole(path) as part:
+        write(part)
 
 
 def seconds_left(pending: Sequence[Cell], finished: Sequence[tuple[Cell, Summary]], workers: int) -> float | None:

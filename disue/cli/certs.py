@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -24,7 +25,7 @@ from disue.errors import ConfigError
 PORT = 8000
 FIRST_NODE_PORT = 9094
 _CLOCK_SKEW = timedelta(hours=1)
-_LABEL = re.compile(r"(?!-)[a-z0-9_-]{1,63}(?<!-)", re.IGNORECASE)
+_LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 
 
 def make_certificates(directory: Path, hosts: Sequence[str], nodes: int, days: int) -> None:
@@ -48,7 +49,7 @@ def make_certificates(directory: Path, hosts: Sequence[str], nodes: int, days: i
         If the directory holds something or cannot be written, or a host is neither a name nor an address.
     """
     names = [_general_name(host) for host in hosts]
-    directory = directory.expanduser().absolute()
+    directory = directory.absolute()
     try:
         if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
             raise ConfigError(f"DIR: '{directory}' exists and is not an empty directory; keys are never overwritten")
@@ -70,7 +71,7 @@ def make_certificates(directory: Path, hosts: Sequence[str], nodes: int, days: i
 
 def commands(directory: Path, hosts: Sequence[str], nodes: int) -> str:
     """Return a shell script, by steps, that starts the SuperLink, registers and starts the nodes, and runs the app."""
-    directory = directory.expanduser().absolute()
+    directory = directory.absolute()
     address = f"{_in_url(hosts[0])}:{PORT}"
 
     def file(name: str) -> str:
@@ -96,8 +97,7 @@ def commands(directory: Path, hosts: Sequence[str], nodes: int) -> str:
             "# 2. Where you run from: tell `flwr` of it, once. It needs ca.pem.",
             'mkdir -p "${FLWR_HOME:-$HOME/.flwr}" && cat >> "${FLWR_HOME:-$HOME/.flwr}/config.toml" <<\'END\'',
             "[superlink.disue]",
-            f'address = "{address}"',
-            f'root-certificates = "{directory / "ca.pem"}"',
+            tomli_w.dumps({"address": address, "root-certificates": str(directory / "ca.pem")}).rstrip(),
             "END",
             "",
             "# 3. There: register the nodes' public keys.",
@@ -114,7 +114,8 @@ def commands(directory: Path, hosts: Sequence[str], nodes: int) -> str:
 
 def _general_name(host: str) -> x509.GeneralName:
     try:
-        return x509.IPAddress(ipaddress.ip_address(host))
+        if "%" not in host:  # what comes after it is a name that one machine gave to an interface of its own
+            return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         pass  # not an address, so a name
     labels = host.split(".")

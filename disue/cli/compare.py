@@ -153,7 +153,7 @@ def parse_seeds(text: str) -> list[int]:
         If it is neither.
     """
     words = [word.strip() for word in text.split(",")]
-    numbers = [int(word) for word in words if word.isascii() and word.isdecimal()]
+    numbers = [int(word) for word in words if word.isascii() and word.isdecimal() and len(word) < 100]
     if "," in text and len(numbers) == sum(map(bool, words)) > 0:
         return _distinct("--seeds", numbers)
     if "," not in text and len(numbers) == 1 and 0 < numbers[0] <= MAX_SEEDS:
@@ -194,7 +194,7 @@ def _checked(output: Path) -> Path:
     """Return the directory; raise `ConfigError` if it holds something else, or cannot be written."""
     from server_app.recorder import check_directory, default_directory
 
-    directory = default_directory(RunConfig(output_dir=str(output)))
+    directory = default_directory(RunConfig.from_flower({"output-dir": str(output)}))
     if (directory / "cells").is_dir():
         check_directory(directory / "cells" / "new")
     else:

@@ -12,7 +12,7 @@ from rich.console import Console
 from torch import Tensor
 
 from disue.errors import ConfigError, DataError, DisueError
-from disue.files import whole
+from disue.files import inside, user_path, whole
 from disue.runs import Model, Run, load_run
 
 ALL = "all"
@@ -63,10 +63,11 @@ def write_model(model: Model, path: Path, form: str, about: dict[str, Any]) -> N
 def _places(run: Run, models: list[Model], ending: str, output: Path | None, many: bool) -> list[Path]:
     """Return where each model goes: ``output``, or ``export/`` in the run; of many, ``output`` is a folder."""
     if output is not None and not many:
-        if output.is_dir():
+        file = user_path(output, "--output")
+        if file.is_dir():
             raise ConfigError(f"--output: '{output}' is a folder; name a file, or use --expert all")
-        return [output.expanduser()]
-    folder = (output or run.directory / "export").expanduser()
+        return [file]
+    folder = inside(run.directory, "export") if output is None else user_path(output, "--output")
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"--output: '{folder}' is a file; with --expert all name a folder")
     names = [model.name if model.name in run.universals else f"expert-{model.name}" for model in models]

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 import disue
-from disue.errors import DISK_FULL, ConfigError, DataError, DisueError
+from disue.errors import DISK_FULL, ConfigError, DataError, DisueError, one_line
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -207,10 +207,11 @@ def certs(
     docs/DEPLOY.md says which file goes to which machine.
     """
     from disue.cli.certs import commands, make_certificates
+    from disue.files import user_path
 
-    names = [host.strip() for host in hosts.split(",")]
-    make_certificates(directory, names, nodes, days)
-    typer.echo(f"keys and certificates: {directory.expanduser().absolute()}\n\n{commands(directory, names, nodes)}")
+    names, place = [host.strip() for host in hosts.split(",")], user_path(directory, "DIR").absolute()
+    make_certificates(place, names, nodes, days)
+    typer.echo(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
 
 
 @app.command()
@@ -367,8 +368,9 @@ def main() -> None:
     except DisueError as error:
         typer.echo(f"disue: {error}", err=True)
         sys.exit(2 if isinstance(error, ConfigError | DataError) else 1)
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        typer.echo(f"disue: '{error.filename or '.'}' cannot be written ({error.strerror}); make room there", err=True)
+    except OSError as error:  # nothing that a traceback explains
+        what = f"'{error.filename or '.'}' cannot be "
+        full = error.errno in DISK_FULL
+        what += f"written ({error.strerror}); make room there" if full else f"used ({error.strerror or error})"
+        typer.echo(f"disue: {one_line(what)}", err=True)
         sys.exit(1)

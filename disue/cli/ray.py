@@ -8,6 +8,7 @@ SuperLink is private to the run, starts in an empty directory, and is asked at t
 import json
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -67,8 +68,7 @@ def run_ray(
             status = run_status(started_run(log), CONNECTION, environment, work)
         if status != "finished:completed":
             _keep(log, Path(config.output_dir))
-            end = "\n".join(log[-20:])
-            raise raised(log) or FederationError(f"the run ended as '{status}'; the end of its log:\n{end}")
+            raise raised(log) or _with_log(f"the run ended as '{status}'", "\n".join(log[-20:]))
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
     return summary
 
@@ -170,7 +170,13 @@ def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: P
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(POLL_SECONDS)
-    raise FederationError(f"the SuperLink did not start; the end of its log:\n{log_path.read_text()[-2000:]}")
+    raise _with_log("the SuperLink did not start", log_path.read_text()[-2000:])
+
+
+def _with_log(what: str, log: str) -> FederationError:
+    """Print the end of a log, and return an error that says so."""
+    print(log, file=sys.stderr)
+    return FederationError(f"{what}; the end of its log is above")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from disue.files import user_path
+
 
 def report(directories: Sequence[Path], output: Path | None) -> None:
     """Write the report and say where; see ``disue report --help``.
@@ -16,5 +18,7 @@ def report(directories: Sequence[Path], output: Path | None) -> None:
     """
     from server_app.report import write_comparison, write_report
 
-    path = write_report(directories[0], output) if len(directories) == 1 else write_comparison(directories, output)
+    places = [user_path(directory) for directory in directories]
+    file = None if output is None else user_path(output, "--output")
+    path = write_report(places[0], file) if len(places) == 1 else write_comparison(places, file)
     Console(highlight=False).print(f"report: {path.absolute()}", soft_wrap=True, markup=False)

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from disue.cli.watching import PHASES, Row, Sight, View, seconds_of
+from disue.errors import one_line
 
 MOST_SIZES = 12
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -84,9 +85,9 @@ class PlainView:
         """Print the lines of what is over and was not printed yet."""
         for row in sight.rows[self._rounds :]:
             for phase in PHASES:
-                asked = row["clients_ok"] + row["clients_failed"] + row["clients_rejected"]
-                clients = {"done": row["clients_ok"], "of": asked} if phase == "local" else {}
-                if row[f"seconds_{phase}"]:
+                ok, missing = _clients(row)
+                clients = {"done": ok, "of": ok + missing} if phase == "local" else {}
+                if row.get(f"seconds_{phase}"):
                     self._phase(row["round"], sight, phase, {"seconds": row[f"seconds_{phase}"], **clients})
             sizes = sight.sizes if row is sight.rows[-1] else {}
             self._line(row["round"], sight, _accuracies(row, sizes))
@@ -114,21 +115,27 @@ class PlainView:
 def _accuracies(row: Row, sizes: Mapping[int, int]) -> str:
     """Return the end of a round in words; of an earlier one the sizes of its clusters are not known."""
     parts = [
-        f"universal {number(row['universal_accuracy'])}",
-        f"expert {number(row['expert_accuracy'])}",
-        f"average {number(row['average_accuracy'])}",
-        sizes_in_words(sizes) if sizes else f"{row['num_clusters']} clusters",
-        f"ari {number(row['ari'], 2)}",
+        f"universal {number(row.get('universal_accuracy'))}",
+        f"expert {number(row.get('expert_accuracy'))}",
+        f"average {number(row.get('average_accuracy'))}",
+        sizes_in_words(sizes) if sizes else f"{row.get('num_clusters') or 0} clusters",
+        f"ari {number(row.get('ari'), 2)}",
         f"{seconds_of(row):.1f} s",
     ]
-    if "epsilon" in row:
+    if row.get("epsilon") is not None:
         parts.append(f"epsilon {row['epsilon']:.3g}")
-    missing = row["clients_failed"] + row["clients_rejected"]
+    ok, missing = _clients(row)
     if missing:
-        parts.append(f"{missing} of {missing + row['clients_ok']} clients missing")
+        parts.append(f"{missing} of {missing + ok} clients missing")
     if row.get("repeats"):
         parts.append("repeated")
     return "  ".join(parts)
+
+
+def _clients(row: Row) -> tuple[int, int]:
+    """Return how many clients a round had, and how many it lost."""
+    ok, failed, rejected = (row.get(f"clients_{key}") or 0 for key in ("ok", "failed", "rejected"))
+    return ok, failed + rejected
 
 
 class LiveView:
@@ -165,8 +172,8 @@ class LiveView:
         table.add_row("average", Text(f"{number(last.get('average_accuracy'))}  (FedAvg)"))
         agreement = "" if last.get("ari") is None else f"  ari {last['ari']:.2f}"
         table.add_row("clusters", Text(sizes_in_words(sight.sizes) + agreement if sight.sizes else "-"))
-        if "epsilon" in last:
-            table.add_row("privacy", Text(f"epsilon {last['epsilon']:.3g}  ({last['releases']} releases)"))
+        if last.get("epsilon") is not None:
+            table.add_row("privacy", Text(f"epsilon {last['epsilon']:.3g}  ({last.get('releases')} releases)"))
         table.add_row("time left", Text(time_in_words(0.0 if sight.summary else sight.seconds_left)))
         return Panel(table, title=Text(self.title), title_align="left", expand=False)
 
@@ -196,6 +203,7 @@ def is_live(console: Console) -> bool:
 @contextmanager
 def view_of(console: Console, title: str, rounds: int = 0) -> Iterator[View]:
     """Give the view that suits where the console writes to; ``rounds``: those that were over before."""
+    title = one_line(title)
     if is_live(console):
         with Live(console=console, auto_refresh=False, transient=False) as live:
             yield LiveView(live, title)

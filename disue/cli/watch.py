@@ -9,6 +9,7 @@ from rich.console import Console
 from disue.cli.views import view_of
 from disue.cli.watching import POLL_SECONDS, look
 from disue.errors import FederationError
+from disue.files import user_path
 
 
 def watch(directory: Path) -> None:
@@ -24,6 +25,7 @@ def watch(directory: Path) -> None:
     from server_app.hold import is_held
     from server_app.report import read_run
 
+    directory = user_path(directory)
     config = read_run(directory).config
     rounds = int(config.get("num-server-rounds", 0))
     with view_of(Console(highlight=False), f"{config.get('method')} on {config.get('dataset')}: {directory}") as view:

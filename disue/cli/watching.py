@@ -1,19 +1,23 @@
 """A run as it is seen from outside: its directory, looked at again and again."""
 
-import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from disue.errors import DataError
+from disue.files import LARGEST, Whole, checked, json_object, read_text, run_summary
 
+T = TypeVar("T")
 Row = dict[str, Any]
+Seconds = Annotated[float, Field(gt=-LARGEST, lt=LARGEST)]
 POLL_SECONDS = 0.2
 PHASES = {"local": "local training", "clustering": "clustering", "distillation": "distillation"}
 """Those that have a line of their own; the last line of a round, with its accuracies, comes after evaluation."""
@@ -68,7 +72,7 @@ class View(Protocol):
 
 def seconds_of(row: Row) -> float:
     """Return the seconds of all phases of a round."""
-    return float(sum(value for key, value in row.items() if key.startswith("seconds_")))
+    return float(sum(value or 0.0 for key, value in row.items() if key.startswith("seconds_")))
 
 
 def look(directory: Path, rounds: int = 0) -> Sight:
@@ -85,29 +89,55 @@ def look(directory: Path, rounds: int = 0) -> Sight:
     DataError
         If a file that is never half written is damaged.
     """
+    from server_app.portrait import Move
     from server_app.report.reading import membership_moves, metrics_rows
 
-    try:
-        progress = json.loads(_text(directory / "progress.json") or "{}")
-        moves = membership_moves(_text(directory / "membership.csv"))
-        clusters = {move.client: move.cluster for move in moves}
-        return Sight(
-            rows=metrics_rows(_text(directory / "metrics.jsonl")),
-            progress=progress,
-            sizes=dict(sorted(Counter(clusters.values()).items())),
-            summary=json.loads(_text(directory / "summary.json") or "{}"),
-            rounds=int(progress.get("rounds", rounds)),
-            time=time.time(),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"'{directory}': a file in it is damaged ({error}); it cannot be watched") from None
+    progress: Row = _read(directory / "progress.json", _progress, {})
+    nobody: list[Move] = []
+    moves = _read(directory / "membership.csv", membership_moves, nobody)
+    clusters = {move.client: move.cluster for move in moves}
+    return Sight(
+        rows=_read(directory / "metrics.jsonl", metrics_rows, []),
+        progress=progress,
+        sizes=dict(sorted(Counter(clusters.values()).items())),
+        summary=_read(directory / "summary.json", run_summary, {}),
+        rounds=int(progress.get("rounds", rounds)),
+        time=time.time(),
+    )
 
 
-def _text(path: Path) -> str:
+def _read(path: Path, parse: Callable[[str], T], missing: T) -> T:
+    """Read a file that may come or go at this moment."""
     try:
-        return path.read_text()
-    except FileNotFoundError:
-        return ""
+        return read_text(path, parse, missing)
+    except DataError:
+        if path.exists():
+            raise
+        return missing
+
+
+class _Phase(BaseModel):
+    seconds: Seconds
+    done: Whole = 0
+    of: Whole = 0
+
+
+class _Progress(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    round: Whole
+    rounds: Whole
+    phase: str
+    done: Whole
+    of: Whole
+    since: Seconds
+    finished: dict[str, _Phase]
+
+
+def _progress(text: str) -> Row:
+    """Parse ``progress.json``."""
+    value: Row = json_object(text)
+    return checked(_Progress, value) if value else value
 
 
 @contextmanager

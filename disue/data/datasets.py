@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from disue.errors import DataError
 from disue.registry import Registry
-from disue.task import Task
+from disue.task import SMALLEST_SIDE, Task
 from disue.torchvision_compat import torchvision
 
 logger = logging.getLogger(__name__)
@@ -163,6 +163,8 @@ _IDX_FILES = {
     ("test", "x"): "t10k-images-idx3-ubyte",
     ("test", "y"): "t10k-labels-idx1-ubyte",
 }
+MOST_IDX_BYTES = 2**30
+"""Of data in one file; MNIST's training images have 47 million."""
 
 
 def read_idx(path: Path) -> Tensor:
@@ -174,17 +176,37 @@ def read_idx(path: Path) -> Tensor:
         If the file is not an idx file of unsigned bytes, or is cut short.
     """
     try:
-        content = path.read_bytes()
-        content = gzip.decompress(content) if path.suffix == ".gz" else content
+        with path.open("rb") as file:
+            return _read_idx(path, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
-    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+
+
+def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile) -> Tensor:
+    start = file.read(4)
+    if start[:3] != b"\x00\x00\x08" or len(start) < 4:
         raise DataError(f"{path}: not an idx file of unsigned bytes")
-    start = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist()
-    if len(content) - start != math.prod(shape):
-        raise DataError(f"{path}: damaged; the header says {math.prod(shape)} bytes, {len(content) - start} follow")
-    return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)
+    sizes = file.read(4 * start[3])
+    if len(sizes) < 4 * start[3] or not sizes:
+        raise DataError(f"{path}: damaged; the header is cut short")
+    shape = np.frombuffer(sizes, dtype=">u4").astype(int).tolist()
+    announced = math.prod(shape)
+    if announced > MOST_IDX_BYTES:
+        raise DataError(f"{path}: the header says {announced} bytes; at most {MOST_IDX_BYTES} are read")
+    content = file.read(announced + 1)
+    if len(content) != announced:
+        follow = str(len(content)) if len(content) < announced else "more"
+        raise DataError(f"{path}: damaged; the header says {announced} bytes, {follow} follow")
+    return torch.tensor(np.frombuffer(content, dtype=np.uint8)).view(shape)
+
+
+def _read_part(images: Path, labels: Path) -> Examples:
+    x, y = read_idx(images), read_idx(labels)
+    if x.ndim != 3 or min(x.shape) < 1 or min(x.shape[1:]) < SMALLEST_SIDE:
+        raise DataError(f"{images}: has {tuple(x.shape)}; expected images of at least {SMALLEST_SIDE} pixels a side")
+    if y.ndim != 1 or not len(y):
+        raise DataError(f"{labels}: has {tuple(y.shape)}; expected labels")
+    return Examples(x.unsqueeze(1), y.long())
 
 
 def _find_idx_files(directories: list[Path]) -> dict[tuple[str, str], Path] | None:
@@ -221,10 +243,9 @@ def _idx_dataset(
         files = _find_idx_files([downloaded])
         if files is None:
             raise DataError(f"{name}: the download to {downloaded} is not complete")
-    train, test = (
-        Examples(read_idx(files[part, "x"]).unsqueeze(1), read_idx(files[part, "y"]).long())
-        for part in ("train", "test")
-    )
+    train, test = (_read_part(files[part, "x"], files[part, "y"]) for part in ("train", "test"))
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise DataError(f"{name}: train images are {tuple(train.x.shape[2:])}, test images {tuple(test.x.shape[2:])}")
     for part, examples in (("train", train), ("test", test)):
         if len(examples.x) != len(examples.y) or int(examples.y.max()) >= len(class_names):
             raise DataError(

@@ -1,31 +1,28 @@
 """Images of any size, kind and number of channels, made to what a model takes. The rules are in the docstrings."""
 
+import math
 import os
-import tokenize
 import warnings
-import zipfile
-import zlib
 from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
 from disue.errors import DataError
+from disue.npy import read_npz
 from disue.task import Shape
 
-NO_ARRAYS = (
-    *(OSError, ValueError, EOFError, KeyError, NotImplementedError, MemoryError),
-    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError),
-)
-"""What numpy raises where a file is no ``.npz`` file, or is damaged."""
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 LUMINANCE = (0.299, 0.587, 0.114)
 """Red, green and blue in grey (ITU-R BT.601)."""
 CHUNK = 256
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+"""Those that are read, whatever a file is called: Pillow knows others, one of which starts a program to be read."""
 
 
 def images_below(directory: Path) -> list[Path]:
@@ -81,39 +78,46 @@ def read_image(path: Path, channels: int, name: str) -> Tensor:
     Raises
     ------
     DataError
-        If it is not an image that can be read, or is too large to be a harmless one.
+        If it is not an image that can be read, or has more than 89,478,485 pixels (Pillow's limit for harmless ones).
     """
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(action="ignore"):  # of what is odd in it
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                turned = ImageOps.exif_transpose(image)
-                if turned.mode.startswith("I"):
-                    pixels = np.asarray(turned, dtype=np.float32)[..., None] / 65535.0
-                elif turned.mode == "F":
-                    raise ValueError("pixels are floats; put such images into an .npz file")
-                else:
-                    as_wished = turned.convert("L" if channels == 1 else "RGB")
-                    pixels = np.asarray(as_wished, dtype=np.float32).reshape(*as_wished.size[::-1], channels) / 255.0
-                if pixels.min() < 0.0 or pixels.max() > 1.0:
-                    raise ValueError("pixels have more than 16 bits")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            with Image.open(path, formats=FORMATS) as image:
+                pixels = _pixels(ImageOps.exif_transpose(image), channels)
+    except Exception as error:  # every format has a decoder of its own, with errors of its own
         raise DataError(f"'{name}' cannot be read ({_reason(error, path)})") from None
     x = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     return x.expand(-1, channels, -1, -1)
+
+
+def _pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Return (height, width, channels) in 0..1; of 16 bits, one channel."""
+    if image.mode == "F":
+        raise ValueError("pixels are floats; put such images into an .npz file")
+    if image.mode.startswith("I"):
+        pixels = np.array(image, dtype=np.float32)[..., None]
+        pixels /= 65535.0
+    else:
+        pixels = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
+        pixels = pixels.reshape(*image.size[::-1], channels)
+        pixels /= 255.0
+    if pixels.min() < 0.0 or pixels.max() > 1.0:
+        raise ValueError("pixels have more than 16 bits")
+    return pixels
 
 
 def _reason(error: Exception, path: Path) -> str:
     """Return why, without the path: who reads it need not know where another one's files are."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return reason.replace(str(path), path.name)
 
 
 def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Tensor:
     """Return files as pixels in 0..1, (files, channels, height, width); see `read_image` and `fit_to`."""
-    x = torch.empty(len(paths), *shape)
+    x = _room(len(paths), shape)
     for i, (path, name) in enumerate(zip(paths, names, strict=True)):
         x[i] = fit_to(read_image(path, shape[0], name), shape)[0]
     return x.clamp_(0.0, 1.0)  # antialiasing overshoots by rounding
@@ -138,17 +142,25 @@ def read_arrays(path: Path, name: str, needed: Set[str], wished: Set[str] = froz
         If it cannot be read, is no such file of plain arrays, or lacks one that is needed.
     """
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with loaded as file:
-            arrays = {key: file[key] for key in file.files if key in needed | wished}
-    except NO_ARRAYS as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "not an .npz file of plain arrays"
-        raise DataError(f"'{name}' cannot be read ({reason})") from None
+        arrays = read_npz(path, needed | wished)
+    except OSError as error:
+        raise DataError(f"'{name}' cannot be read ({error.strerror or 'it is damaged'})") from None
+    except ValueError as error:
+        raise DataError(f"'{name}' cannot be read (not an .npz file of plain arrays: {error})") from None
     if missing := needed - arrays.keys():
         raise DataError(f"'{name}' has no array {' and no array '.join(sorted(missing))}")
     return arrays
+
+
+def _room(count: int, shape: Shape) -> Tensor:
+    """Return a tensor for so many images; raise `DataError` if they do not fit into the memory that is free."""
+    needed, free = 4 * count * math.prod(shape), psutil.virtual_memory().available
+    if needed > free:
+        raise DataError(
+            f"{count:,} images of {'x'.join(map(str, shape))} pixels take {needed / 1e9:,.1f} GB of memory; "
+            f"{free / 1e9:,.1f} GB are free"
+        )
+    return torch.empty(count, *shape)
 
 
 def from_array(x: np.ndarray, shape: Shape) -> Tensor:
@@ -169,7 +181,7 @@ def from_array(x: np.ndarray, shape: Shape) -> Tensor:
         low, high = float(x.min()), float(x.max())
         if not (low >= 0.0 and high <= 1.0):  # also if one is not a number
             raise DataError(f"x has floats from {low:g} to {high:g}; expected numbers from 0 to 1")
-    converted = torch.empty(len(x), *shape)
+    converted = _room(len(x), shape)
     for start in range(0, len(x), CHUNK):
         chunk = np.ascontiguousarray(with_channels[start : start + CHUNK], dtype=np.float32)
         pixels = torch.from_numpy(chunk / np.float32(255.0) if x.dtype == np.uint8 else chunk)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from disue.data.images import from_array, images_below, read_arrays, read_images
 from disue.errors import DataError
+from disue.files import user_path
 from disue.task import Shape
 
 Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor
@@ -51,7 +52,7 @@ def read_inputs(paths: Sequence[Path], shape: Shape) -> Inputs:
     DataError
         If there is nothing at a path, a folder has no images, or a file cannot be read: one line that names it.
     """
-    parts = [_read(path.expanduser(), shape) for path in paths]
+    parts = [_read(user_path(path), shape) for path in paths]
     return Inputs([name for part in parts for name in part.names], torch.cat([part.pixels for part in parts]))
 
 

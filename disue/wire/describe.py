@@ -9,7 +9,7 @@ from torch import Tensor
 from disue.errors import WireError
 from disue.source import source_hash
 from disue.task import Task
-from disue.wire.reading import read_config, read_state, read_task, task_values
+from disue.wire.reading import read_config, read_state, read_task, setting, task_values
 
 DESCRIBE = f"{MessageType.QUERY}.describe"
 
@@ -38,7 +38,7 @@ class DescribeRequest:
     def from_message(cls, message: Message) -> "DescribeRequest":
         """Read the request; raise `FederationError` if the server runs other source code."""
         config = read_config(message)
-        return cls(description=str(config["description"]), task=read_task(config))
+        return cls(description=setting(config, "description", str), task=read_task(config))
 
 
 @dataclass(frozen=True)
@@ -53,13 +53,13 @@ class DescribeReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "DescribeReply":
-        """Read the reply; raise `WireError` if it is not a matrix of finite floats."""
+        """Read the reply; raise `WireError` if it is not a matrix of finite float32."""
         signature = read_state(message, "signature").get("description")
         if signature is None:
             raise WireError("the signature lacks 'description'")
-        if signature.ndim != 2 or not signature.is_floating_point():
+        if signature.ndim != 2 or signature.dtype != torch.float32 or not signature.numel():
             raise WireError(
-                f"the description is {signature.dtype} {tuple(signature.shape)}; expected a matrix of floats"
+                f"the description is {signature.dtype} {tuple(signature.shape)}; expected a matrix of float32"
             )
         if not bool(torch.isfinite(signature).all()):
             raise WireError("the description has values that are not finite")

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
+from disue.errors import WireError
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
@@ -18,6 +19,7 @@ from disue.wire.reading import (
     read_optional_state,
     read_state,
     read_task,
+    setting,
     share,
 )
 
@@ -76,14 +78,20 @@ class EvaluateRequest:
         priors = read_optional_state(message, "prior")
         return cls(
             universal=read_state(message, "arrays"),
-            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            server_round=setting(config, "server-round", int),
             expert=read_optional_state(message, "expert"),
-            expert_prior=None if priors is None else priors["expert"],
-            personalise=bool(config["personalise"]),
-            compare=bool(config["compare"]),
+            expert_prior=None if priors is None else _expert_prior(priors),
+            personalise=setting(config, "personalise", bool),
+            compare=setting(config, "compare", bool),
             objective=read_objective(config),
             task=read_task(config),
         )
+
+
+def _expert_prior(priors: State) -> Tensor:
+    if "expert" not in priors:
+        raise WireError(f"the request has priors of {sorted(priors)}; expected that of the expert")
+    return priors["expert"]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from disue.errors import WireError
-from disue.nodes import LONGEST_NAME
+from disue.naming import LONGEST_NAME
 from disue.source import source_hash
 from disue.task import DataSummary
 from disue.wire.reading import integer, read_config, read_metrics

@@ -2,16 +2,23 @@
 
 import math
 import re
+from typing import TypeVar, get_args
 
-from flwr.app import ConfigRecord, Message, MetricRecord
+import torch
+from flwr.app import Array, ConfigRecord, Message, MetricRecord
+from flwr.common.constant import SType
+from torch import Tensor
 
-from disue.errors import FederationError, WireError
+from disue.config import LocalLoss
+from disue.errors import FederationError, WireError, one_line
 from disue.models import State
+from disue.npy import decode_npy
 from disue.objective import LocalObjective
 from disue.source import source_hash
 from disue.task import Task
 
 LONGEST_REASON = 1000
+T = TypeVar("T")
 
 
 def make_config(server_round: int, objective: LocalObjective, task: Task | None = None, **flags: bool) -> ConfigRecord:
@@ -44,8 +51,11 @@ def read_task(config: ConfigRecord) -> Task | None:
     """Return the task that a request's config tells, if any."""
     if "class-names" not in config:
         return None
-    names, shape, mean, std = (config[key] for key in ("class-names", "shape", "mean", "std"))
-    return Task(tuple(names), tuple(shape), tuple(mean), tuple(std))  # type: ignore[arg-type]
+    names, shape, mean, std = (setting(config, key, list) for key in ("class-names", "shape", "mean", "std"))
+    try:
+        return Task(tuple(names), tuple(shape), tuple(mean), tuple(std))
+    except (ValueError, TypeError) as error:
+        raise WireError(f"the request's task is refused: {error}") from None
 
 
 def read_config(message: Message) -> ConfigRecord:
@@ -64,7 +74,18 @@ def read_config(message: Message) -> ConfigRecord:
 
 def read_objective(config: ConfigRecord) -> LocalObjective:
     """Return what clients minimise, from a request's config."""
-    return LocalObjective(local_loss=config["local-loss"], prox_mu=config["prox-mu"])  # type: ignore[arg-type]
+    loss, prox_mu = config.get("local-loss"), config.get("prox-mu")
+    if loss not in get_args(LocalLoss) or not isinstance(prox_mu, int | float):
+        raise WireError(f"the request's local-loss is {loss!r} and its prox-mu {prox_mu!r}; expected both")
+    return LocalObjective(local_loss=loss, prox_mu=prox_mu)  # type: ignore[arg-type]
+
+
+def setting(config: ConfigRecord, key: str, kind: type[T]) -> T:
+    """Return a setting of a request; raise `WireError` if it is missing or of another type."""
+    value = config.get(key)
+    if type(value) is not kind:
+        raise WireError(f"the request's {key} is {value!r}; expected {kind.__name__}")
+    return value
 
 
 def read_state(message: Message, key: str) -> State:
@@ -74,9 +95,16 @@ def read_state(message: Message, key: str) -> State:
     except KeyError:
         raise WireError(f"the message has no '{key}' record") from None
     try:
-        return dict(record.to_torch_state_dict())
-    except (ValueError, TypeError, EOFError, OSError) as error:  # whatever numpy says of bytes that are no array
+        return {name: _tensor(array) for name, array in record.items()}
+    except (ValueError, TypeError) as error:
         raise WireError(f"the '{key}' record cannot be decoded ({error})") from None
+
+
+def _tensor(array: Array) -> Tensor:
+    """Return an array as a tensor; raise ValueError, or TypeError for a type that torch has not."""
+    if array.stype != SType.NUMPY:
+        raise ValueError(f"it is written as '{array.stype}', not as '{SType.NUMPY}'")
+    return torch.from_numpy(decode_npy(array.data))
 
 
 def read_optional_state(message: Message, key: str) -> State | None:
@@ -119,8 +147,7 @@ def share(metrics: MetricRecord, key: str) -> float:
 
 def error_reason(message: Message) -> str:
     """Return why a client failed, in one line of printable text."""
-    line = _last_words(message)[:LONGEST_REASON]
-    return "".join(letter if letter.isprintable() else "?" for letter in line)
+    return one_line(_last_words(message)[:LONGEST_REASON])
 
 
 def _last_words(message: Message) -> str:

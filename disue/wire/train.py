@@ -20,6 +20,7 @@ from disue.wire.reading import (
     read_optional_state,
     read_state,
     read_task,
+    setting,
 )
 
 
@@ -68,15 +69,15 @@ class TrainRequest:
     def from_message(cls, message: Message) -> "TrainRequest":
         """Read the request; raise `FederationError` if the server runs other source code."""
         config = read_config(message)
-        from_choice, count = bool(config["start-from-choice"]), int(config["candidates"])  # type: ignore[arg-type]
+        from_choice, count = setting(config, "start-from-choice", bool), setting(config, "candidates", int)
         first = read_state(message, "arrays")
         others = tuple(read_state(message, f"candidate-{i}") for i in range(count - from_choice))
         return cls(
             start=None if from_choice else first,
-            server_round=int(config["server-round"]),  # type: ignore[arg-type]
+            server_round=setting(config, "server-round", int),
             candidates=(first, *others) if from_choice else others,
             universal=read_optional_state(message, "universal"),
-            signature=bool(config["signature"]),
+            signature=setting(config, "signature", bool),
             objective=read_objective(config),
             task=read_task(config),
         )

@@ -1,7 +1,6 @@
 """A run directory, read and checked: what is there is whole, and what is not there yet is empty."""
 
 import csv
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from disue.errors import DataError
-from disue.files import json_object, read_text, run_settings
+from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_settings, run_summary
+from disue.task import MOST_CLASSES
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 Row = dict[str, Any]
+LARGEST_VALUE = 1e15
+"""Of what is drawn from ``portrait.safetensors``."""
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,12 @@ def read_run(directory: Path) -> RunRecord:
         directory=directory,
         settings=settings,
         rows=rows,
-        summary=read_text(directory / "summary.json", json_object, {}),
+        summary=read_text(directory / "summary.json", run_summary, {}),
         clients=read_text(directory / "clients.csv", _clients, []),
         moves=read_text(directory / MEMBERSHIP, membership_moves, []),
         teaching=read_text(directory / "teaching.csv", _teaching, []),
         arrays=_read_arrays(directory / TENSORS),
-        names=read_text(directory / NAMES, json_object, {}),
+        names=read_text(directory / NAMES, _portrait_names, {}),
     )
     _check_portrait(record)
     return record
@@ -136,8 +138,11 @@ def metrics_rows(text: str) -> list[Row]:
     """Parse ``metrics.jsonl``; a last line that is still being written is left out."""
     rows: list[Row] = []
     for line in text[: text.rfind("\n") + 1].splitlines():
-        row = json.loads(line)
-        if not isinstance(row, dict) or not isinstance(row.get("round"), int):
+        try:
+            row = json_numbers(line)
+        except ValueError as error:
+            raise ValueError(f"line {len(rows) + 1} is no round: {error}") from None
+        if type(row.get("round")) is not int or not 0 < row["round"] < 10**9:
             raise ValueError(f"line {len(rows) + 1} is no round")
         rows.append(row)
     return rows
@@ -153,13 +158,32 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     if not path.exists():
         return {}
     try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"'{path}' is damaged ({error}); run it again, or restore the file") from None
+        if not path.is_file():
+            raise DataError(f"'{path}' cannot be read (it is no file)")
+        arrays = dict(load_file(path))
+        for name, array in arrays.items():
+            if array.size and not float(np.abs(array).max()) < LARGEST_VALUE:  # also if one is not a number
+                raise ValueError(f"'{name}' has values that cannot be drawn")
+        return arrays
+    except (SafetensorError, OSError, *NOT_PARSED) as error:
+        raise DataError(f"'{path}' is damaged ({error}); {ADVICE}") from None
 
 
 def _number(text: str) -> float | None:
-    return float(text) if text else None
+    return _finite(text) if text else None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not -LARGEST < value < LARGEST:
+        raise ValueError(f"{text} is no finite number")
+    return value
+
+
+def _label(text: str) -> int:
+    if not 0 <= (label := int(text)) < MOST_CLASSES:
+        raise ValueError(f"{label} is no class")
+    return label
 
 
 def _whole(text: str) -> int | None:
@@ -184,19 +208,29 @@ def _clients(text: str) -> list[ClientRow]:
 
 def _teaching(text: str) -> list[Taught]:
     return [
-        Taught(line["expert"], int(line["class"]), float(line["weight"]), int(line["samples"]))
+        Taught(line["expert"], _label(line["class"]), _finite(line["weight"]), int(line["samples"]))
         for line in csv.DictReader(text.splitlines(keepends=True))
     ]
+
+
+def _portrait_names(text: str) -> Row:
+    names = json_object(text)
+    share, source = names.get("map-share", 1.0), names.get("labels-source", "")
+    if not isinstance(share, int | float) or not -LARGEST < share < LARGEST or not isinstance(source, str):
+        raise ValueError(f"map-share is {share!r}, labels-source is {source!r}")
+    return names
 
 
 def _check_portrait(record: RunRecord) -> None:
     shapes = {"map": (..., 2), "similarity": (..., ...), "labels": (..., ...), "confusion": (..., ...)}
     for key, array in record.arrays.items():
         names = record.names.get(key)
-        fits = array.ndim == 2 and np.isfinite(array).all() and shapes.get(key, (..., ...))[1] in (..., array.shape[1])
+        fits = array.ndim == 2 and shapes.get(key, (..., ...))[1] in (..., array.shape[1])
         named = key == "confusion" or (isinstance(names, list) and len(names) == len(array))
+        named = named and all(isinstance(name, str) for name in names or [])
+        mapped = key != "similarity" or "map" in record.arrays
         square = key not in ("similarity", "confusion") or array.shape[0] == array.shape[-1]
-        if not (fits and named and square):
+        if not (fits and named and mapped and square):
             raise DataError(
                 f"'{record.directory / TENSORS}' is damaged ('{key}' does not fit {NAMES}); run it again, "
                 "or restore both files"

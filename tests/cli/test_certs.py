@@ -185,3 +185,17 @@ def test_the_command_prints_the_commands_and_no_key(
     for path in (place / "ca.key", place / "server.key", place / "nodes" / "node-1"):
         body = path.read_text().splitlines()[1]
         assert body not in printed
+
+
+@pytest.mark.parametrize("host", ["fe80::1%eth0", "fe80::1%';reboot;'", "\u017fuperlink", "\u212a"])
+def test_hosts_that_only_one_machine_or_no_certificate_knows_are_refused(tmp_path: Path, refused, host: str) -> None:  # type: ignore[no-untyped-def]
+    assert f"--hosts: got '{host}'" in refused("certs", str(tmp_path / "certs"), "--hosts", host, "--nodes", "1")
+
+
+def test_any_directory_can_be_named_in_flowers_configuration() -> None:
+    place = Path('/keys/a "b"\n\\c')
+    text = commands(place, ["localhost"], 1).partition("<<'END'\n")[2].partition("\nEND\n")[0]
+    assert tomllib.loads(text)["superlink"]["disue"] == {
+        "address": "localhost:8000",
+        "root-certificates": str(place / "ca.pem"),
+    }

@@ -247,5 +247,21 @@ def test_watch_wants_a_run(tmp_path: Path) -> None:
     assert err.startswith(f"disue: '{tmp_path}': there is no run here (config.toml is missing)")
     assert err.count("\n") == 1
     (tmp_path / "metrics.jsonl").write_text("{\n")
-    with pytest.raises(DataError, match="cannot be watched"):
+    with pytest.raises(DataError, match="metrics.jsonl' is damaged"):
         look(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("progress.json", "[1]"), ("progress.json", '{"round": 1}'), ("membership.csv", "round,client,cluster\nx,y,z\n")],
+)
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name}' is damaged"):
+        look(tmp_path)
+
+
+def test_rounds_of_another_version_are_shown() -> None:
+    said = io.StringIO()
+    PlainView(Console(file=said, width=200)).show(Sight(rows=[{"round": 1, "seconds_local": None}], rounds=1))
+    assert "round 1/1  universal -  expert -" in said.getvalue()

@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import math
 import pickle
 import struct
 from pathlib import Path
@@ -194,3 +195,49 @@ def test_fashion_mnist_constants_fit_the_real_files() -> None:
 def test_every_dataset_of_the_design_is_registered() -> None:
     assert set(DATASETS) == {"own", "digits", "fashion-mnist", "mnist", "cifar10", "cifar100", "svhn"}
     assert datasets.DATASETS.key == "dataset"
+
+
+def idx_file(path: Path, sizes: list[int], content: bytes) -> None:
+    head = bytes([0, 0, 8, len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+    path.write_bytes(head + content)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "content", "words"),
+    [
+        ([2**31, 2**31, 2**31], b"", "at most 1073741824 are read"),
+        ([4], b"abc", "the header says 4 bytes, 3 follow"),
+        ([4], b"abcde", "the header says 4 bytes, more follow"),
+        ([], b"", "the header is cut short"),
+    ],
+)
+def test_an_idx_file_that_says_other_than_it_holds_is_refused(
+    tmp_path: Path, sizes: list[int], content: bytes, words: str
+) -> None:
+    idx_file(tmp_path / "a", sizes, content)
+    with pytest.raises(DataError, match=words):
+        read_idx(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("train-images-idx3-ubyte", [3, 12], r"has \(3, 12\); expected images"),
+        ("train-images-idx3-ubyte", [3, 3, 4], "expected images of at least 4 pixels a side"),
+        ("train-images-idx3-ubyte", [0, 4, 4], "expected images"),
+        ("t10k-images-idx3-ubyte", [3, 4, 6], r"train images are \(4, 4\), test images \(4, 6\)"),
+        ("train-labels-idx1-ubyte", [3, 1], r"has \(3, 1\); expected labels"),
+        ("train-labels-idx1-ubyte", [0], r"has \(0,\); expected labels"),
+    ],
+)
+def test_idx_files_of_other_forms_are_refused(tmp_path: Path, name: str, sizes: list[int], words: str) -> None:
+    for other, usual in (
+        ("train-images-idx3-ubyte", [3, 4, 4]),
+        ("t10k-images-idx3-ubyte", [3, 4, 4]),
+        ("train-labels-idx1-ubyte", [3]),
+        ("t10k-labels-idx1-ubyte", [3]),
+    ):
+        chosen = sizes if other == name else usual
+        idx_file(tmp_path / other, chosen, bytes(math.prod(chosen)))
+    with pytest.raises(DataError, match=words):
+        load_dataset("mnist", str(tmp_path))

@@ -131,3 +131,22 @@ def test_hidden_files_and_files_of_other_kinds_are_left_alone(tmp_path: Path) ->
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     assert [path.relative_to(tmp_path).as_posix() for path in images_below(tmp_path)] == ["a.jpg", "b.PNG", "sub/e.gif"]
+
+
+def test_a_program_that_calls_itself_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *arguments, **options: started.append(arguments))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(rm) run\n%%EOF\n"
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(DataError, match="^'a' cannot be read .not an image"):
+        read_image(tmp_path / "a.png", 3, "a")
+    assert not started
+
+
+def test_images_that_do_not_fit_into_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: type("Memory", (), {"available": 4 * 2 * 16 - 1}))
+    x = np.zeros((2, 4, 4), dtype=np.uint8)
+    assert len(from_array(x[:1], (1, 4, 4))) == 1
+    with pytest.raises(DataError, match="^2 images of 1x4x4 pixels take 0.0 GB of memory; 0.0 GB are free"):
+        from_array(x, (1, 4, 4))

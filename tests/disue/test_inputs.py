@@ -65,7 +65,7 @@ def test_what_cannot_be_read_is_named(places: Path) -> None:
         ("y.npz", "has no array x"),
         ("axes.npz", "x is (2, 3, 4, 5, 6); expected (n, height, width)"),
         ("none.npz", "has no images"),
-        ("objects.npz", "cannot be read (not an .npz file of plain arrays)"),
+        ("objects.npz", "cannot be read (not an .npz file of plain arrays"),
     ]:
         with pytest.raises(DataError) as caught:
             read_inputs([places / name], SHAPE)

@@ -92,8 +92,8 @@ def test_descriptions_round_trip() -> None:
 @pytest.mark.parametrize(
     ("signature", "reason"),
     [
-        (torch.ones(4), "expected a matrix of floats"),
-        (torch.ones(4, 3, dtype=torch.int64), "expected a matrix of floats"),
+        (torch.ones(4), "expected a matrix of float32"),
+        (torch.ones(4, 3, dtype=torch.int64), "expected a matrix of float32"),
         (torch.full((4, 3), float("nan")), "not finite"),
     ],
 )
@@ -347,3 +347,48 @@ def test_bytes_are_those_of_the_payload() -> None:
     large = Message(RecordDict({"config": ConfigRecord({"x": 1}), "arrays": ArrayRecord(state())}), 1, "train")
     assert message_bytes(large) - message_bytes(small) >= 8 * 4
     assert message_bytes(large) - message_bytes(small) < 8 * 4 + 600  # names, shapes and headers
+
+
+HUGE = b"{'descr': '<f4', 'fortran_order': False, 'shape': (9999999999999,)}".ljust(79) + b"\n"
+HEADERS = {
+    "that numpy stumbles over": b"\x93NUMPY\x01\x00\x01\x00(",
+    "that announces terabytes": b"\x93NUMPY\x01\x00\x50\x00" + HUGE,
+    "of an archive": b"PK\x03\x04",
+    "of a pickle": b"\x80\x04N.",
+}
+
+
+@pytest.mark.parametrize("content", HEADERS.values(), ids=HEADERS)
+def test_an_array_with_a_header_of_its_own_is_refused(content: bytes) -> None:
+    record = ArrayRecord({"description": Array("float32", (2, 2), "numpy.ndarray", content)})
+    message = Message(RecordDict({"signature": record}), reply_to=reply_to())
+    with pytest.raises(WireError, match="the 'signature' record cannot be decoded"):
+        DescribeReply.from_message(message)
+
+
+@pytest.mark.parametrize("signature", [torch.ones(2, 3).double(), torch.ones(0, 3), torch.ones(2, 3).half()])
+def test_a_description_of_another_type_is_refused(signature: torch.Tensor) -> None:
+    message = Message(RecordDict({"signature": ArrayRecord({"description": signature})}), reply_to=reply_to())
+    with pytest.raises(WireError, match="expected a matrix of float32"):
+        DescribeReply.from_message(message)
+
+
+@pytest.mark.parametrize("names", [["1" * 5000, "2"], ["a" * 101], [str(i) for i in range(70_000)]])
+def test_names_of_classes_have_limits(names: list[str]) -> None:
+    message = HelloReply("a", 9, -1, 0, "mlp", DataSummary(("a",), (0.5,), (0.1,))).to_message(reply_to())
+    message.content.config_records["config"]["class-names"] = names
+    with pytest.raises(WireError, match="names") as caught:
+        HelloReply.from_message(message)
+    assert len(str(caught.value)) <= 2000
+
+
+@pytest.mark.parametrize("key", ["server-round", "candidates", "signature", "local-loss", "start-from-choice"])
+@pytest.mark.parametrize("value", [None, [1], "x"])
+def test_a_request_without_a_setting_or_with_another_is_refused(key: str, value: object) -> None:
+    message = TrainRequest(state(), 1).to_message(1)
+    config = message.content.config_records["config"]
+    del config[key]
+    if value is not None:
+        config[key] = value  # type: ignore[assignment]
+    with pytest.raises(WireError, match=key):
+        TrainRequest.from_message(message)

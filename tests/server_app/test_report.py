@@ -183,7 +183,7 @@ def test_runs_are_compared_on_one_page(tmp_path: Path) -> None:
     ("name", "content", "words"),
     [
         ("metrics.jsonl", b'{"round": 1}\n{"round"\n', "metrics.jsonl' is damaged ("),
-        ("metrics.jsonl", b"[1]\n", "metrics.jsonl' is damaged (line 1 is no round)"),
+        ("metrics.jsonl", b"[1]\n", "metrics.jsonl' is damaged (line 1 is no round"),
         ("metrics.jsonl", b"\xff\xfe\n", "metrics.jsonl' is damaged ("),
         ("config.toml", b"run = 3", "config.toml' is damaged (there is no [run] in it)"),
         ("summary.json", b"{", "summary.json' is damaged ("),
@@ -217,3 +217,36 @@ def test_every_chart_is_explained(tmp_path: Path) -> None:
     for chart in charts(read_run(write_run(tmp_path / "run"))):
         assert chart.title
         assert chart.words.endswith((".", ").", "right."))
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", clients=3, rounds=2)
+    (tmp_path / "precious").write_text("mine")
+    for name in (".report.html.part", "report.html"):
+        (directory / name).symlink_to(tmp_path / "precious")
+    write_report(directory)
+    assert (tmp_path / "precious").read_text() == "mine"
+    assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics.jsonl", '{"round": 1, "universal_accuracy": "high"}\n'),
+        ("metrics.jsonl", '{"round": 1, "universal_accuracy": NaN}\n'),
+        ("metrics.jsonl", '{"round": true}\n'),
+        ("metrics.jsonl", "[" * 100_000 + "\n"),
+        ("summary.json", '{"status": 3}'),
+        ("teaching.csv", "expert,class,weight,samples\n0,999999999,0.5,3\n"),
+        ("clients.csv", "client," + "x" * 200_000 + "\n"),
+        ("portrait.json", '{"map": [[1]]}'),
+        ("portrait.json", '{"map-share": null}'),
+        ("config.toml", "[run]\nmethod = 3\n"),
+        ("config.toml", "[run]\n[federation]\nclients = 3\n"),
+    ],
+)
+def test_a_file_of_the_wrong_types_is_named(tmp_path: Path, name: str, content: str) -> None:
+    directory = write_run(tmp_path / "run", clients=3, rounds=2)
+    (directory / name).write_text(content)
+    with pytest.raises(DataError, match=f"{name.split('.')[0]}.*is damaged"):
+        write_report(directory)

@@ -1,5 +1,6 @@
 """Runs that were interrupted go on as if they had not been."""
 
+import hashlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import FAST
 from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
@@ -22,6 +24,7 @@ from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError, FederationError, TooFewUpdates
+from server_app.checkpoint import packed, unpacked
 from server_app.hold import exclusive, is_held
 from server_app.resume import resumed_config
 from server_app.run import execute
@@ -406,3 +409,29 @@ def test_a_round_that_was_repeated_says_so_and_counts_all_failures(tmp_path: Pat
     resumed = resumed_config({"resume-from": str(interrupted_there)})
     execute(resumed, Failing(resumed, 2, 3))
     assert left_by(interrupted_there) == left_by(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["experts", "checkpoint", "generated", "tensorboard"])
+def test_a_run_whose_folders_lead_elsewhere_does_not_go_on(run_of_two: Path, tmp_path: Path, name: str) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    if (run_of_two / name).exists():
+        shutil.copytree(run_of_two / name, elsewhere)
+        shutil.rmtree(run_of_two / name)
+    elsewhere.mkdir(exist_ok=True)
+    (elsewhere / "mine.safetensors").write_text("precious")
+    (run_of_two / name).symlink_to(elsewhere)
+    before = everything_in(elsewhere)
+    with pytest.raises(DataError, match=f"{name}' leads out of the run directory"):
+        go_on(run_of_two)
+    assert everything_in(elsewhere) == before
+
+
+def test_a_checkpoint_that_was_changed_with_its_hash_is_one_line(run_of_two: Path) -> None:
+    path = max((run_of_two / "checkpoint").glob("round-*"))
+    value = unpacked(path.read_bytes())
+    value["parts"]["strategy"]["universals"] = {"mlp": {"another": torch.ones(3)}}
+    content = packed(value)
+    path.unlink()
+    path.with_name(f"{path.name[:12]}-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+    with pytest.raises(DataError, match="cannot be gone on from .* was changed"):
+        go_on(run_of_two)

@@ -163,7 +163,7 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
             "data-dir: '/no/such/place' is not a directory",
         ),
         ({"output-dir": "~nobody-here/x"}, 4, "output-dir: '~nobody-here/x' cannot be used"),
-        ({"output-dir": "/tmp/" + "x" * 300}, 4, "cannot be written (File name too long)"),
+        ({"output-dir": "/tmp/" + "x" * 300}, 4, "cannot be used (File name too long)"),
         ({"output-dir": "/proc/nowhere"}, 4, "output-dir: '/proc/nowhere' cannot be written"),
     ],
 )
