@@ -4,6 +4,7 @@ After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. Every numbe
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from jinja2 import Environment, StrictUndefined
 import disue
 from disue.config import RunConfig
 from disue.data import OWN
-from disue.files import whole
+from disue.errors import ConfigError, DataError
+from disue.files import ADVICE, whole
 from disue.gate import GATE
 from disue.naming import by_name
 from disue.task import quoted
@@ -118,7 +120,8 @@ def write_card(directory: Path) -> Path:
 
 
 def card(record: RunRecord) -> str:
-    """Return the card of a run that is over."""
+    """Return the card of a run that is over; raise `DataError` if its ``config.toml`` is not whole."""
+    record = _whole(record)
     task = record.settings["task"]
     experts = by_name(path.stem.removeprefix("expert-") for path in record.directory.glob("experts/*.safetensors"))
     environment = Environment(
@@ -149,6 +152,18 @@ def card(record: RunRecord) -> str:
         versions=", ".join(f"{name} {number}" for name, number in record.settings["versions"].items()),
     )
     return re.sub(r"\n{3,}", "\n\n", text)
+
+
+def _whole(record: RunRecord) -> RunRecord:
+    settings = record.settings
+    missing = {"classes", "input-shape", "mean", "std"} - settings.get("task", {}).keys()
+    try:
+        if missing or "versions" not in settings:
+            raise ConfigError(f"[task] lacks {', '.join(sorted(missing)) or 'nothing, but there are no [versions]'}")
+        run = RunConfig.from_flower(settings["run"]).to_flower()
+    except ConfigError as error:
+        raise DataError(f"'{record.directory / 'config.toml'}' is damaged ({error}); {ADVICE}") from None
+    return replace(record, settings={**settings, "run": run})
 
 
 def plain(text: object) -> str:
@@ -255,7 +270,7 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
         limits.append(
             f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} only."
         )
-    if (confusion := record.arrays.get("confusion")) is not None:
+    if (confusion := record.arrays.get("confusion")) is not None and confusion.size:
         recalls = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)
         label = int(recalls.argmin())
         name = record.class_names(len(recalls))[label]

@@ -100,7 +100,7 @@ CASES = {
     "header_of_an_array": "its header announces 3000000000 bytes of data, and 64 follow",
     "bomb": "x.npy is announced with 3000000078 bytes",
     "many_tiny_images": "60,000,000 images of 3x2048x2048 pixels take",
-    "idx": "at most 1073741824 are read",
+    "idx": "at most 1073741824 bytes are read",
     "packed_idx": "the header says 64 bytes, more follow",
     "safetensors": "a.safetensors' is damaged",
     "wire": "its header announces 8589934592 bytes of data, and 64 follow",

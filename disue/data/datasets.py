@@ -191,8 +191,8 @@ def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile) -> Tensor:
         raise DataError(f"{path}: damaged; the header is cut short")
     shape = np.frombuffer(sizes, dtype=">u4").astype(int).tolist()
     announced = math.prod(shape)
-    if announced > MOST_IDX_BYTES:
-        raise DataError(f"{path}: the header says {announced} bytes; at most {MOST_IDX_BYTES} are read")
+    if max(announced, *shape) > MOST_IDX_BYTES:
+        raise DataError(f"{path}: the header says {shape}; at most {MOST_IDX_BYTES} bytes are read")
     content = file.read(announced + 1)
     if len(content) != announced:
         follow = str(len(content)) if len(content) < announced else "more"

@@ -40,6 +40,7 @@ from disue.data.own import open_own, read_own
 from disue.errors import DisueError, WireError
 from disue.models import build_model
 from disue.nodes import NodeConfig
+from disue.npy import decode_npy
 from disue.runs import load_run
 from disue.signature import Signature
 from disue.source import source_hash
@@ -465,6 +466,14 @@ def tensors(draw: DrawFn) -> Array:
     return Array(draw(TEXTS), shape, stype, draw(npy() | npz() | st.binary(max_size=50)))
 
 
+def _decoded(array: Array | None) -> np.ndarray | None:
+    """Return what an array holds; None if it is spoilt already."""
+    try:
+        return None if array is None else decode_npy(array.data).astype(np.float32)
+    except ValueError:
+        return None
+
+
 @st.composite
 def spoilt_arrays(draw: DrawFn, record: ArrayRecord) -> ArrayRecord:
     """Return a record of arrays with some changed, gone, new, or full of another number."""
@@ -474,8 +483,8 @@ def spoilt_arrays(draw: DrawFn, record: ArrayRecord) -> ArrayRecord:
         kind = draw(st.sampled_from(["other", "gone", "numbers", "bytes"]))
         if kind == "gone":
             arrays.pop(name, None)
-        elif kind == "numbers" and name in record:
-            values = record[name].numpy().copy()
+        elif kind == "numbers" and (known := _decoded(arrays.get(name))) is not None:
+            values = known
             fill = draw(st.sampled_from([0.0, 1e30, -3e38, 3e38, float("nan"), 1e-40]))
             if draw(st.booleans()) and values.size:
                 values.reshape(-1)[draw(st.integers(0, values.size - 1))] = fill

@@ -5,8 +5,10 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from synthetic import HOSTILE, write_run
 
+from disue.errors import DataError
 from server_app.card import card, plain, write_card
 from server_app.report.reading import read_run
 
@@ -69,3 +71,12 @@ def test_a_card_that_cannot_be_written_leaves_nothing(spoilt: Path) -> None:
     (spoilt / "MODEL_CARD.md").unlink()
     write_card(spoilt)
     assert not list(spoilt.glob(".*"))
+
+
+@pytest.mark.parametrize("lost", ["[task]", "[versions]", "method = ", "classes = "])
+def test_a_config_that_is_not_whole_is_named_or_has_its_defaults(spoilt: Path, lost: str) -> None:
+    text = (spoilt / "config.toml").read_text()
+    assert lost in text
+    (spoilt / "config.toml").write_text(text.replace(lost, "[other]" if lost[0] == "[" else "x = "))
+    with pytest.raises(DataError, match="config.toml' is damaged"):
+        write_card(spoilt)
