@@ -198,7 +198,8 @@ class FaultyGrid(InlineGrid):
         return app
 
     def _added(self, name: str) -> float:
-        return random.Random(f"{self.schedule.number}/{name}/{len(self.attempts)}").uniform(-0.01, 0.01)
+        draw = random.Random(f"{self.schedule.number}/{name}/{len(self.attempts)}")
+        return draw.choice([-1.0, 1.0]) * draw.uniform(0.005, 0.01)  # none is too long beside the others
 
     # --- nodes that come and go ------------------------------------------------------------------------------------
 
