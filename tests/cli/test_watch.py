@@ -200,7 +200,7 @@ def watching(directory: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("failed", 1)])
+@pytest.mark.parametrize(("status", "code"), [("completed", 0), ("stopped", 0), ("failed", 1)])
 def test_watch_follows_a_run_and_ends_with_it(tmp_path: Path, status: str, code: int) -> None:
     directory = write_run(tmp_path / "run", rounds=3)
     rows = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -224,6 +224,8 @@ def test_watch_follows_a_run_and_ends_with_it(tmp_path: Path, status: str, code:
     assert process.returncode == code
     assert [line for line in out.splitlines() if "universal" in line][-1].startswith("round 3/3  universal 0.620")
     assert err == ("" if code == 0 else "disue: the run ended early: too few clients\n")
+    how = f"too few clients; to go on with it: disue simulate --resume {directory}"
+    assert (out.splitlines()[-1] == how) == (status == "stopped")
 
 
 def test_watch_of_a_run_that_was_killed_ends_and_says_how_to_go_on(tmp_path: Path) -> None:
