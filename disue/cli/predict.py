@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from disue.data.inputs import Inputs, read_inputs
+from disue.errors import one_line
 from disue.runs import Run, load_run
 from disue.task import Task
 
@@ -88,7 +89,9 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
         table.add_column("class" if rank == 0 else f"{rank + 1}.")
         table.add_column("probability" if rank == 0 else "", justify="right")
     for one in predictions:
-        table.add_row(one.image, one.expert, *(word for name, p in one.classes for word in (name, f"{p:.3f}")))
+        table.add_row(
+            one_line(one.image), one.expert, *(word for name, p in one.classes for word in (name, f"{p:.3f}"))
+        )
     Console(highlight=False, markup=False).print(table)
 
 

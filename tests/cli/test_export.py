@@ -119,3 +119,12 @@ def test_a_missing_extra_is_named(finished: Path, refused: Callable[..., str], m
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     said = refused("export", str(finished), "--format", "onnx")
     assert "--format: onnx needs the package onnxruntime; install the extra: pip install 'disue[onnx]'" in said
+
+
+def test_a_folder_that_leads_out_of_the_run_is_not_written_to(
+    spoilt: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (spoilt / "export").symlink_to(tmp_path / "elsewhere")
+    assert "export' leads out of the run directory" in refused("export", str(spoilt), "--format", "torch")
+    assert list((tmp_path / "elsewhere").iterdir()) == []

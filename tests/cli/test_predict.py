@@ -134,3 +134,12 @@ def test_the_readmes_drawing_is_an_image_that_can_be_predicted(
     out, err = said("predict", finished, *predict[3:], "--format", "csv")
     assert out.splitlines()[1].startswith("three.png,universal,1,")
     assert not err
+
+
+def test_a_name_that_would_steer_the_terminal_is_shown_as_it_is(
+    finished: Path, pictures: Path, tmp_path: Path, said: Callable[..., tuple[str, str]]
+) -> None:
+    odd = tmp_path / "a\x1b[2Jb\n.png"
+    odd.write_bytes((pictures / "png" / "00.png").read_bytes())
+    out, _ = said("predict", finished, odd)
+    assert "\x1b" not in out
