@@ -9,6 +9,7 @@ from torch import Tensor
 
 from client_app.data import introduce, open_data
 from client_app.privacy import Plain, discreet, discretion
+from client_app.secure import mask, share_out, unmask
 from client_app.signature import DESCRIPTIONS
 from client_app.training import label_counts, train
 from disue.config import RunConfig
@@ -25,8 +26,11 @@ from disue.wire import (
     EvaluateReply,
     EvaluateRequest,
     HelloRequest,
+    Parcels,
+    ShareRequest,
     TrainReply,
     TrainRequest,
+    UnmaskRequest,
 )
 
 app = ClientApp()
@@ -38,6 +42,7 @@ class LocalClient:
     def __init__(self, context: Context, task: Task | None) -> None:
         self.config = RunConfig.from_flower(context.run_config)
         node = NodeConfig.from_flower(context.node_config)
+        self.context = context
         self.name = node.client
         self.node = node
         self.model_name = own_model(node, self.config)
@@ -83,7 +88,7 @@ class LocalClient:
 
     def discretion(self, purpose: str, server_round: int = 0) -> Plain:
         """Return what decides what leaves."""
-        return discretion(self.config, self.node, purpose, server_round)
+        return discretion(self.config, self.node, purpose, server_round, self.context)
 
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""
@@ -121,8 +126,8 @@ def hello(message: Message, context: Context) -> Message:
 def describe(message: Message, context: Context) -> Message:
     """Say what the data are like."""
     request = DescribeRequest.from_message(message)
-    description = DESCRIPTIONS[request.description]
     client = LocalClient(context, request.task)
+    description = DESCRIPTIONS[request.description]
     share = client.config.share_label_counts
     signature = description(client.initial_model(), client.data.train, client.device, share)
     told = client.discretion("describe").description(request.description, signature)
@@ -155,6 +160,29 @@ def train_locally(message: Message, context: Context) -> Message:
         choice=choice,
     )
     return discretion.training(reply, start).to_message(message)
+
+
+@app.query("share")
+@discreet
+def share_secrets(message: Message, context: Context) -> Message:
+    """Secure aggregation: share secrets out among the members of a sum."""
+    name = NodeConfig.from_flower(context.node_config).client
+    return share_out(ShareRequest.from_message(message), name, context).to_message(message)
+
+
+@app.query("mask")
+@discreet
+def mask_vector(message: Message, context: Context) -> Message:
+    """Secure aggregation: send what was trained, under masks."""
+    name = NodeConfig.from_flower(context.node_config).client
+    return mask(Parcels.from_request(message), name, context).to_message(message)
+
+
+@app.query("unmask")
+@discreet
+def unmask_sum(message: Message, context: Context) -> Message:
+    """Secure aggregation: help to take the masks off the sum."""
+    return unmask(UnmaskRequest.from_message(message), context).to_message(message)
 
 
 @app.evaluate()

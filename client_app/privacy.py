@@ -2,6 +2,7 @@
 
 With ``dp`` everything that the client's data decide is clipped and made noisy here, before it leaves (the Gaussian
 mechanism, Dwork & Roth 2014, appendix A; of whole clients, as in McMahan et al. 2018, but at the client: local).
+With ``secure`` sketches leave, and what else the method needs stays here until it is hidden in a sum.
 """
 
 import math
@@ -18,7 +19,9 @@ from flwr.common.logger import log
 from torch import Tensor
 from torch.nn import functional as F
 
+from client_app.secure import keep
 from client_app.signature import make_signature
+from disue.comparing import FROM_UPDATE, Trained
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.errors import ConfigError, FederationError
@@ -26,10 +29,12 @@ from disue.metrics import predict_logits
 from disue.models import Classifier, State, flatten, subtract
 from disue.nodes import NodeConfig
 from disue.privacy import COVERED_DESCRIPTIONS, FITS_UP_TO
+from disue.secure import Contribution
 from disue.seeding import torch_rng
 from disue.signature import Signature
+from disue.sketch import sketch
 from disue.task import DataSummary, require_known
-from disue.wire import EvaluateReply, HelloReply, TrainReply
+from disue.wire import EvaluateReply, HelloReply, KeptReply, TrainReply
 
 Answer = Callable[[Message, Context], Message]
 Draw = Callable[[int], Tensor]
@@ -96,7 +101,7 @@ class Plain:
         """Return the candidates of which the choice is told."""
         return candidates
 
-    def training(self, reply: TrainReply, start: State) -> TrainReply:
+    def training(self, reply: TrainReply, start: State) -> TrainReply | KeptReply:
         """Return the trained model and its numbers."""
         return reply
 
@@ -124,12 +129,7 @@ class Private(Plain):
 
     def hello(self, reply: HelloReply) -> HelloReply:
         """Say nothing of data that are the client's own but how many there are."""
-        if reply.summary is None:
-            return reply
-        require_known(reply.summary.class_names, self.config.class_names)
-        channels = len(reply.summary.mean)
-        mean, std = ((value,) * channels for value in USUAL_PIXELS)
-        return replace(reply, summary=DataSummary(self.config.class_names, mean, std))
+        return replace(reply, summary=_usual(reply.summary, self.config))
 
     def description(self, name: str, description: Tensor) -> Tensor:
         """Release a description of unit length.
@@ -194,6 +194,70 @@ class Private(Plain):
         return release(vector, 1.0, self.config.dp_noise, self.draw)
 
 
+class Hidden(Plain):
+    """The server gets sketches to cluster by; numbers, prototypes and updates are hidden in the sums of clusters.
+
+    Parameters
+    ----------
+    config : RunConfig
+        ``sketch-size``, ``sketch-noise``, and by what clients are compared.
+    draw : callable
+        Where the noise in sketches comes from.
+    name : str
+        The client's.
+    server_round : int
+    context : Context or None
+        Keeps what is hidden.
+    """
+
+    def __init__(self, config: RunConfig, draw: Draw, name: str, server_round: int, context: Context | None) -> None:
+        super().__init__(config)
+        self.draw = draw
+        self.name = name
+        self.server_round = server_round
+        self.context = context
+
+    def hello(self, reply: HelloReply) -> HelloReply:
+        """Say nothing of data that are the client's own, nor how many there are."""
+        return replace(reply, num_examples=0, summary=_usual(reply.summary, self.config))
+
+    def description(self, name: str, description: Tensor) -> Tensor:
+        """Return a sketch of what is said of the data."""
+        return self._sketch(description)
+
+    def training(self, reply: TrainReply, start: State) -> KeptReply:
+        """Keep the model and its numbers; a sketch is all that leaves, where clients are compared by their updates."""
+        assert reply.train_loss is not None
+        assert self.context is not None
+        own = Contribution(reply.num_examples, reply.train_loss, reply.steps, reply.state, reply.signature)
+        keys = keep(own.to_vector(), self.server_round, self.context)
+        from_update = FROM_UPDATE.get(self.config.signature) if self.config.method == "disue" else None
+        if from_update is None:
+            return KeptReply(keys)
+        return KeptReply(keys, self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature))))
+
+    def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+        """Return the accuracies, and no number from which that of the examples follows: clients count alike."""
+        return replace(reply, num_examples=1, personal_steps=0)
+
+    def _sketch(self, vector: Tensor) -> Tensor:
+        size, noise = self.config.sketch_size, self.config.sketch_noise
+        exact = sketch(vector, size, self.config.seed)
+        if noise == 0.0:
+            return exact
+        noisy: Tensor = exact + noise * float(vector.norm()) / math.sqrt(size) * self.draw(size)
+        return noisy.float()
+
+
+def _usual(summary: DataSummary | None, config: RunConfig) -> DataSummary | None:
+    """Return what stands for what a client would say of data of its own: all classes of the run, and usual pixels."""
+    if summary is None:
+        return None
+    require_known(summary.class_names, config.class_names)
+    mean, std = ((value,) * len(summary.mean) for value in USUAL_PIXELS)
+    return DataSummary(config.class_names, mean, std)
+
+
 def _usual_length(model: Classifier, shape: torch.Size, device: torch.device) -> float:
     """Return the mean length of the features of images of noise: whoever has the model knows it."""
     images = torch.randn(NOISE_IMAGES, *shape, generator=torch_rng("images of noise"))
@@ -214,7 +278,9 @@ def _counts(shares: Tensor, total: int) -> Tensor:
     return counts if bool(counts.sum() > 0) else F.one_hot(shares.argmax(), len(shares)).to(shares)
 
 
-def discretion(config: RunConfig, node: NodeConfig, purpose: str, server_round: int = 0) -> Plain:
+def discretion(
+    config: RunConfig, node: NodeConfig, purpose: str, server_round: int = 0, context: Context | None = None
+) -> Plain:
     """Return what decides what leaves.
 
     A client with data of its own takes noise from the operating system, whatever the run config says. In a simulation,
@@ -227,6 +293,8 @@ def discretion(config: RunConfig, node: NodeConfig, purpose: str, server_round: 
     purpose : str
         What is answered.
     server_round : int (default: 0)
+    context : Context, optional
+        Keeps what is hidden, where there is anything to hide.
 
     Raises
     ------
@@ -240,7 +308,10 @@ def discretion(config: RunConfig, node: NodeConfig, purpose: str, server_round: 
     if config.privacy == "plain":
         return Plain(config)
     own = node.data_path is not None
-    return Private(config, from_the_system if own else seeded(config.seed, "dp", purpose, node.client, server_round))
+    draw = from_the_system if own else seeded(config.seed, config.privacy, purpose, node.client, server_round)
+    if config.privacy == "secure":
+        return Hidden(config, draw, node.client, server_round, context)
+    return Private(config, draw)
 
 
 def discreet(answer: Answer) -> Answer:

@@ -27,7 +27,7 @@ ROBUST: dict[str, Any] = {
 """What ``robust`` sets."""
 
 LocalLoss = Literal["cross-entropy", "balanced"]
-Privacy = Literal["plain", "dp"]
+Privacy = Literal["plain", "dp", "secure"]
 
 
 class RunConfig(BaseModel):
@@ -203,6 +203,11 @@ class RunConfig(BaseModel):
         description="tell the server how many examples of each class a client has; else only which classes it has, and "
         "the clusters' priors are estimated on the proxy set",
     )
+    prototypes: Literal["client", "cluster"] = Field(
+        "client",
+        description="class prototypes that samples are compared with: of each client, or the mean of a cluster's; "
+        "there is no more than the latter with privacy=secure",
+    )
     prototype_weight: float = Field(
         1.0, ge=0.0, description="weight of the clients' class prototypes in the vote; the experts have 1 together"
     )
@@ -231,8 +236,9 @@ class RunConfig(BaseModel):
 
     privacy: Privacy = Field(
         "plain",
-        description="what of a client's data the server sees; dp: clipped and noisy releases (extra `dp`); what that "
-        "protects is in [PRIVACY.md](PRIVACY.md)",
+        description="what of a client's data the server sees; dp: clipped and noisy releases (extra `dp`); secure: "
+        "sketches to cluster by, and sums of the updates of clusters, of 3 clients at least; what that protects is in "
+        "[PRIVACY.md](PRIVACY.md)",
     )
     dp_clip: float = Field(1.0, gt=0.0, description="with privacy=dp: no update of a client is longer than this")
     dp_noise: float = Field(
@@ -242,6 +248,21 @@ class RunConfig(BaseModel):
     )
     dp_delta: float = Field(
         1e-5, gt=0.0, lt=1.0, description="with privacy=dp: the delta for which epsilon is reported"
+    )
+    sketch_size: int = Field(
+        8, ge=1, le=10**5, description="with privacy=secure: numbers in the sketch of a client's signature"
+    )
+    sketch_noise: float = Field(
+        0.0,
+        ge=0.0,
+        description="with privacy=secure: length of the noise in a sketch, on the mean, in lengths of the signature",
+    )
+    secure_threshold: float = Field(
+        0.6,
+        gt=0.0,
+        le=1.0,
+        description="with privacy=secure: share of a cluster's sampled clients, 3 at least, who must stay until its "
+        "sum is unmasked, or the cluster goes without the round",
     )
 
     output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")

@@ -36,7 +36,7 @@ TEMPLATE = """\
 
 ## Data
 
-{{ source|plain }} {{ clients }} took part, with {{ examples }} in all. \
+{{ source|plain }} {{ clients }} took part, {{ examples }}. \
 Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ std }}.
 
 ## How good they are
@@ -138,7 +138,7 @@ def card(record: RunRecord) -> str:
         version=disue.__version__,
         source=_source(record),
         clients=counted(len(record.clients), "client"),
-        examples=counted(sum(client.examples for client in record.clients), "training example"),
+        examples=_in_all(sum(client.examples for client in record.clients)),
         mean=_numbers(task["mean"]),
         std=_numbers(task["std"]),
         accuracies=_accuracies(record),
@@ -188,6 +188,12 @@ def _source(record: RunRecord) -> str:
     return f"A simulation: the dataset {config['dataset']}, divided among clients (scenario {config['scenario']})."
 
 
+def _in_all(examples: int) -> str:
+    if not examples:
+        return "with numbers of training examples that they kept to themselves"
+    return f"with {counted(examples, 'training example')} in all"
+
+
 def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:.4f}" for value in values)
 
@@ -221,7 +227,7 @@ def _clusters(record: RunRecord) -> list[dict[str, Any]]:
         {
             "name": cluster,
             "clients": len(own),
-            "examples": f"{sum(client.examples for client in own):,}",
+            "examples": f"{sum(client.examples for client in own):,}" if own[0].examples else "–",
             "labels": _labels(record, {client.name for client in own}),
             "universal": percent(_mean([client.universal for client in own])),
             "expert": percent(_mean([client.expert for client in own])),

@@ -11,8 +11,9 @@ from disue.errors import ConfigError
 from disue.models import MODELS, State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.registry import Registry
+from disue.secure import FEWEST
 from disue.seeding import derive_seed
-from server_app.privacy import check_privacy
+from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
 from strategies.base import FederatedStrategy, Participation
 from strategies.cfl import CFL
 from strategies.clusterers import CLUSTERERS, AtLeast, Clusterer
@@ -35,8 +36,9 @@ from strategies.pacfl import PACFL
 from strategies.proxies import USUAL_SIZE, load_proxy
 from strategies.robust import AGGREGATORS, Aggregator
 from strategies.roster import Roster
+from strategies.secure import SecureSums
 from strategies.server import FixedProxy, GeneratedProxy, ProxySource, Server
-from strategies.signatures import SIGNATURES
+from strategies.signatures import SIGNATURES, of_sketches
 from strategies.teachers import TEACHERS
 
 METHODS: Registry[Callable[[RunConfig, Roster, RunData, torch.device], FederatedStrategy]] = Registry("method")
@@ -78,6 +80,8 @@ def check_model(config: RunConfig, model: str, key: str = "model") -> None:
 
 def why_one_model(config: RunConfig) -> str:
     """Return why all clients must have the run's own architecture; empty: they need not."""
+    if config.privacy == "secure":
+        return "privacy 'secure' needs one architecture"
     if config.method != "disue":
         return f"method '{config.method}' needs one architecture"
     if config.clusterer == "ifca":
@@ -102,10 +106,16 @@ def check_sizes(config: RunConfig, num_clients: int) -> None:
             f"num-clusters: got {config.num_clusters}; there are {num_clients} clients, use 0 to {num_clients}"
         )
     by_signature = config.method == "disue" and config.clusterer in CLUSTERERS
-    if by_signature and config.num_clusters * config.min_cluster_size > num_clients:
+    smallest = smallest_cluster(config)
+    if by_signature and config.num_clusters * smallest > num_clients:
+        why = f"min-cluster-size {smallest}" if smallest == config.min_cluster_size else f"{smallest} (privacy=secure)"
         raise ConfigError(
             f"num-clusters: got {config.num_clusters}; {num_clients} clients make at most "
-            f"{num_clients // config.min_cluster_size} clusters of min-cluster-size {config.min_cluster_size}"
+            f"{num_clients // smallest} clusters of {why}"
+        )
+    if config.privacy == "secure" and num_clients < FEWEST:
+        raise ConfigError(
+            f"privacy: got 'secure'; there are {num_clients} clients and a sum of {FEWEST} is the smallest"
         )
     if config.min_clients > num_clients:
         raise ConfigError(f"min-clients: got {config.min_clients}; there are {num_clients} clients")
@@ -128,6 +138,9 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
     strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm)
+    if config.privacy == "secure":
+        strategy.sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
+        strategy.limits = Limits()  # there is no single update whose length could be seen
     return strategy
 
 
@@ -286,6 +299,7 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
         # What was trained with the balanced loss carries no prior that could be taken out.
         prior_correction=config.prior_correction and config.local_loss != "balanced",
         prototype_weight=config.prototype_weight,
+        pool_prototypes=config.prototypes == "cluster",
         label_counts_shared=config.share_label_counts,
         expert_share=expert_share,
         learn_share=config.initialisation == "learned",
@@ -298,8 +312,11 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
 
 
 def _by_signature(clusterer: str, config: RunConfig, _roster: Roster, _data: RunData) -> Grouping:
-    clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, config.min_cluster_size, _random_state(config))
-    return BySignature(config.signature, SIGNATURES[config.signature], clusters, config.signature_memory)
+    clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, smallest_cluster(config), _random_state(config))
+    kind = SIGNATURES[config.signature]
+    if config.privacy == "secure":
+        kind = of_sketches(kind)
+    return BySignature(config.signature, kind, clusters, config.signature_memory)
 
 
 for _name in CLUSTERERS:

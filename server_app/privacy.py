@@ -1,4 +1,4 @@
-"""The budget of ``privacy=dp``: how much clients have released so far, and what that comes to."""
+"""What the modes of ``privacy`` refuse, and the budget of dp: how much clients have released, and what it comes to."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -15,18 +15,57 @@ from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy import COVERED_DESCRIPTIONS, SENSITIVITY, releases_of
+from disue.secure import FEWEST
 from strategies.clusterers import CLUSTERERS
-from strategies.signatures import SIGNATURES
+from strategies.signatures import SIGNATURES, cosines
 
 LEDGER = "releases.json"
+SECURE_METHODS = ("disue", "fedavg", "fedavg-ft", "fedprox", "fedlc")
+"""Methods that need no more than the sum of each cluster's updates."""
+SKETCHED = tuple(name for name, kind in SIGNATURES.items() if kind.gram is cosines)
+"""Signatures of which a random projection keeps the likeness."""
 ORDERS = (1.0 + np.geomspace(1e-6, 1e4, 500)).tolist()
 """Of the Rényi divergences that the accountant takes the best of."""
 
 
 def check_privacy(config: RunConfig) -> None:
-    """Raise `ConfigError` where the claim of ``privacy=dp`` would not hold."""
-    if config.privacy != "dp":
-        return
+    """Raise `ConfigError` where the claim of the mode would not hold."""
+    if config.privacy == "dp":
+        _check_dp(config)
+    elif config.privacy == "secure":
+        _check_secure(config)
+    if config.privacy != "plain" and config.dataset == OWN and not config.class_names:
+        raise ConfigError(
+            f"classes: got ''; with privacy={config.privacy} clients do not tell theirs, name all of them"
+        )
+
+
+def _check_secure(config: RunConfig) -> None:
+    by_signature = config.method == "disue" and config.clusterer in CLUSTERERS
+    refused = (
+        ("method", config.method, config.method in SECURE_METHODS, ", ".join(SECURE_METHODS)),
+        ("clusterer", config.clusterer, config.method != "disue" or by_signature, ", ".join(CLUSTERERS)),
+        ("signature", config.signature, not by_signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
+        ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
+        ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
+        ("prototype-limit", config.prototype_limit, config.prototype_limit == 0.0, "0"),
+    )
+    for key, value, allowed, use in refused:
+        if not allowed:
+            raise ConfigError(f"{key}: got {value!r}; the server gets sums only with privacy=secure, use {use}")
+
+
+def needs_sketch(config: RunConfig) -> bool:
+    """Return whether clients are compared by their updates, of which the server gets a sketch with privacy=secure."""
+    return config.method == "disue" and SIGNATURES[config.signature].from_update is not None
+
+
+def smallest_cluster(config: RunConfig) -> int:
+    """Return the fewest clients that a cluster may have."""
+    return max(config.min_cluster_size, FEWEST if config.privacy == "secure" else 1)
+
+
+def _check_dp(config: RunConfig) -> None:
     by_clusterer = config.method == "disue"
     if config.method == "ifca" or (by_clusterer and config.clusterer == "ifca"):
         key = "method" if config.method == "ifca" else "clusterer"
@@ -43,8 +82,6 @@ def check_privacy(config: RunConfig) -> None:
         raise ConfigError(
             f"signature: got '{config.signature}'; privacy=dp does not cover it, use {covered} or one made from updates"
         )
-    if config.dataset == OWN and not config.class_names:
-        raise ConfigError("classes: got ''; with privacy=dp clients do not tell theirs, name all of them")
 
 
 def check_accountant() -> None:

@@ -277,7 +277,7 @@ class Recorder:
                 group = "" if client.group < 0 else client.group
                 cluster = strategy.clusters.get(client.name, "")
                 writer.writerow(
-                    [client.name, group, client.model, cluster, client.num_examples]
+                    [client.name, group, client.model, cluster, client.num_examples or ""]
                     + [f"{value:.4f}" if value is not None else "" for value in accuracies]
                 )
 

@@ -98,7 +98,7 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     clients = roster.clients
     if config.dataset != OWN:
         return build_federation(config, _agreed_partitions(clients))
-    told = [(client.num_examples, client.summary) for client in clients if client.summary is not None]
+    told = [(max(client.num_examples, 1), client.summary) for client in clients if client.summary is not None]
     roster.task = roster.task or agree(told, config.shape, config.class_names)
     log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
     return AgreedData(roster.task)

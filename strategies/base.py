@@ -15,10 +15,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from disue.errors import TooFewUpdates, WireError
+from disue.errors import FederationError, TooFewUpdates, WireError
 from disue.models import State
 from disue.naming import by_name
 from disue.objective import PLAIN, LocalObjective
+from disue.secure import vector_sizes
 from disue.wire import (
     EvaluateReply,
     EvaluateRequest,
@@ -32,6 +33,7 @@ from strategies.exchange import is_no_answer, misfit
 from strategies.limits import Limits
 from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
+from strategies.secure import SecureSums
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
@@ -92,10 +94,10 @@ class RoundOutcome:
 class FederatedStrategy(Strategy):
     """A Flower strategy over stable client names.
 
-    A method overrides `aggregate` and, where clients differ, `start_for`, `candidates`, `expert_for` and, where they
-    differ in their architectures, `universal_for`. Everything it sends and receives is a typed record (`disue.wire`).
-    What it remembers from round to round it names in ``stateful``, and so does every part of it: those attributes are
-    what a checkpoint holds, beside those that its base classes name.
+    A method overrides `aggregate` and, where clients differ, `group`, `start_for`, `candidates`, `expert_for` and, if
+    they differ in their architectures, `universal_for`. Everything it sends and receives is a typed record
+    (`disue.wire`). What it remembers from round to round it names in ``stateful``, and so does every part of it: those
+    attributes are what a checkpoint holds, beside those that its base classes name.
 
     Parameters
     ----------
@@ -117,6 +119,8 @@ class FederatedStrategy(Strategy):
     average : State
         The weighted mean of the last round's models, of those with the run's own architecture.
     clusters : dict of client to cluster
+    clusters_before : dict of client to cluster
+        Those of the round before, while a round's updates are aggregated.
     experts : dict of cluster to State
         Those of the run's own architecture; `experts_of` has the others.
     descriptions : Descriptions
@@ -127,6 +131,8 @@ class FederatedStrategy(Strategy):
         Makes one model of the clients' models, of all and of each cluster's.
     limits : Limits
         What an update may be.
+    sums : SecureSums or None
+        Gets the sums of the clusters' updates, which are all that the server gets to know then.
     on_phase : callable
         Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
@@ -153,11 +159,13 @@ class FederatedStrategy(Strategy):
         self.universals: dict[str, State] = {model: {}}
         self.average: State = {}
         self.clusters: dict[str, int] = {}
+        self.clusters_before: dict[str, int] = {}
         self.experts: dict[int, State] = {}
         self.descriptions = Descriptions(roster)
         self.lesson: Lesson | None = None
         self.aggregator = Aggregator(mean)
         self.limits = Limits()
+        self.sums: SecureSums | None = None
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
@@ -169,6 +177,7 @@ class FederatedStrategy(Strategy):
         self._candidates: tuple[State, ...] = ()
         self._phase_started = 0.0
         self._problems: list[str] = []
+        self._grid: Grid | None = None
 
     @property
     def universal(self) -> State:
@@ -185,6 +194,10 @@ class FederatedStrategy(Strategy):
         return None
 
     # --- what a method decides ---------------------------------------------------------------------
+
+    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
+        """Return the cluster of every client that has one so far, cluster 2 stays cluster 2; here there is but one."""
+        return self.clusters | {update.name: 0 for update in updates}
 
     @abstractmethod
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
@@ -290,6 +303,9 @@ class FederatedStrategy(Strategy):
         self._left_out = len(self.roster.away)
         self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round, self._tried)
         self._candidates = tuple(self.candidates())
+        self._grid = grid
+        if self.sums is not None:
+            self.sums.begin()
         if self.needs_description:
             with self.outcome.timed("local"):
                 self._ask_for_descriptions(grid)
@@ -333,6 +349,10 @@ class FederatedStrategy(Strategy):
         usable = {update.name for update in updates}
         self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
+        with self.outcome.timed("clustering"):
+            self.clusters_before, self.clusters = self.clusters, self.group(server_round, updates)
+        if self.sums is not None:
+            updates = self._summed(self.sums, updates)
         self._tried = None
         self.universal = self.aggregate(server_round, updates)
         self.outcome.clusters = dict(self.clusters)
@@ -439,7 +459,7 @@ class FederatedStrategy(Strategy):
 
     def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
         """Return the updates that may touch a model, sorted by client, and count the others."""
-        read: dict[str, TrainReply] = {}
+        read: dict[str, ClientUpdate] = {}
         rejected: dict[str, str] = {}
         for message in replies:
             name = self.roster.name_of(message.metadata.src_node_id)
@@ -447,36 +467,94 @@ class FederatedStrategy(Strategy):
                 self._problem(f"{name} failed: {error_reason(message)}")
                 continue
             try:
-                read[name] = TrainReply.from_message(
-                    message,
-                    self.universal_for(name),
-                    self.needs_signature,
-                    num_candidates=len(self._candidates),
-                    max_examples=self.limits.max_examples,
-                )
+                read[name] = self._read_update(message, name)
             except WireError as error:
                 rejected[name] = str(error)
-        updates = [self._update_of(name, read[name]) for name in by_name(read)]
+        updates = [read[name] for name in by_name(read)]
         rejected |= self.limits.implausible(updates)
         for name, reason in rejected.items():
             self._problem(f"{name}: update rejected: {reason}")
         updates = [update for update in updates if update.name not in rejected]
-        asked, bad = len(self._sampled) + self._left_out, len(self._misfits) + len(rejected)
-        self.outcome.clients_ok = len(updates)
-        self.outcome.clients_rejected += bad
-        self.outcome.clients_failed += asked - len(updates) - bad
-        for update in updates:
-            self.outcome.client_steps += read[update.name].steps
-            if update.signature is not None:
-                self.outcome.label_counts[update.name] = update.signature.label_counts
-        if updates:
-            examples = sum(update.num_examples for update in updates)
-            self.outcome.train_loss = sum(_loss(read[u.name]) * u.num_examples for u in updates) / examples
+        self._count(updates, len(self._sampled) + self._left_out, len(self._misfits) + len(rejected))
         return updates
 
-    def _update_of(self, name: str, reply: TrainReply) -> ClientUpdate:
-        start = self._starts[name] or self._candidates[reply.choice or 0]
-        return ClientUpdate(name, start, reply.state, reply.num_examples, reply.signature, reply.choice)
+    def _count(self, updates: Sequence[ClientUpdate], asked: int, rejected: int) -> None:
+        """Say in the outcome what came of so many clients, of whom some sent what they must not."""
+        outcome = self.outcome
+        outcome.clients_ok = sum(update.clients for update in updates)
+        outcome.clients_rejected += rejected
+        outcome.clients_failed += asked - outcome.clients_ok - rejected
+        outcome.client_steps += sum(update.steps for update in updates)
+        outcome.label_counts |= {
+            update.name: update.signature.label_counts
+            for update in updates
+            if update.signature is not None and update.clients == 1
+        }
+        if examples := sum(update.num_examples for update in updates):
+            outcome.train_loss = sum(update.train_loss * update.num_examples for update in updates) / examples
+
+    def _summed(self, sums: SecureSums, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+        """Return one update for each cluster.
+
+        Raises
+        ------
+        TooFewUpdates
+            If too few clients would be in the sums. These are not seen then: of one round no client may be in two, or
+            their difference would show it.
+        FederationError
+            If too few are in the end.
+        """
+        assert self._grid is not None
+        grid = self._grid
+        sums.tell = self._problem
+
+        def ask(messages: list[Message]) -> list[Message]:
+            sent = self._sent(messages)
+            replies = self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout))
+            self.outcome.bytes_down += sum(map(message_bytes, messages))
+            self.outcome.bytes_up += sum(map(message_bytes, replies))
+            return replies
+
+        with self.outcome.timed("local"):
+            length = sum(vector_sizes(self.universal, self.needs_signature))
+            sums.gather(self.outcome.server_round, updates, self.clusters, length, ask)
+        self._tried = {client.name: client.name in sums.present for client in self._sampled}
+        try:
+            self._require_enough(len(sums.present))
+        except TooFewUpdates:
+            self._count([], len(updates) - len(sums.present), len(sums.rejected))
+            self.clusters = self.clusters_before
+            raise
+        with self.outcome.timed("local"):
+            summed = sums.unmask(self.universal, self.needs_signature, ask)
+        self.outcome.extra["clusters_lost"] = len(sums.lost)
+        self._count(summed, len(updates), len(sums.rejected))
+        try:
+            self._require_enough(self.outcome.clients_ok)
+        except TooFewUpdates as error:
+            raise FederationError(f"{error}; no sum of this round may be taken again") from None
+        return summed
+
+    def _read_update(self, message: Message, name: str) -> ClientUpdate:
+        if self.sums is not None:
+            return self.sums.read(message, name, self._starts[name] or self.universal)
+        reply = TrainReply.from_message(
+            message,
+            self.universal_for(name),
+            self.needs_signature,
+            num_candidates=len(self._candidates),
+            max_examples=self.limits.max_examples,
+        )
+        return ClientUpdate(
+            name=name,
+            start=self._starts[name] or self._candidates[reply.choice or 0],
+            state=reply.state,
+            num_examples=reply.num_examples,
+            signature=reply.signature,
+            choice=reply.choice,
+            train_loss=math.nan if reply.train_loss is None else reply.train_loss,
+            steps=reply.steps,
+        )
 
     def _require_enough(self, usable: int) -> None:
         left_out = round(self.participation.fraction_train * self._left_out)
@@ -489,8 +567,3 @@ class FederatedStrategy(Strategy):
                 f"{', also when it was repeated' if self.outcome.repeats else ''}; "
                 + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
             )
-
-
-def _loss(reply: TrainReply) -> float:
-    """Return the training loss; not a number where the client does not tell it."""
-    return math.nan if reply.train_loss is None else reply.train_loss

@@ -38,13 +38,11 @@ class ClusteredStrategy(FederatedStrategy):
         return super().expert_for(name) or self.common()
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
-        """Group the clients and average each cluster."""
-        with self.outcome.timed("clustering"):
-            before, self.clusters = self.clusters, self.group(server_round, updates)
-            members = members_of(updates, self.clusters)
-            fresh = {cluster: self.aggregator(group) for cluster, group in members.items()}
-            self.average = self.aggregator.of_all(updates, members, fresh)
-            self.experts = renew(self.experts, fresh, self.clusters, before)
+        """Average each cluster."""
+        members = members_of(updates, self.clusters)
+        fresh = {cluster: self.aggregator(group) for cluster, group in members.items()}
+        self.average = self.aggregator.of_all(updates, members, fresh)
+        self.experts = renew(self.experts, fresh, self.clusters, self.clusters_before)
         return self.average
 
 

@@ -49,6 +49,8 @@ class DisUE(FederatedStrategy):
         Teaches the universal expert.
     prior_correction : bool (default: True)
         Take each cluster's label prior out of its expert's logits.
+    pool_prototypes : bool (default: False)
+        Take the mean prototypes of a team's clients for those of each.
     prototype_weight : float (default: 1.0)
         Of the vote of the clients' class prototypes, beside the experts' vote.
     label_counts_shared : bool (default: True)
@@ -108,6 +110,7 @@ class DisUE(FederatedStrategy):
         distiller: Distiller,
         prior_correction: bool = True,
         prototype_weight: float = 1.0,
+        pool_prototypes: bool = False,
         label_counts_shared: bool = True,
         expert_share: float = 0.0,
         learn_share: bool = False,
@@ -126,6 +129,7 @@ class DisUE(FederatedStrategy):
         self.distiller = distiller
         self.prior_correction = prior_correction
         self.prototype_weight = prototype_weight
+        self.pool_prototypes = pool_prototypes
         self.label_counts_shared = label_counts_shared
         self.expert_share = expert_share
         self.needs_comparison = learn_share
@@ -177,11 +181,14 @@ class DisUE(FederatedStrategy):
         """Return the grouping's candidates."""
         return self.grouping.candidates(self.experts)
 
+    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
+        """Return the grouping's clusters."""
+        return self.grouping.group(updates, self.descriptions)
+
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
-        """Cluster the clients, average each team into its expert, and distil the experts."""
+        """Average each team into its expert, and distil the experts."""
         with self.outcome.timed("clustering"):
-            before, self.clusters = self.clusters, self.grouping.group(updates, self.descriptions)
-            self._update_experts(updates, before)
+            self._update_experts(updates, self.clusters_before)
             sampled = {self.clusters[update.name] for update in updates}
             passed = self.probation.passed(self.clusters, sampled)
             self.voters = {team: expert for team, expert in self.team_experts.items() if team.cluster in passed}
@@ -242,6 +249,8 @@ class DisUE(FederatedStrategy):
             )
             for team, own in members.items()
         }
+        if self.pool_prototypes:
+            told = {team: own.pooled() for team, own in told.items()}
         experts = {team: self._remembering(team, state) for team, state in fresh.items()}
         self.latest = renew(self.latest, fresh, teams, teams_before)
         self.team_experts = renew(self.team_experts, experts, teams, teams_before)

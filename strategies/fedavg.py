@@ -15,6 +15,5 @@ class FedAvg(FederatedStrategy):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Return the average of the clients' models."""
-        self.clusters |= {update.name: 0 for update in updates}
         self.average = self.aggregator(updates)
         return self.average

@@ -50,7 +50,6 @@ class FedDF(FederatedStrategy):
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Average the clients, and distil the mean of their logits into the average (eq. 3)."""
-        self.clusters |= {update.name: 0 for update in updates}
         self.average = self.aggregator(updates)
         with self.outcome.timed("distillation"):
             targets = torch.stack([self.server.logits(update.state, self.proxy) for update in updates]).mean(dim=0)

@@ -1,6 +1,5 @@
 """What an update may be: how many examples it may stand for, and how far from its start it may lie."""
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,9 +31,9 @@ class Limits:
 
     def implausible(self, updates: Sequence[ClientUpdate]) -> dict[str, str]:
         """Return the clients whose updates are too long, and the reason."""
-        lengths = _lengths(updates)
+        lengths = _lengths(updates) if self.max_norm else []
         usual = statistics.median(lengths) if lengths else 0.0
-        if not self.max_norm or not usual:
+        if not usual:
             return {}
         return {
             update.name: f"its norm is {length:.3g}; the median of the round is {usual:.3g} and {self.max_norm:g} "
@@ -45,8 +44,10 @@ class Limits:
 
     def clipped(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return updates none of which is longer than ``clip_norm`` times the median."""
+        if not self.clip_norm or not updates:
+            return list(updates)
         lengths = _lengths(updates)
-        limit = self.clip_norm * statistics.median(lengths) if lengths and self.clip_norm else math.inf
+        limit = self.clip_norm * statistics.median(lengths)
         return [
             update if length <= limit else replace(update, state=_shortened(update, limit / length))
             for update, length in zip(updates, lengths, strict=True)

@@ -48,6 +48,10 @@ class Prototypes:
         sums = (self.label_counts.unsqueeze(2) * self.points).sum(dim=0)
         return sums / self.pooled_counts.clamp(min=1e-12).unsqueeze(1)
 
+    def pooled(self) -> "Prototypes":
+        """Return those of all clients together, as if they were one."""
+        return Prototypes(self.pooled_counts.unsqueeze(0), self.centres.unsqueeze(0), self.model)
+
     def distances(self, features: Tensor) -> Tensor:
         """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
 

@@ -1,6 +1,5 @@
 """What clients are compared by: each signature gives a vector per client, and a way to compare two of them."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from disue.models import flatten, subtract
+from disue.comparing import FROM_UPDATE
 from disue.naming import by_name
 from disue.registry import Registry
-from disue.signature import Signature
 from strategies.updates import ClientUpdate
 
 FloatArray = NDArray[np.float64]
@@ -58,49 +56,21 @@ class SignatureKind:
 SIGNATURES: Registry[SignatureKind] = Registry("signature")
 
 
-def last_layer(update: ClientUpdate) -> Tensor:
-    """Return the update of the linear head, relative to the client's own start, of unit length.
-
-    The head's update tells the labels that a client holds (FedGroup, Duan et al. 2021; Sattler et al. 2020).
-    """
-    delta = subtract(update.state, update.start)
-    head = flatten([tensor for name, tensor in delta.items() if name.startswith("head.")])
-    return F.normalize(head, dim=0)
-
-
-def whole_update(update: ClientUpdate) -> Tensor:
-    """Return the whole update, relative to the client's own start, with every parameter at unit length.
-
-    So the first layer, which tells how inputs differ, counts as much as the last, which tells labels.
-    """
-    delta = subtract(update.state, update.start)
-    parts = [F.normalize(tensor.reshape(-1), dim=0) for tensor in delta.values()]
-    return flatten(parts) / math.sqrt(len(parts))
-
-
-def prototypes(update: ClientUpdate) -> Tensor:
-    """Return the client's class prototypes under the universal expert that opened the round.
-
-    Each is scaled by the square root of its class share. They tell labels, inputs and how the two belong
-    together, whatever the client's weights; but rounds have different feature spaces.
-    """
-    if update.signature is None:
-        raise ValueError(f"{update.name} sent no signature")
-    return scaled_prototypes(update.signature)
-
-
-def scaled_prototypes(signature: Signature) -> Tensor:
-    """Return class prototypes, each scaled by the square root of its class share, as a vector of unit length."""
-    counts = signature.label_counts
-    scaled = signature.prototypes * (counts / counts.sum()).sqrt().unsqueeze(1)
-    return F.normalize(scaled.reshape(-1), dim=0)
-
-
-SIGNATURES.register("last-layer")(SignatureKind(last_layer))
-SIGNATURES.register("update")(SignatureKind(whole_update))
-SIGNATURES.register("prototypes")(SignatureKind(prototypes))
+for _name, _from_update in FROM_UPDATE.items():
+    SIGNATURES.register(_name)(SignatureKind(_from_update))
 SIGNATURES.register("initial-prototypes")(SignatureKind())
 SIGNATURES.register("subspace")(SignatureKind(gram=subspace_affinity))
+
+
+def of_sketches(kind: SignatureKind) -> SignatureKind:
+    """Return how clients are compared that send sketches of this signature; only cosines are kept by them."""
+    return SignatureKind(_own_sketch if kind.from_update else None)
+
+
+def _own_sketch(update: ClientUpdate) -> Tensor:
+    if update.sketch is None:
+        raise ValueError(f"{update.name} sent no sketch")
+    return update.sketch
 
 
 class SignatureBook:

@@ -16,6 +16,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "expert start": {"initialisation": "expert", "signature": "last-layer"},
     "universal start": {"initialisation": "universal", "clusterer": "oracle"},
     "choice": {"clusterer": "ifca"},
+    "sums only": {"privacy": "secure", "signature": "last-layer", "num-clusters": 1},
     "no memory": {"expert-memory": 0.0, "initialisation": "blend"},
     "cfl that splits": {"method": "cfl", "cfl-eps1": 50.0, "cfl-eps2": 0.01},
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 from client_app.signature import DESCRIPTIONS, make_signature
 from client_app.training import label_counts
 from disue.cli.views import number
+from disue.comparing import scaled_prototypes
 from disue.data import Examples
 from disue.data.images import images_below, read_arrays
 from disue.data.inputs import read_inputs
@@ -23,9 +24,10 @@ from disue.metrics import log_prior, score
 from disue.models import build_model
 from disue.runs import Run, load_run
 from disue.signature import Signature
+from disue.sketch import sketch
 from disue.task import quoted
 from strategies.groupings import nearest_clusters
-from strategies.signatures import SIGNATURES, cosines, embed, scaled_prototypes
+from strategies.signatures import SIGNATURES, cosines, embed, of_sketches
 
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)
@@ -151,10 +153,13 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     initial = build_model(config.model, task.shape, task.num_classes, config.seed)
     examples = new.examples if new.y is not None else Examples(new.x, torch.zeros(len(new.x), dtype=torch.int64))
     told = DESCRIPTIONS[gate.signature](initial, examples, CPU, config.share_label_counts)
+    kind = SIGNATURES[gate.signature]
+    if config.privacy == "secure":
+        told, kind = sketch(told, config.sketch_size, config.seed), of_sketches(kind)
     if other := [name for name, known in gate.descriptions.items() if known.shape != told.shape]:
         raise DataError(f"'{run.directory / GATE}' is damaged (what it knows of '{other[0]}' does not fit); {ADVICE}")
     names = [*gate.descriptions, NEW]
-    gram = SIGNATURES[gate.signature].gram([*gate.descriptions.values(), told])
+    gram = kind.gram([*gate.descriptions.values(), told])
     points = dict(zip(names, embed(gram), strict=True))
     return Placement(
         nearest_clusters(points, gate.clusters)[NEW],

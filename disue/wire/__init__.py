@@ -9,6 +9,7 @@ from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.hello import HelloReply, HelloRequest
 from disue.wire.reading import error_reason, message_bytes
+from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
 from disue.wire.train import TrainReply, TrainRequest
 
 __all__ = [
@@ -18,8 +19,15 @@ __all__ = [
     "EvaluateRequest",
     "HelloReply",
     "HelloRequest",
+    "KeptReply",
+    "MaskedReply",
+    "Parcels",
+    "PublicKeys",
+    "ShareRequest",
     "TrainReply",
     "TrainRequest",
+    "Turn",
+    "UnmaskRequest",
     "WireError",
     "error_reason",
     "message_bytes",

@@ -34,7 +34,7 @@ class HelloReply:
     name : str
         Its stable name.
     num_examples : int
-        Its training examples.
+        Its training examples; 0: it does not say.
     group : int
         The planted group that its data come from; -1 where there is none.
     num_partitions : int
@@ -70,7 +70,7 @@ class HelloReply:
         metrics = read_metrics(message)
         return cls(
             name=_text(config, "name"),
-            num_examples=integer(metrics, "num-examples", at_least=1),
+            num_examples=integer(metrics, "num-examples", at_least=0),
             group=integer(metrics, "group", at_least=-1),
             num_partitions=integer(metrics, "num-partitions", at_least=0),
             model=_text(config, "model"),

@@ -138,7 +138,7 @@ def _table(record: RunRecord) -> dict[str, Any]:
             Cell(client.name, order),
             _whole(client.group),
             _whole(client.cluster, "" if client.cluster is None else colour(client.cluster)),
-            Cell(f"{client.examples:,}", client.examples),
+            Cell(f"{client.examples:,}" if client.examples else "–", client.examples),
             _share(client.universal),
             _share(client.expert),
             _gain(client),

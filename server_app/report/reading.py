@@ -22,7 +22,7 @@ LARGEST_VALUE = 1e15
 
 @dataclass(frozen=True)
 class ClientRow:
-    """A line of ``clients.csv``; what is not known is None."""
+    """A line of ``clients.csv``; what is not known is None, and a number of examples that was not told is 0."""
 
     name: str
     group: int | None
@@ -197,7 +197,7 @@ def _clients(text: str) -> list[ClientRow]:
             group=_whole(line["group"]),
             model=line["model"],
             cluster=_whole(line["cluster"]),
-            examples=int(line["examples"]),
+            examples=int(line["examples"] or 0),
             universal=_number(line["universal_accuracy"]),
             expert=_number(line["expert_accuracy"]),
             personal=_number(line["personal_accuracy"]),

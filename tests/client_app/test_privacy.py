@@ -102,7 +102,7 @@ def test_a_client_that_wants_noise_takes_no_part_without() -> None:
         ConfigError, match="^privacy: got 'plain'; 'hospital-a' takes part in runs with privacy=dp only$"
     ):
         discretion(RunConfig(), node, "hello")
-    with pytest.raises(ConfigError, match="^node config of 'a': privacy: got 'none'; .*'plain' or 'dp'"):
+    with pytest.raises(ConfigError, match="^node config of 'a': privacy: got 'none'; .*'plain', 'dp' or 'secure'"):
         NodeConfig.from_flower({"name": "a", "data-path": "/data", "privacy": "none"})
 
 

@@ -72,6 +72,14 @@ def test_the_two_engines_give_equal_metrics_and_equal_models(inline: Path, tmp_p
         assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes()
 
 
+def test_sums_are_the_same_on_both_engines(tmp_path: Path) -> None:
+    """What clients keep between the messages of a round, Ray keeps for them."""
+    values = SMALL | {"privacy": "secure", "num-server-rounds": 2, "fraction-train": 1.0}
+    run_inline(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "inline")}), CLIENTS)
+    run_ray(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "run")}), CLIENTS, 0.0, lambda row: None)
+    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "inline")
+
+
 def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path) -> None:
     status, log = flwr_run(ROOT, tmp_path / "link", SMALL | {"output-dir": str(tmp_path / "run")}, CLIENTS)
     assert status == "finished:completed", "\n".join(log[-30:])

@@ -107,9 +107,10 @@ def test_who_comes_late_starts_from_the_initial_model_and_not_from_the_others(ru
 
     def watch(self, server_round, updates):  # type: ignore[no-untyped-def]
         initial.append(self.initial)
-        trained = {self.clusters[name] for name in self.clusters if self.clusters[name] in self.experts}
+        before = self.clusters_before
+        trained = {before[name] for name in before if before[name] in self.experts}
         for update in updates:
-            if self.clusters.get(update.name) not in trained:
+            if before.get(update.name) not in trained:
                 assert equal(update.start, initial[0])
                 late.update({update.name} if server_round > 1 else ())
         return original(self, server_round, updates)

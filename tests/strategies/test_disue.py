@@ -161,7 +161,7 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
     strategy.latest, strategy.team_experts, strategy.knowledge, strategy.priors = {}, {}, {}, {}
     strategy.label_counts_shared, strategy.expert_memory = True, 0.0
-    strategy.aggregator, strategy.prototype_limit = Aggregator(mean), 0.0
+    strategy.aggregator, strategy.prototype_limit, strategy.pool_prototypes = Aggregator(mean), 0.0, False
     strategy.clusters = dict.fromkeys(names, 0)
     strategy.universals = {"mlp": updates[0].start}
     strategy._update_experts(updates, before={})
