@@ -111,8 +111,9 @@ def check_class_names(names: Sequence[str]) -> None:
     """Raise ValueError if these are no names of classes."""
     if not 0 < len(names) <= MOST_CLASSES:
         raise ValueError(f"there are {len(names)} class names; expected 1 to {MOST_CLASSES}")
-    bad = [name for name in names if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME]
-    if bad or len(set(names)) < len(names):
+    texts = [name for name in names if isinstance(name, str)]  # on the wire they may be anything
+    bad = [name for name in texts if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME]
+    if bad or len(set(texts)) < len(names):
         raise ValueError(
             f"the class names are {list(names)!r}; expected printable names, each once, of up to {LONGEST_NAME} letters"
         )

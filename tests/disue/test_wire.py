@@ -392,3 +392,11 @@ def test_a_request_without_a_setting_or_with_another_is_refused(key: str, value:
         config[key] = value  # type: ignore[assignment]
     with pytest.raises(WireError, match=key):
         TrainRequest.from_message(message)
+
+
+@pytest.mark.parametrize("names", [[1, 2], [0.5], [True, False]])
+def test_a_task_whose_classes_are_no_texts_is_refused(names: list[object]) -> None:
+    message = DescribeRequest("subspace", Task(("a", "b"), (1, 4, 4), (0.5,), (0.5,))).to_message(1)
+    message.content.config_records["config"]["class-names"] = names  # type: ignore[assignment]
+    with pytest.raises(WireError, match="expected printable names"):
+        DescribeRequest.from_message(message)
