@@ -180,6 +180,12 @@ def _finite(text: str) -> float:
     return value
 
 
+def _text(cell: str | None) -> str:
+    if cell is None:
+        raise ValueError("a line is cut short")
+    return cell
+
+
 def _label(text: str) -> int:
     if not 0 <= (label := int(text)) < MOST_CLASSES:
         raise ValueError(f"{label} is no class")
@@ -193,9 +199,9 @@ def _whole(text: str) -> int | None:
 def _clients(text: str) -> list[ClientRow]:
     return [
         ClientRow(
-            name=line["client"],
+            name=_text(line["client"]),
             group=_whole(line["group"]),
-            model=line["model"],
+            model=_text(line["model"]),
             cluster=_whole(line["cluster"]),
             examples=int(line["examples"] or 0),
             universal=_number(line["universal_accuracy"]),

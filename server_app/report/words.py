@@ -116,7 +116,7 @@ def sentences(record: RunRecord) -> list[str]:
 def budget(record: RunRecord) -> str:
     """Return what an epsilon is of."""
     releases = counted(int(last_of(record, "releases") or 0), "noisy release")
-    return f"at delta {record.config['dp-delta']:g}, of the client that sent most: {releases}"
+    return f"at delta {record.config.get('dp-delta', 0.0):g}, of the client that sent most: {releases}"
 
 
 def privacy(record: RunRecord) -> str:
@@ -126,7 +126,7 @@ def privacy(record: RunRecord) -> str:
         return ""
     releases = counted(int(last_of(record, "releases") or 0), "release")
     return (
-        f"What leaves a client is clipped and noisy: ({spent:,.3g}, {record.config['dp-delta']:g})-differential "
+        f"What leaves a client is clipped and noisy: ({spent:,.3g}, {record.config.get('dp-delta', 0.0):g})-differential "
         f"privacy for all the data of a client, towards the server too, after {releases} of the client that sent most. "
         "Accuracies that clients measured are noisy, too."
     )

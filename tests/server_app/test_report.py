@@ -229,6 +229,9 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
 
 
+ACCURACIES = "universal_accuracy,expert_accuracy,personal_accuracy"
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -239,6 +242,10 @@ def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
         ("summary.json", '{"status": 3}'),
         ("teaching.csv", "expert,class,weight,samples\n0,999999999,0.5,3\n"),
         ("clients.csv", "client," + "x" * 200_000 + "\n"),
+        (
+            "clients.csv",
+            f"client,group,model,cluster,examples,{ACCURACIES}\na\n",
+        ),
         ("portrait.json", '{"map": [[1]]}'),
         ("portrait.json", '{"map-share": null}'),
         ("config.toml", "[run]\nmethod = 3\n"),
