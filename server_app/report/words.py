@@ -124,9 +124,9 @@ def privacy(record: RunRecord) -> str:
     spent = last_of(record, "epsilon")
     if spent is None:
         return ""
-    releases = counted(int(last_of(record, "releases") or 0), "release")
+    releases, delta = counted(int(last_of(record, "releases") or 0), "release"), record.config.get("dp-delta", 0.0)
     return (
-        f"What leaves a client is clipped and noisy: ({spent:,.3g}, {record.config.get('dp-delta', 0.0):g})-differential "
+        f"What leaves a client is clipped and noisy: ({spent:,.3g}, {delta:g})-differential "
         f"privacy for all the data of a client, towards the server too, after {releases} of the client that sent most. "
         "Accuracies that clients measured are noisy, too."
     )
