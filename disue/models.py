@@ -34,6 +34,7 @@ class Classifier(nn.Module):
         return logits
 
 
+LENET_SIDE = 28
 MODELS: Registry[Callable[[Shape, int], Classifier]] = Registry("model")
 
 
@@ -82,6 +83,26 @@ def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Cla
     return model
 
 
+def model_of(name: str, shape: Shape, num_classes: int, state: State) -> Classifier:
+    """Build a model with a copy of these parameters; nothing is drawn for others that they would replace.
+
+    Parameters
+    ----------
+    name, shape, num_classes
+        See `build_model`.
+    state : State
+
+    Raises
+    ------
+    RuntimeError
+        If the parameters are not those of such a model.
+    """
+    with torch.device("meta"):
+        model = MODELS[name](shape, num_classes)
+    model.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
+    return model
+
+
 @MODELS.register("mlp")
 def _mlp(shape: Shape, num_classes: int) -> Classifier:
     channels, height, width = shape
@@ -112,6 +133,29 @@ def _cnn(shape: Shape, num_classes: int) -> Classifier:
         nn.ReLU(),
     )
     return Classifier(body, 64, num_classes)
+
+
+@MODELS.register("lenet")
+def _lenet(shape: Shape, num_classes: int) -> Classifier:
+    """LeNet-5 with ReLU and max-pooling (LeCun et al. 1998), 44,426 parameters for MNIST; smaller images are padded."""
+    channels, height, width = shape
+    rows, columns = max(0, LENET_SIDE - height), max(0, LENET_SIDE - width)
+    body = nn.Sequential(
+        nn.ZeroPad2d((columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)),
+        nn.Conv2d(channels, 6, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.AdaptiveAvgPool2d(4),
+        nn.Flatten(),
+        nn.Linear(16 * 4 * 4, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+    )
+    return Classifier(body, 84, num_classes)
 
 
 @MODELS.register("resnet18")

@@ -23,6 +23,7 @@ from disue.secure import vector_sizes
 from disue.wire import (
     EvaluateReply,
     EvaluateRequest,
+    Records,
     TrainReply,
     TrainRequest,
     error_reason,
@@ -316,7 +317,7 @@ class FederatedStrategy(Strategy):
             if client.name in present and (not self.needs_description or client.name in self.descriptions)
         ]
         self._starts = {client.name: self.start_for(client.name) for client in able}
-        messages = []
+        messages, record = [], Records()
         for client in able:
             start, universal = self._starts[client.name], self.universal_for(client.name)
             request = TrainRequest(
@@ -328,7 +329,7 @@ class FederatedStrategy(Strategy):
                 objective=self.objective,
                 task=self.roster.task,
             )
-            messages.append(request.to_message(client.node_id))
+            messages.append(request.to_message(client.node_id, record))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
         return self._sent(messages)
 
@@ -367,6 +368,7 @@ class FederatedStrategy(Strategy):
         if not last and server_round % self.participation.evaluate_every:
             return self._sent([])
         fraction = 1.0 if last else self.participation.fraction_evaluate
+        record = Records()
         messages = [
             EvaluateRequest(
                 universal=self.universal_for(client.name),
@@ -377,7 +379,7 @@ class FederatedStrategy(Strategy):
                 compare=self.needs_comparison,
                 objective=self.objective,
                 task=self.roster.task,
-            ).to_message(client.node_id)
+            ).to_message(client.node_id, record)
             for client in self.roster.sample(fraction, "evaluate", server_round)
         ]
         self.outcome.bytes_evaluation += sum(map(message_bytes, messages))

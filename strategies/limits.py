@@ -31,15 +31,15 @@ class Limits:
 
     def implausible(self, updates: Sequence[ClientUpdate]) -> dict[str, str]:
         """Return the clients whose updates are too long, and the reason."""
-        lengths = _lengths(updates) if self.max_norm else []
-        usual = statistics.median(lengths) if lengths else 0.0
-        if not usual:
+        if not self.max_norm or not updates:
             return {}
+        lengths = _lengths(updates)
+        usual = statistics.median(lengths)
         return {
             update.name: f"its norm is {length:.3g}; the median of the round is {usual:.3g} and {self.max_norm:g} "
             "times that is allowed"
             for update, length in zip(updates, lengths, strict=True)
-            if length > self.max_norm * usual
+            if length > self.max_norm * usual > 0.0
         }
 
     def clipped(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:

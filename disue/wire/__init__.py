@@ -8,7 +8,7 @@ from disue.errors import WireError
 from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.hello import HelloReply, HelloRequest
-from disue.wire.reading import error_reason, message_bytes
+from disue.wire.reading import Records, error_reason, message_bytes
 from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
 from disue.wire.train import TrainReply, TrainRequest
 
@@ -23,6 +23,7 @@ __all__ = [
     "MaskedReply",
     "Parcels",
     "PublicKeys",
+    "Records",
     "ShareRequest",
     "TrainReply",
     "TrainRequest",

@@ -1,5 +1,6 @@
 """Local evaluation: of which models, and how good they are."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -55,18 +56,18 @@ class EvaluateRequest:
     objective: LocalObjective = PLAIN
     task: Task | None = None
 
-    def to_message(self, node_id: int) -> Message:
-        """Return the request for one node."""
+    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = ArrayRecord) -> Message:
+        """Return the request for one node; ``record`` as in `TrainRequest.to_message`."""
         content = RecordDict(
             {
-                "arrays": ArrayRecord(self.universal),
+                "arrays": record(self.universal),
                 "config": make_config(
                     self.server_round, self.objective, self.task, personalise=self.personalise, compare=self.compare
                 ),
             }
         )
         if self.expert is not None:
-            content["expert"] = ArrayRecord(self.expert)
+            content["expert"] = record(self.expert)
         if self.expert_prior is not None:
             content["prior"] = ArrayRecord({"expert": self.expert_prior})
         return Message(content, node_id, MessageType.EVALUATE, group_id=str(self.server_round))

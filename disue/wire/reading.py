@@ -107,6 +107,19 @@ def _tensor(array: Array) -> Tensor:
     return torch.from_numpy(decode_npy(array.data))
 
 
+class Records:
+    """Makes one record of each model, however many messages carry it."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[State, ArrayRecord]] = {}
+
+    def __call__(self, state: State) -> ArrayRecord:
+        """Return the model's record; it must not be changed."""
+        if id(state) not in self._made:
+            self._made[id(state)] = state, ArrayRecord(state)  # the model is kept, so that its id stays its own
+        return self._made[id(state)][1]
+
+
 def read_optional_state(message: Message, key: str) -> State | None:
     """Return a model, or None if the message has none under this key."""
     return read_state(message, key) if key in message.content.array_records else None

@@ -1,5 +1,6 @@
 """Local training: where to start, and what came out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 
 import torch
@@ -52,17 +53,20 @@ class TrainRequest:
     objective: LocalObjective = PLAIN
     task: Task | None = None
 
-    def to_message(self, node_id: int) -> Message:
-        """Return the request for one node; without a start the record ``arrays`` is the first candidate."""
+    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = ArrayRecord) -> Message:
+        """Return the request for one node; without a start the record ``arrays`` is the first candidate.
+
+        ``record`` makes records of models; requests with the same models can share them (`Records`).
+        """
         first, *others = self.candidates if self.start is None else (self.start, *self.candidates)
         config = make_config(self.server_round, self.objective, self.task, signature=self.signature)
-        content = RecordDict({"arrays": ArrayRecord(first), "config": config})
+        content = RecordDict({"arrays": record(first), "config": config})
         config["candidates"] = len(self.candidates)
         config["start-from-choice"] = self.start is None
         for i, state in enumerate(others):
-            content[f"candidate-{i}"] = ArrayRecord(state)
+            content[f"candidate-{i}"] = record(state)
         if self.universal is not None:
-            content["universal"] = ArrayRecord(self.universal)
+            content["universal"] = record(self.universal)
         return Message(content, node_id, MessageType.TRAIN, group_id=str(self.server_round))
 
     @classmethod

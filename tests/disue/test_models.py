@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from disue.errors import ConfigError
-from disue.models import MODELS, build_model, get_state, interpolate, subtract
+from disue.models import MODELS, build_model, get_state, interpolate, model_of, subtract
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
@@ -51,3 +51,34 @@ def test_state_arithmetic() -> None:
 def test_an_unknown_model_is_named() -> None:
     with pytest.raises(ConfigError, match="model: 'resnet' does not exist"):
         build_model("resnet", (3, 32, 32), 10)
+
+
+def test_lenet_has_its_parameters_and_no_padding_at_its_own_size() -> None:
+    model = build_model("lenet", (1, 28, 28), 10)
+    assert sum(parameter.numel() for parameter in model.parameters()) == 44_426
+    x = torch.randn(2, 1, 28, 28)
+    assert torch.equal(model.body[0](x), x)
+    assert torch.equal(model.body[7](model.body[:7](x)), model.body[:7](x))
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_a_model_of_given_parameters_has_a_copy_of_them_and_learns(name: str) -> None:
+    state = get_state(build_model(name, (1, 28, 28), 10, seed=5))
+    before = {key: tensor.clone() for key, tensor in state.items()}
+    generator = torch.get_rng_state()
+    model = model_of(name, (1, 28, 28), 10, state)
+    assert torch.equal(generator, torch.get_rng_state())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 1.0
+    assert all(torch.equal(before[key], state[key]) for key in state)
+
+
+def test_a_model_of_other_parameters_is_an_error() -> None:
+    state = get_state(build_model("mlp", (1, 8, 8), 10))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model_of("mlp", (1, 8, 8), 7, state)
+    with pytest.raises(RuntimeError, match="Missing key"):
+        model_of("mlp", (1, 8, 8), 10, {"head.weight": state["head.weight"]})

@@ -19,6 +19,7 @@ from disue.wire import (
     EvaluateRequest,
     HelloReply,
     HelloRequest,
+    Records,
     TrainReply,
     TrainRequest,
     WireError,
@@ -26,6 +27,7 @@ from disue.wire import (
     message_bytes,
     reading,
 )
+from disue.wire.reading import read_state
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -400,3 +402,13 @@ def test_a_task_whose_classes_are_no_texts_is_refused(names: list[object]) -> No
     message.content.config_records["config"]["class-names"] = names  # type: ignore[assignment]
     with pytest.raises(WireError, match="expected printable names"):
         DescribeRequest.from_message(message)
+
+
+def test_requests_with_the_same_model_share_its_record() -> None:
+    record, model = Records(), state()
+    first, second = (TrainRequest(model, 1, universal=model).to_message(node, record) for node in (1, 2))
+    assert first.content["arrays"] is second.content["arrays"] is first.content["universal"]
+    assert TrainRequest(state(), 1).to_message(3, record).content["arrays"] is not first.content["arrays"]
+    evaluate = EvaluateRequest(model, 1, expert=state()).to_message(4, record)
+    assert evaluate.content["arrays"] is first.content["arrays"]
+    assert all(torch.equal(tensor, model[name]) for name, tensor in read_state(evaluate, "arrays").items())

@@ -1,0 +1,128 @@
+"""Client updates per CPU second: our inline engine beside a bare PyTorch loop over the same clients, one core each.
+
+    python benchmarks/simulation.py
+
+Prints one JSON line. Both train the same model on the same batches of the same clients, by turns in one process, and
+both average in each round. What is measured is CPU time, so that other work on the machine hardly changes the ratio;
+the first round of each is not counted. The models that come out must be equal.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import os
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from benchmarks.machine import machine
+from disue.cli.simulate import run_inline
+from disue.config import RunConfig
+from disue.data import ClientData, build_federation
+from disue.models import Classifier, State, build_model, get_state
+from disue.naming import by_name
+from disue.seeding import torch_rng
+
+
+def bare_update(model: Classifier, start: State, data: ClientData, config: RunConfig, rng: torch.Generator) -> State:
+    """Train one client as a page of PyTorch would, and return its model."""
+    model.load_state_dict(start)
+    optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
+    x, y = data.train.x, data.train.y
+    for _ in range(config.local_epochs):
+        for batch in torch.randperm(len(y), generator=rng).split(config.batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(model(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return get_state(model)
+
+
+def bare(config: RunConfig, clients: int) -> tuple[list[float], State]:
+    """Return the CPU seconds of each round of a bare loop, and the model that it ends with."""
+    federation = build_federation(config, clients)
+    task = federation.task
+    data = {f"client-{i}": federation.client(i) for i in range(clients)}
+    model = build_model(config.model, task.shape, task.num_classes, config.seed)
+    average, seconds = get_state(model), []
+    for server_round in range(1, config.num_server_rounds + 1):
+        started = time.process_time()
+        sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
+        total = sum(len(own.train) for own in data.values())
+        for name in by_name(data):
+            rng = torch_rng(config.seed, "train", name, server_round)
+            state = bare_update(model, average, data[name], config, rng)
+            for key, tensor in state.items():
+                sums[key].add_(tensor.double(), alpha=len(data[name].train) / total)
+        average = {name: tensor.float() for name, tensor in sums.items()}
+        seconds.append(time.process_time() - started)
+    return seconds, average
+
+
+def inline(config: RunConfig, clients: int) -> tuple[list[float], State]:
+    """Return the CPU seconds of each round of the inline engine, and the model that it ends with.
+
+    The last round is left out: it evaluates, and the bare loop does not.
+    """
+    with tempfile.TemporaryDirectory() as directory:
+        times: list[float] = []
+        config = config.model_copy(update={"output_dir": str(Path(directory) / "run")})
+        run_inline(config, clients, lambda row: times.append(time.process_time()))
+        state = load_file(Path(directory) / "run" / "universal.safetensors")
+    return [after - before for before, after in itertools.pairwise(times[:-1])], state
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--examples", type=int, default=100, help="training images of each; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=6, help="of each turn; default: %(default)s")
+    parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    config = RunConfig.from_flower(
+        {
+            "method": "fedavg",
+            "dataset": "fashion-mnist",
+            "scenario": "iid",
+            "model": "lenet",
+            "local-epochs": 1,
+            "train-examples": arguments.examples,
+            "test-examples": 10,
+            "global-test-size": 10,
+            "proxy-size": 10,
+            "num-server-rounds": arguments.rounds,
+            "evaluate-every": 1000,
+            "report": False,
+        }
+    )
+    seconds: dict[str, list[float]] = {"bare": [], "inline": []}
+    for _ in range(arguments.turns):
+        bare_seconds, expected = bare(config, arguments.clients)
+        inline_seconds, found = inline(config, arguments.clients)
+        if not all(torch.equal(expected[name], tensor) for name, tensor in found.items()):
+            raise SystemExit("the inline engine and the bare loop do not end with the same model")
+        seconds["bare"] += bare_seconds[1:]
+        seconds["inline"] += inline_seconds
+    rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
+    told = {
+        "benchmark": "simulation",
+        **{key: getattr(arguments, key) for key in ("clients", "examples")},
+        **{f"{engine}_updates_per_cpu_second": round(rate, 1) for engine, rate in rates.items()},
+        "inline_to_bare": round(rates["inline"] / rates["bare"], 3),
+        **machine(),
+    }
+    print(json.dumps(told))
+
+
+if __name__ == "__main__":
+    main()
