@@ -27,7 +27,7 @@ GIGABYTES = 6
 
 def main() -> int:
     """Run, and return the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=100_000, help="inputs of all targets together (default: 100000)")
     parser.add_argument("--seed", type=int, default=0, help="of the inputs (default: 0)")
     parser.add_argument("--only", default="", help="beginnings of the names of targets, separated by commas")

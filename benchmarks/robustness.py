@@ -20,6 +20,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
+
 import torch
 from safetensors.torch import load_file
 
@@ -57,7 +59,7 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     groups = [federation.client(i).group for i in range(arguments.clients)]
     malicious = malicious_partitions(groups, arguments.malicious, seed) if attack != "none" else set()
     app = AttackedApp(ATTACKS[attack], malicious)
-    row: Row = {"defence": defence, "attack": attack, "seed": seed, "malicious": sorted(malicious)}
+    row: Row = {"defence": defence, "attack": attack, "seed": seed, **asked(arguments), "attackers": sorted(malicious)}
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was broken off
     try:
         summary = execute(config, InlineGrid(app, config.to_flower(), simulated_nodes(arguments.clients)))
@@ -67,6 +69,12 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     row |= {key: summary[key] for key in ("universal_accuracy", "expert_accuracy", "num_clusters", "ari")}
     row |= {"rejected": rejected}
     return row | ({"backdoor_success": _backdoor_success(config, directory, federation)} if malicious else {})
+
+
+def asked(arguments: argparse.Namespace) -> Row:
+    """Return what all runs of a call have in common; with other values they are other runs."""
+    settings = parse_assignments(arguments.set)
+    return {"clients": arguments.clients, "malicious": arguments.malicious, "settings": settings}
 
 
 def _backdoor_success(config: RunConfig, directory: Path, federation: Federation) -> float:
@@ -122,6 +130,9 @@ def main() -> None:
     kept = Path(arguments.output) / "runs.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    common = asked(arguments)
+    if any(row.get(key) != value for row in rows for key, value in common.items()):
+        parser.error(f"--output: '{arguments.output}' has runs with other settings; name another")
     known = {(row["defence"], row["attack"], row["seed"]) for row in rows}
     wanted = [
         (defence, attack, int(seed))
@@ -135,7 +146,8 @@ def main() -> None:
             file.write(json.dumps(rows[-1]) + "\n")
             file.flush()
     rows = [row for row in rows if (row["defence"], row["attack"], row["seed"]) in wanted]
-    print(f"Universal accuracy, {arguments.clients} clients, {arguments.malicious:.0%} malicious\n")
+    attackers = sorted({len(row["attackers"]) for row in rows if row["attack"] != "none"})
+    print(f"Universal accuracy, {arguments.clients} clients, {' or '.join(map(str, attackers)) or 'none'} malicious\n")
     print(table(rows, attacks, defences))
     print("\nImages with the trigger that are taken for the attacker's class\n")
     print(table((row for row in rows if row["attack"] == "backdoor"), ["backdoor"], defences, "backdoor_success"))

@@ -12,12 +12,15 @@ import itertools
 import json
 import logging
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
 from statistics import median
 
 os.environ["OMP_NUM_THREADS"] = "1"
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
 
 import torch
 from safetensors.torch import load_file

@@ -20,7 +20,6 @@ ROBUST: dict[str, Any] = {
     "aggregator": "geometric-median",
     "malicious_share": 0.4,
     "clip_norm": 1.5,
-    "max_norm": 5.0,
     "prototype_limit": 3.0,
     "probation_rounds": 3,
 }
@@ -164,7 +163,8 @@ class RunConfig(BaseModel):
     max_norm: float = Field(
         10.0,
         ge=0.0,
-        description="an update longer than so many times the median of the round is rejected; 0: none is",
+        description="an update is rejected that is longer than so many times the median of the round, and than so many "
+        "times the model that it started from; 0: none is",
     )
     max_examples: int = Field(
         10**7, ge=1, description="an update that claims to stand for more training examples is rejected"
@@ -288,6 +288,13 @@ class RunConfig(BaseModel):
     def _weight_or_left_open(cls, value: float) -> float:
         if value < 0.0 and value != -1.0:
             raise ValueError("use 0 or more, or -1 for the method's own")
+        return value
+
+    @field_validator("max_norm", "prototype_limit")
+    @classmethod
+    def _no_less_than_usual(cls, value: float) -> float:
+        if 0.0 < value < 1.0:
+            raise ValueError("use 0, or 1 or more: what is usual must be allowed")
         return value
 
     @field_validator("proxy")

@@ -20,7 +20,9 @@ class Limits:
     max_examples : int (default: 10 million)
         An update that claims to stand for more is rejected.
     max_norm : float (default: 0.0)
-        An update longer than so many times the median of the round is rejected; 0: none is.
+        An update is rejected that is longer than so many times the median of the round, and than so many times the
+        model that it started from; 0: none is. The median alone is no measure: where most clients have little left
+        to learn, one with much more data is a thousand times as long.
     clip_norm : float (default: 0.0)
         An update longer than so many times the median is shortened to that; 0: none is.
     """
@@ -35,12 +37,12 @@ class Limits:
             return {}
         lengths = _lengths(updates)
         usual = statistics.median(lengths)
-        return {
-            update.name: f"its norm is {length:.3g}; the median of the round is {usual:.3g} and {self.max_norm:g} "
-            "times that is allowed"
-            for update, length in zip(updates, lengths, strict=True)
-            if length > self.max_norm * usual > 0.0
-        }
+        found: dict[str, str] = {}
+        for update, length in zip(updates, lengths, strict=True):
+            scale = max(usual, float(flat(update.start).norm()))
+            if length > self.max_norm * scale > 0.0:
+                found[update.name] = f"its norm is {length:.3g}; {self.max_norm:g} times {scale:.3g} is allowed"
+        return found
 
     def clipped(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return updates none of which is longer than ``clip_norm`` times the median."""

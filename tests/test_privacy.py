@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message
+from tests_support import RecordingGrid
 
 import client_app.app as client
 from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import Draw
-from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.cli.inline import simulated_nodes
 from disue.config import RunConfig, parse_assignments
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
@@ -98,19 +99,6 @@ def table() -> tuple[dict[str, Values], list[Line]]:
     modes = {name: parse_assignments(re.findall("`(.+?)`", name)) for name in head[4:]}
     lines = [Line((m, r, f), when, dict(zip(head[4:], what, strict=True))) for m, r, f, when, *what in rows]
     return modes, lines
-
-
-class RecordingGrid(InlineGrid):
-    """Keeps every message that the server receives, as it was received."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.received: list[Message] = []
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        replies = super().pull_messages(message_ids)
-        self.received += replies
-        return replies
 
 
 def own_nodes(root: Path, shift: int = 0) -> list[dict[str, object]]:

@@ -92,3 +92,16 @@ class ChangingGrid(InlineGrid):
         """Add a node under an id that was never used."""
         node_id = 10 * FIRST_NODE_ID + len(self._contexts)
         self._contexts[node_id] = Context(RUN_ID, node_id, node_config, RecordDict(), {})  # type: ignore[arg-type]
+
+
+class RecordingGrid(InlineGrid):
+    """Keeps every message that the server receives, as it was received."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.received: list[Message] = []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        replies = super().pull_messages(message_ids)
+        self.received += replies
+        return replies

@@ -34,6 +34,8 @@ def test_flower_round_trip_keeps_every_value() -> None:
         ({"num-groups": 10**20}, ["num-groups: got 100000000000000000000", "1000"]),
         ({"temperature": 1e-300}, ["temperature: got 1e-300", "0.01"]),
         ({"prox-mu": -0.5}, ["prox-mu: got -0.5; use 0 or more, or -1 for the method's own"]),
+        ({"prototype-limit": 0.5}, ["prototype-limit: got 0.5; use 0, or 1 or more"]),
+        ({"max-norm": 0.9}, ["max-norm: got 0.9; use 0, or 1 or more"]),
         ({"device": "tpu"}, ["device: got 'tpu'", "'auto', 'cpu' or 'cuda'"]),
         ({"fraction-train": 1.5}, ["fraction-train: got 1.5", "less than or equal to 1"]),
         ({"client-models": "mlp,,cnn"}, ["client-models: got 'mlp,,cnn'; use names of models, separated by commas"]),

@@ -1,6 +1,5 @@
 """Runs with privacy=secure against the same runs without, and what the server gets to see of them."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +8,13 @@ import pytest
 import torch
 from flwr.app import Message
 from safetensors.torch import load_file
+from tests_support import RecordingGrid
 
 from client_app import app as client
 from client_app import privacy as client_privacy
 from client_app import secure as client_secure
 from client_app.app import app as client_app
-from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.cli.inline import simulated_nodes
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.secure import to_words
@@ -53,19 +53,6 @@ def test_secure_equals_plain(run, settings: dict[str, Any]) -> None:  # type: ig
         )
         for name, tensor in tensors.items():
             torch.testing.assert_close(others[name], tensor, rtol=0.0, atol=1e-4)
-
-
-class RecordingGrid(InlineGrid):
-    """Keeps all that the server receives."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.received: list[Message] = []
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        replies = super().pull_messages(message_ids)
-        self.received += replies
-        return replies
 
 
 def vectors_in(message: Message) -> list[np.ndarray]:
