@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from disue.errors import ConfigError
-from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.base import FederatedStrategy
+from strategies.outcome import RoundOutcome
 from strategies.server import SHEET_COLUMNS, FixedProxy
 
 DIRECTORY = "tensorboard"

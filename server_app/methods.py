@@ -14,7 +14,7 @@ from disue.registry import Registry
 from disue.secure import FEWEST
 from disue.seeding import derive_seed
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
-from strategies.base import FederatedStrategy, Participation
+from strategies.base import FederatedStrategy
 from strategies.cfl import CFL
 from strategies.clusterers import CLUSTERERS, AtLeast, Clusterer
 from strategies.distiller import Distiller
@@ -32,6 +32,7 @@ from strategies.limits import Limits
 from strategies.local import Local
 from strategies.oneshot import FLHC, FedGroup
 from strategies.oracle import Oracle
+from strategies.outcome import Participation
 from strategies.pacfl import PACFL
 from strategies.proxies import USUAL_SIZE, load_proxy
 from strategies.robust import AGGREGATORS, Aggregator

@@ -20,7 +20,8 @@ from disue.files import append, write_whole
 from disue.metrics import confusion
 from disue.models import Classifier
 from disue.naming import by_name, client_name
-from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.base import FederatedStrategy
+from strategies.outcome import RoundOutcome
 
 MEMBERSHIP = "membership.csv"
 TENSORS = "portrait.safetensors"

@@ -26,8 +26,9 @@ from server_app.gate import save_gate
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores
-from strategies.base import FederatedStrategy, RoundOutcome
+from strategies.base import FederatedStrategy
 from strategies.experts import Team
+from strategies.outcome import RoundOutcome
 from strategies.roster import Client
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")

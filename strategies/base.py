@@ -3,9 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import ClassVar
 
@@ -32,64 +30,13 @@ from disue.wire import (
 from strategies.descriptions import Descriptions
 from strategies.exchange import is_no_answer, misfit
 from strategies.limits import Limits
+from strategies.outcome import Participation, RoundOutcome
 from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
 from strategies.secure import SecureSums
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
-
-
-@dataclass(frozen=True)
-class Participation:
-    """Who is asked, how often, and how many must answer."""
-
-    num_rounds: int
-    fraction_train: float = 1.0
-    fraction_evaluate: float = 1.0
-    evaluate_every: int = 1
-    min_success_fraction: float = 0.5
-
-
-@dataclass
-class RoundOutcome:
-    """What one round did, for whoever watches: the recorder, the progress line, a test."""
-
-    stateful: ClassVar[tuple[str, ...]] = ("server_round", "evaluations")
-
-    server_round: int
-    repeats: int = 0
-    """How often the round was repeated; what it cost and who failed is counted in all attempts."""
-    clients_ok: int = 0
-    clients_failed: int = 0
-    clients_rejected: int = 0
-    client_steps: int = 0
-    train_loss: float = float("nan")
-    bytes_down: int = 0
-    bytes_up: int = 0
-    bytes_evaluation: int = 0
-    seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(("local", "clustering", "distillation", "evaluation"), 0.0)
-    )
-    clusters: dict[str, int] = field(default_factory=dict)
-    evaluations: dict[str, EvaluateReply] = field(default_factory=dict)
-    extra: dict[str, float | int | bool] = field(default_factory=dict)
-    label_counts: dict[str, Tensor] = field(default_factory=dict)
-    """What clients told of their labels, (classes,) each."""
-    sheet: Tensor | None = None
-    """Pictures of generated samples, (rows, columns, channels, height, width), pixels in 0..1."""
-    on_phase: Callable[[int, str], None] = field(default=lambda number, phase: None, repr=False, compare=False)
-    """Called with the round and the name of a phase as it begins."""
-
-    @contextmanager
-    def timed(self, phase: str) -> Iterator[None]:
-        """Add the seconds spent inside to a phase."""
-        self.on_phase(self.server_round, phase)
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[phase] += time.perf_counter() - start
 
 
 class FederatedStrategy(Strategy):
@@ -477,23 +424,8 @@ class FederatedStrategy(Strategy):
         for name, reason in rejected.items():
             self._problem(f"{name}: update rejected: {reason}")
         updates = [update for update in updates if update.name not in rejected]
-        self._count(updates, len(self._sampled) + self._left_out, len(self._misfits) + len(rejected))
+        self.outcome.count(updates, len(self._sampled) + self._left_out, len(self._misfits) + len(rejected))
         return updates
-
-    def _count(self, updates: Sequence[ClientUpdate], asked: int, rejected: int) -> None:
-        """Say in the outcome what came of so many clients, of whom some sent what they must not."""
-        outcome = self.outcome
-        outcome.clients_ok = sum(update.clients for update in updates)
-        outcome.clients_rejected += rejected
-        outcome.clients_failed += asked - outcome.clients_ok - rejected
-        outcome.client_steps += sum(update.steps for update in updates)
-        outcome.label_counts |= {
-            update.name: update.signature.label_counts
-            for update in updates
-            if update.signature is not None and update.clients == 1
-        }
-        if examples := sum(update.num_examples for update in updates):
-            outcome.train_loss = sum(update.train_loss * update.num_examples for update in updates) / examples
 
     def _summed(self, sums: SecureSums, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return one update for each cluster.
@@ -524,13 +456,13 @@ class FederatedStrategy(Strategy):
         try:
             self._require_enough(len(sums.present))
         except TooFewUpdates:
-            self._count([], len(updates) - len(sums.present), len(sums.rejected))
+            self.outcome.count([], len(updates) - len(sums.present), len(sums.rejected))
             self.clusters = self.clusters_before
             raise
         with self.outcome.timed("local"):
             summed = sums.unmask(self.universal, self.needs_signature, ask)
         self.outcome.extra["clusters_lost"] = len(sums.lost)
-        self._count(summed, len(updates), len(sums.rejected))
+        self.outcome.count(summed, len(updates), len(sums.rejected))
         try:
             self._require_enough(self.outcome.clients_ok)
         except TooFewUpdates as error:

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import ClusteredStrategy
 from strategies.clusterers import bipartition
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.signatures import cosines
 from strategies.updates import ClientUpdate

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import FederatedStrategy, Participation
+from strategies.base import FederatedStrategy
 from strategies.experts import members_of, renew
 from strategies.groupings import Grouping
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.signatures import SignatureBook
 from strategies.updates import ClientUpdate

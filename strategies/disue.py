@@ -14,11 +14,12 @@ from torch import Tensor
 
 from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import FederatedStrategy, Participation
+from strategies.base import FederatedStrategy
 from strategies.distiller import Distiller
 from strategies.experts import Team, members_of, renew, teams_of
 from strategies.generator import Centres, Experts
 from strategies.groupings import Grouping
+from strategies.outcome import Participation
 from strategies.probation import Probation
 from strategies.prototypes import Prototypes, believed_counts, in_common_units, prototype_vote
 from strategies.roster import Roster

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import FederatedStrategy, Participation
+from strategies.base import FederatedStrategy
 from strategies.distiller import Distiller
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.server import Server
 from strategies.updates import ClientUpdate

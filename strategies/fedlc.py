@@ -7,8 +7,8 @@ balanced softmax (Ren et al., "Balanced Meta-Softmax", NeurIPS 2020).
 from dataclasses import replace
 
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.fedavg import FedAvg
+from strategies.outcome import Participation
 from strategies.roster import Roster
 
 

@@ -7,8 +7,8 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020. Publi
 from dataclasses import replace
 
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.fedavg import FedAvg
+from strategies.outcome import Participation
 from strategies.roster import Roster
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import ClusteredStrategy
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import GroupedStrategy
 from strategies.groupings import ByChoice
+from strategies.outcome import Participation
 from strategies.roster import Roster
 
 

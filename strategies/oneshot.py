@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import ClusteredStrategy
 from strategies.clusterers import Clusterer, DecomposedCosines
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.signatures import cosines, embed
 from strategies.updates import ClientUpdate

@@ -1,9 +1,9 @@
 """The oracle: separate training of the planted groups, which no real server knows. An upper mark for clustering."""
 
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import GroupedStrategy
 from strategies.groupings import Planted
+from strategies.outcome import Participation
 from strategies.roster import Roster
 
 

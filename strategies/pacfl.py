@@ -8,10 +8,10 @@ number of clusters is chosen as everywhere else. Their distances are the smalles
 """
 
 from disue.objective import PLAIN, LocalObjective
-from strategies.base import Participation
 from strategies.clustered import GroupedStrategy
 from strategies.clusterers import Clusterer
 from strategies.groupings import BySignature
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.signatures import SIGNATURES
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from disue.metrics import predict_logits
 from disue.models import Classifier, State, get_state
 from disue.seeding import torch_rng
-from strategies.base import RoundOutcome
 from strategies.distiller import Distiller
 from strategies.generator import Experts, GeneratorTrainer, Network
+from strategies.outcome import RoundOutcome
 
 SHEET_COLUMNS = 8
 

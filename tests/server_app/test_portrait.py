@@ -13,7 +13,7 @@ from sklearn.metrics import confusion_matrix
 from disue.data import build_federation
 from disue.models import build_model
 from server_app.portrait import Portrait, chosen_for_similarity, map_of
-from strategies.base import RoundOutcome
+from strategies.outcome import RoundOutcome
 
 
 def rows_of(path):  # type: ignore[no-untyped-def]

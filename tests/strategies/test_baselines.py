@@ -15,11 +15,12 @@ from disue.models import build_model
 from disue.seeding import derive_seed
 from server_app.methods import METHODS
 from strategies.aggregators import weighted_average
-from strategies.base import FederatedStrategy, Participation
+from strategies.base import FederatedStrategy
 from strategies.cfl import CFL
 from strategies.clustered import ClusteredStrategy
 from strategies.clusterers import decomposed_cosines
 from strategies.ifca import IFCA
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
 

@@ -11,10 +11,10 @@ from tests_support import ChangingGrid, answering_app
 from disue.errors import ConfigError
 from disue.models import State
 from disue.wire import DescribeReply
-from strategies.base import Participation
 from strategies.clustered import GroupedStrategy
 from strategies.clusterers import CLUSTERERS
 from strategies.groupings import ByChoice, BySignature, Planted
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.signatures import SIGNATURES
 from strategies.updates import ClientUpdate

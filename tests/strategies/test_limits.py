@@ -9,9 +9,9 @@ from flwr.app import ArrayRecord, Message
 from tests_support import ChangingGrid, answering_app, honest, shifted
 
 from disue.wire import TrainReply, TrainRequest
-from strategies.base import Participation
 from strategies.fedavg import FedAvg
 from strategies.limits import Limits
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
 

@@ -15,8 +15,8 @@ from tests_support import Behaviour, ChangingGrid, answering_app, honest, shifte
 from disue.errors import FederationError
 from disue.models import State
 from disue.wire import TrainReply, TrainRequest
-from strategies.base import Participation
 from strategies.fedavg import FedAvg
+from strategies.outcome import Participation
 from strategies.roster import Roster
 
 START: State = {"w": torch.zeros(3), "b": torch.zeros(2, 2)}

@@ -17,8 +17,8 @@ from disue.models import State, build_model, get_state
 from disue.naming import client_name
 from disue.secure import KEY_SHARE_BYTES, Contribution, pair_mask, to_words
 from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, UnmaskRequest
-from strategies.base import Participation
 from strategies.clustered import ClusteredStrategy
+from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.secure import SecureSums
 from strategies.updates import ClientUpdate
