@@ -15,7 +15,7 @@ from client_app.training import label_counts, train
 from disue.config import RunConfig
 from disue.device import prepare_device
 from disue.metrics import log_prior, score
-from disue.models import MODELS, Classifier, State, build_model, get_state, model_of
+from disue.models import MODELS, Classifier, State, build_model, filled_model, get_state
 from disue.nodes import NodeConfig
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
@@ -52,7 +52,8 @@ class LocalClient:
 
     def model(self, state: State) -> Classifier:
         """Return a model of the client's own architecture with these parameters."""
-        return model_of(self.model_name, self.task.shape, self.num_classes, state)
+        copied = {name: tensor.clone() for name, tensor in state.items()}
+        return filled_model(self.model_name, self.task.shape, self.num_classes, copied)
 
     def initial_model(self) -> Classifier:
         """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""

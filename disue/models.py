@@ -83,26 +83,6 @@ def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Cla
     return model
 
 
-def model_of(name: str, shape: Shape, num_classes: int, state: State) -> Classifier:
-    """Build a model with a copy of these parameters; nothing is drawn for others that they would replace.
-
-    Parameters
-    ----------
-    name, shape, num_classes
-        See `build_model`.
-    state : State
-
-    Raises
-    ------
-    RuntimeError
-        If the parameters are not those of such a model.
-    """
-    with torch.device("meta"):
-        model = MODELS[name](shape, num_classes)
-    model.load_state_dict({key: tensor.clone() for key, tensor in state.items()}, assign=True)
-    return model
-
-
 @MODELS.register("mlp")
 def _mlp(shape: Shape, num_classes: int) -> Classifier:
     channels, height, width = shape

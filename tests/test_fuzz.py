@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 from fuzzing.running import feed
-from fuzzing.targets import Target, make_targets
+from fuzzing.target import Target
+from fuzzing.targets import make_targets
 
 SLOW = ("server", "resume")
 
@@ -27,8 +28,8 @@ def _quiet() -> Iterator[None]:
 NAMES = [
     *("images", "npz", "idx", "mnist", "own-folders", "run-config", "node-config", "assignments", "hosts"),
     *("run-load", "run-report", "run-card", "run-watch", "run-resume", "run-compare", "checkpoint", "resume"),
-    *(f"reply-{kind}" for kind in ("hello", "describe", "train", "evaluate")),
-    *(f"request-{kind}" for kind in ("hello", "describe", "train", "evaluate")),
+    *(f"reply-{kind}" for kind in ("hello", "describe", "train", "evaluate", "kept", "parcels", "masked")),
+    *(f"request-{kind}" for kind in ("hello", "describe", "train", "evaluate", "share", "mask", "unmask")),
     *("error-reply", "server", "commands"),
 ]
 

@@ -210,8 +210,14 @@ class UnmaskRequest:
     def from_message(cls, message: Message) -> "UnmaskRequest":
         """Read the request; raise `FederationError` if the server runs other source code."""
         config = read_config(message)
-        present, missing = (list(map(str, config.get(key, []))) for key in ("present", "missing"))  # type: ignore[arg-type]
-        return cls(Turn.of(config), present, missing)
+        return cls(Turn.of(config), _names(config, "present"), _names(config, "missing"))
+
+
+def _names(config: ConfigRecord, key: str) -> list[str]:
+    names = config.get(key, [])  # Flower keeps no empty list
+    if not isinstance(names, list) or not all(type(name) is str for name in names):
+        raise WireError(f"the request's {key} is {names!r}; expected names")
+    return names  # type: ignore[return-value]
 
 
 def _by_member(config: ConfigRecord) -> dict[str, bytes]:

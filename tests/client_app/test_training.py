@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 from torch import nn
 
-from client_app.app import own_model
+from client_app.app import LocalClient, own_model
 from client_app.signature import DESCRIPTIONS, make_signature
 from client_app.training import label_counts, train
 from disue.config import RunConfig
@@ -175,3 +176,15 @@ def test_a_gpu_trains_to_nearly_the_same_model() -> None:
     train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), 3)
     for name, tensor in get_state(on_gpu).items():
         torch.testing.assert_close(tensor, get_state(on_cpu)[name], atol=1e-3, rtol=1e-3)
+
+
+def test_training_leaves_the_start_as_it_was() -> None:
+    """It is what the client's update is measured from, after it has trained."""
+    context = Context(1, 1, {"partition-id": 0, "num-partitions": 4}, RecordDict(), RunConfig().to_flower())
+    client = LocalClient(context, None)
+    start = get_state(client.initial_model())
+    before = {name: tensor.clone() for name, tensor in start.items()}
+    model = client.model(start)
+    train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.num_classes)
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
+    assert not torch.equal(before["head.weight"], model.head.weight)

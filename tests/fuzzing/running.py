@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from hypothesis import HealthCheck, Phase, given, settings
 
-from fuzzing.targets import Target
+from fuzzing.target import Target
 
 SECONDS = 60
 """After which an input counts as one that never ends."""
