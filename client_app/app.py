@@ -1,6 +1,7 @@
 """The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from flwr.app import Context, Message
@@ -11,11 +12,12 @@ from client_app.data import introduce, open_data
 from client_app.privacy import Plain, discreet, discretion
 from client_app.secure import mask, share_out, unmask
 from client_app.signature import DESCRIPTIONS
-from client_app.training import label_counts, train
+from client_app.training import TrainingResult, label_counts, train
 from disue.config import RunConfig
+from disue.data import Examples
 from disue.device import prepare_device
-from disue.metrics import log_prior, score
-from disue.models import MODELS, Classifier, State, build_model, filled_model, get_state
+from disue.metrics import Score, log_prior, score
+from disue.models import MODELS, Classifier, Shape, State, build_model, fill, get_state
 from disue.nodes import NodeConfig
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
@@ -51,9 +53,19 @@ class LocalClient:
         self.device = prepare_device(self.config.device)
 
     def model(self, state: State) -> Classifier:
-        """Return a model of the client's own architecture with these parameters."""
-        copied = {name: tensor.clone() for name, tensor in state.items()}
-        return filled_model(self.model_name, self.task.shape, self.num_classes, copied)
+        """Return a model of the client's own architecture with these parameters, until the next call."""
+        model = _workpiece(self.model_name, self.task.shape, self.num_classes)
+        fill(model, state)
+        return model
+
+    def score(self, state: State, examples: Examples, logit_shift: Tensor | None = None) -> Score:
+        """Evaluate a model of the client's own architecture."""
+        return score(self.model(state), examples, self.device, logit_shift)
+
+    def train(self, state: State, objective: LocalObjective, rng: torch.Generator) -> tuple[Classifier, TrainingResult]:
+        """Return what comes of a model when it is trained on this client's data."""
+        model, data = self.model(state), self.data.train
+        return model, train(model, data, self.config, objective, rng, self.device, self.num_classes)
 
     def initial_model(self) -> Classifier:
         """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""
@@ -74,15 +86,13 @@ class LocalClient:
     def fits(self, request: EvaluateRequest) -> tuple[float, float]:
         """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
         own = log_prior(label_counts(self.data.train.y, self.num_classes))
-        expert = score(
-            self.model(request.expert or request.universal), self.data.train, self.device, self.prior_shift(request)
-        )
-        return score(self.model(request.universal), self.data.train, self.device, own).loss, expert.loss
+        expert = self.score(request.expert or request.universal, self.data.train, self.prior_shift(request))
+        return self.score(request.universal, self.data.train, own).loss, expert.loss
 
     def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
         """Return the index of the model with the lowest loss on this client's training data."""
         prior = self.own_prior(objective)
-        losses = [score(self.model(state), self.data.train, self.device, prior).loss for state in candidates]
+        losses = [self.score(state, self.data.train, prior).loss for state in candidates]
         return min(range(len(losses)), key=losses.__getitem__)
 
     def discretion(self, purpose: str, server_round: int = 0) -> Plain:
@@ -92,6 +102,12 @@ class LocalClient:
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""
         return torch_rng(self.config.seed, purpose, self.name, server_round)
+
+
+@lru_cache(maxsize=4)
+def _workpiece(model: str, shape: Shape, num_classes: int) -> Classifier:
+    """Return a model to be filled: to build one for each message takes as long as a training step."""
+    return build_model(model, shape, num_classes)
 
 
 def own_model(node: NodeConfig, config: RunConfig) -> str:
@@ -147,9 +163,7 @@ def train_locally(message: Message, context: Context) -> Message:
     if request.signature:
         universal = client.model(request.universal or start)
         signature = discretion.signature(universal, client.data.train, client.device)
-    model = client.model(start)
-    rng = client.rng("train", request.server_round)
-    result = train(model, client.data.train, client.config, request.objective, rng, client.device, client.num_classes)
+    model, result = client.train(start, request.objective, client.rng("train", request.server_round))
     reply = TrainReply(
         state=get_state(model),
         num_examples=len(client.data.train),
@@ -195,19 +209,16 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     request = EvaluateRequest.from_message(message)
     client = LocalClient(context, request.task)
     test = client.data.test
-    universal = score(client.model(request.universal), test, client.device)
-    own_prior = client.own_prior(request.objective)
-    expert = client.model(request.expert or request.universal)
-    expert_score = score(expert, test, client.device, client.prior_shift(request))
+    universal = client.score(request.universal, test)
+    expert = request.expert or request.universal
+    expert_score = client.score(expert, test, client.prior_shift(request))
     universal_fit, expert_fit = client.fits(request) if request.compare else (None, None)
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
-        train_set = client.data.train
-        personal_steps = train(
-            expert, train_set, client.config, request.objective, rng, client.device, client.num_classes
-        ).steps
-        personal_accuracy = score(expert, test, client.device, own_prior).accuracy
+        personal, result = client.train(expert, request.objective, rng)
+        personal_steps = result.steps
+        personal_accuracy = score(personal, test, client.device, client.own_prior(request.objective)).accuracy
     reply = EvaluateReply(
         num_examples=len(test),
         universal_accuracy=universal.accuracy,

@@ -76,8 +76,7 @@ def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Cla
     """
     with torch.device("meta"):
         model = MODELS[name](shape, num_classes)
-    expected = {key: (tensor.shape, tensor.dtype) for key, tensor in model.state_dict().items()}
-    if {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()} != expected:
+    if not _alike(state, model.state_dict()):
         raise ValueError(f"its parameters are not those of model '{name}'")
     model.load_state_dict(state, assign=True)
     return model
@@ -146,6 +145,28 @@ def _resnet18(shape: Shape, num_classes: int) -> Classifier:
     body.maxpool = nn.Identity()
     body.fc = nn.Identity()
     return Classifier(body, 512, num_classes)
+
+
+@torch.no_grad()
+def fill(model: nn.Module, state: State) -> None:
+    """Copy a state into the model's parameters.
+
+    Raises
+    ------
+    ValueError
+        If these are not the parameters of such a model.
+    """
+    parameters = model.state_dict()
+    if not _alike(state, parameters):
+        raise ValueError(f"these are not the parameters of such a {type(model).__name__}")
+    torch._foreach_copy_(list(parameters.values()), [state[name] for name in parameters])
+
+
+def _alike(state: State, like: State) -> bool:
+    """Return whether names, shapes and types are the same."""
+    return state.keys() == like.keys() and all(
+        (tensor.shape, tensor.dtype) == (like[name].shape, like[name].dtype) for name, tensor in state.items()
+    )
 
 
 def get_state(model: nn.Module) -> State:

@@ -1,10 +1,12 @@
 """Arrays as numpy saves them, from anywhere: nothing is executed, and no more is allocated than there is to read."""
 
 import math
+import struct
 import warnings
 import zipfile
 import zlib
 from collections.abc import Set
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
@@ -16,7 +18,13 @@ MOST_BYTES = 2**30
 """An array in an archive is never refused for its size up to so many bytes ..."""
 MOST_TIMES = 20
 """... nor if it is up to so many times as large as the archive; images that people compress are less."""
-HEADERS = {(1, 0): npy_format.read_array_header_1_0, (2, 0): npy_format.read_array_header_2_0}
+HEADERS = {
+    (1, 0): (struct.Struct("<H"), npy_format.read_array_header_1_0),
+    (2, 0): (struct.Struct("<I"), npy_format.read_array_header_2_0),
+}
+"""By the version of the format: what the length of a header is written as, and what reads both."""
+LONGEST_HEADER = 10_000
+"""Bytes; numpy takes no more either."""
 COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 KINDS = "biufcUS"
 """Of the types that are read: numbers and texts."""
@@ -38,8 +46,10 @@ def read_npy(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
         If it is no such array, or its header announces more, or less, than follows.
     """
     try:
-        with warnings.catch_warnings(action="ignore"):  # numpy says so where a header is as Python 2 wrote it
-            shape, fortran_order, dtype = HEADERS[npy_format.read_magic(file)](file)
+        version = npy_format.read_magic(file)
+        written = file.read(HEADERS[version][0].size)
+        (length,) = HEADERS[version][0].unpack(written)
+        shape, fortran_order, dtype = _parsed(version, written + file.read(min(length, LONGEST_HEADER)))
     except Exception:  # it is parsed as Python is: whatever the parser says, there is no header
         raise ValueError("it has no header of an array") from None
     if dtype.kind not in KINDS or not dtype.itemsize or dtype.shape or min(shape, default=0) < 0:
@@ -55,12 +65,32 @@ def read_npy(file: IO[bytes], size: int) -> np.ndarray[Any, Any]:
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
+@lru_cache(maxsize=256)  # the parser takes longer than all else
+def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    with warnings.catch_warnings(action="ignore"):  # numpy says so where a header is as Python 2 wrote it
+        parsed: tuple[tuple[int, ...], bool, np.dtype[Any]] = HEADERS[version][1](BytesIO(header))
+    return parsed
+
+
 def _read_into(file: IO[bytes], content: bytearray) -> int:
     done, view = 0, memoryview(content)
     while done < len(content) and (part := file.read(min(2**20, len(content) - done))):
         view[done : done + len(part)] = part
         done += len(part)
     return done
+
+
+def encode_npy(array: np.ndarray[Any, Any]) -> bytes:
+    """Return what ``numpy.save`` writes of an array of numbers, in C order."""
+    return b"".join((_header(array.dtype, array.shape), np.ascontiguousarray(array).data))
+
+
+@lru_cache(maxsize=256)
+def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    file = BytesIO()
+    told = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    npy_format.write_array_header_1_0(file, told)
+    return file.getvalue()
 
 
 def decode_npy(content: bytes) -> np.ndarray[Any, Any]:

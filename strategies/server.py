@@ -10,7 +10,7 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, get_state
+from disue.models import Classifier, State, fill, get_state
 from disue.seeding import torch_rng
 from strategies.distiller import Distiller
 from strategies.generator import Experts, GeneratorTrainer, Network
@@ -148,5 +148,5 @@ class Server:
     def _filled(self, state: State, model: str) -> Classifier:
         """Return the model with these parameters; it is the same object every time."""
         filled = self._model(model or self.main)
-        filled.load_state_dict(state)
+        fill(filled, state)
         return filled

@@ -5,10 +5,11 @@ A model travels as the record ``arrays`` (or ``expert``), settings as ``config``
 """
 
 from disue.errors import WireError
+from disue.wire.arrays import Records
 from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.hello import HelloReply, HelloRequest
-from disue.wire.reading import Records, error_reason, message_bytes
+from disue.wire.reading import error_reason, message_bytes
 from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
 from disue.wire.train import TrainReply, TrainRequest
 

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
 from disue.errors import WireError
 from disue.source import source_hash
 from disue.task import Task
-from disue.wire.reading import read_config, read_state, read_task, setting, task_values
+from disue.wire.arrays import read_state, to_record
+from disue.wire.reading import read_config, read_task, setting, task_values
 
 DESCRIBE = f"{MessageType.QUERY}.describe"
 
@@ -49,7 +50,7 @@ class DescribeReply:
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
-        return Message(RecordDict({"signature": ArrayRecord({"description": self.signature})}), reply_to=reply_to)
+        return Message(RecordDict({"signature": to_record({"description": self.signature})}), reply_to=reply_to)
 
     @classmethod
     def from_message(cls, message: Message) -> "DescribeReply":

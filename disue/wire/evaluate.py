@@ -10,6 +10,7 @@ from disue.errors import WireError
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
+from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import (
     integer,
     make_config,
@@ -17,8 +18,6 @@ from disue.wire.reading import (
     read_config,
     read_metrics,
     read_objective,
-    read_optional_state,
-    read_state,
     read_task,
     setting,
     share,
@@ -56,7 +55,7 @@ class EvaluateRequest:
     objective: LocalObjective = PLAIN
     task: Task | None = None
 
-    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = ArrayRecord) -> Message:
+    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = to_record) -> Message:
         """Return the request for one node; ``record`` as in `TrainRequest.to_message`."""
         content = RecordDict(
             {
@@ -69,7 +68,7 @@ class EvaluateRequest:
         if self.expert is not None:
             content["expert"] = record(self.expert)
         if self.expert_prior is not None:
-            content["prior"] = ArrayRecord({"expert": self.expert_prior})
+            content["prior"] = to_record({"expert": self.expert_prior})
         return Message(content, node_id, MessageType.EVALUATE, group_id=str(self.server_round))
 
     @classmethod

@@ -4,15 +4,10 @@ import math
 import re
 from typing import TypeVar, get_args
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.common.constant import SType
-from torch import Tensor
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from disue.config import LocalLoss
 from disue.errors import FederationError, WireError, one_line
-from disue.models import State
-from disue.npy import decode_npy
 from disue.objective import LocalObjective
 from disue.source import source_hash
 from disue.task import Task
@@ -86,43 +81,6 @@ def setting(config: ConfigRecord, key: str, kind: type[T]) -> T:
     if type(value) is not kind:
         raise WireError(f"the request's {key} is {value!r}; expected {kind.__name__}")
     return value
-
-
-def read_state(message: Message, key: str) -> State:
-    """Return a model; raise `WireError` if the message has none under this key, or one that cannot be decoded."""
-    try:
-        record = message.content.array_records[key]
-    except KeyError:
-        raise WireError(f"the message has no '{key}' record") from None
-    try:
-        return {name: _tensor(array) for name, array in record.items()}
-    except (ValueError, TypeError) as error:
-        raise WireError(f"the '{key}' record cannot be decoded ({error})") from None
-
-
-def _tensor(array: Array) -> Tensor:
-    """Return an array as a tensor; raise ValueError, or TypeError for a type that torch has not."""
-    if array.stype != SType.NUMPY:
-        raise ValueError(f"it is written as '{array.stype}', not as '{SType.NUMPY}'")
-    return torch.from_numpy(decode_npy(array.data))
-
-
-class Records:
-    """Makes one record of each model, however many messages carry it."""
-
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[State, ArrayRecord]] = {}
-
-    def __call__(self, state: State) -> ArrayRecord:
-        """Return the model's record; it must not be changed."""
-        if id(state) not in self._made:
-            self._made[id(state)] = state, ArrayRecord(state)  # the model is kept, so that its id stays its own
-        return self._made[id(state)][1]
-
-
-def read_optional_state(message: Message, key: str) -> State | None:
-    """Return a model, or None if the message has none under this key."""
-    return read_state(message, key) if key in message.content.array_records else None
 
 
 def read_metrics(message: Message) -> MetricRecord:

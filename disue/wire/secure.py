@@ -14,7 +14,8 @@ from torch import Tensor
 from disue.errors import WireError
 from disue.secure import Words, read_public_key
 from disue.source import source_hash
-from disue.wire.reading import read_config, read_state, setting
+from disue.wire.arrays import read_state, to_record
+from disue.wire.reading import read_config, setting
 
 SHARE = f"{MessageType.QUERY}.share"
 MASK = f"{MessageType.QUERY}.mask"
@@ -90,7 +91,7 @@ class KeptReply:
         config = ConfigRecord({"mask-key": self.keys.mask, "share-key": self.keys.share})
         content = RecordDict({"config": config})
         if self.sketch is not None:
-            content["signature"] = ArrayRecord({"sketch": self.sketch})
+            content["signature"] = to_record({"sketch": self.sketch})
         return Message(content, reply_to=reply_to)
 
     @classmethod
@@ -177,7 +178,7 @@ class MaskedReply:
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
-        return self.turn.reply(reply_to, {}, ArrayRecord({"masked": torch.from_numpy(self.words.view(np.int64))}))
+        return self.turn.reply(reply_to, {}, to_record({"masked": torch.from_numpy(self.words.view(np.int64))}))
 
     @classmethod
     def from_message(cls, message: Message, turn: Turn, length: int) -> "MaskedReply":

@@ -11,6 +11,7 @@ from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.task import Task
+from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import (
     integer,
     make_config,
@@ -18,8 +19,6 @@ from disue.wire.reading import (
     read_config,
     read_metrics,
     read_objective,
-    read_optional_state,
-    read_state,
     read_task,
     setting,
 )
@@ -53,7 +52,7 @@ class TrainRequest:
     objective: LocalObjective = PLAIN
     task: Task | None = None
 
-    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = ArrayRecord) -> Message:
+    def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = to_record) -> Message:
         """Return the request for one node; without a start the record ``arrays`` is the first candidate.
 
         ``record`` makes records of models; requests with the same models can share them (`Records`).
@@ -108,9 +107,9 @@ class TrainReply:
             metrics["train-loss"] = self.train_loss
         if self.choice is not None:
             metrics["choice"] = self.choice
-        content = RecordDict({"arrays": ArrayRecord(self.state), "metrics": metrics})
+        content = RecordDict({"arrays": to_record(self.state), "metrics": metrics})
         if self.signature is not None:
-            content["signature"] = ArrayRecord(
+            content["signature"] = to_record(
                 {field.name.replace("_", "-"): getattr(self.signature, field.name) for field in fields(Signature)}
             )
         return Message(content, reply_to=reply_to)

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from disue.errors import ConfigError
-from disue.models import MODELS, build_model, filled_model, get_state, interpolate, subtract
+from disue.models import MODELS, build_model, fill, filled_model, get_state, interpolate, subtract
 
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32)]
 
@@ -71,8 +71,21 @@ def test_a_filled_model_has_the_given_parameters_and_learns(name: str) -> None:
     assert all(tensor.data_ptr() == state[key].data_ptr() for key, tensor in model.state_dict().items())
 
 
+def test_a_model_takes_a_copy_of_a_state() -> None:
+    model, state = build_model("cnn", (1, 8, 8), 10), get_state(build_model("cnn", (1, 8, 8), 10, seed=5))
+    tensors = list(model.parameters())
+    fill(model, dict(reversed(state.items())))
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.state_dict().items())
+    assert all(one is other for one, other in zip(model.parameters(), tensors, strict=True))
+    fill(model, {key: tensor + 1 for key, tensor in state.items()})
+    assert torch.equal(state["head.bias"], get_state(build_model("cnn", (1, 8, 8), 10, seed=5))["head.bias"])
+
+
 def test_a_model_of_other_parameters_is_an_error() -> None:
     state = get_state(build_model("mlp", (1, 8, 8), 10))
-    for classes, own in ((7, state), (10, {"head.weight": state["head.weight"]})):
+    half = {key: tensor.half() for key, tensor in state.items()}
+    for classes, own in ((7, state), (10, {"head.weight": state["head.weight"]}), (10, half)):
         with pytest.raises(ValueError, match="not those of model 'mlp'"):
             filled_model("mlp", (1, 8, 8), classes, own)
+        with pytest.raises(ValueError, match="not the parameters of such a Classifier"):
+            fill(build_model("mlp", (1, 8, 8), classes), own)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disue import npy
-from disue.npy import decode_npy, read_npz
+from disue.npy import decode_npy, encode_npy, read_npz
 
 
 def saved(array: np.ndarray) -> bytes:
@@ -36,6 +36,15 @@ def test_it_is_what_numpy_reads(shape: list[int], kind: str, fortran_order: bool
     made = decode_npy(saved(array))
     np.testing.assert_array_equal(made, np.load(io.BytesIO(saved(array))))
     assert (made.dtype, made.shape, made.flags.writeable) == (array.dtype, array.shape, True)
+    assert encode_npy(array) == saved(np.ascontiguousarray(array).reshape(array.shape))
+
+
+def test_a_header_that_was_read_once_is_not_taken_for_another() -> None:
+    arrays = [np.arange(6, dtype=kind).reshape(shape) for kind in ("<f4", "<f8", "<i4") for shape in ((2, 3), (3, 2))]
+    for array in [*arrays, *arrays]:
+        for made in (decode_npy(saved(array)), decode_npy(encode_npy(array))):
+            np.testing.assert_array_equal(made, array)
+            assert made.dtype == array.dtype
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from disue.wire import (
     message_bytes,
     reading,
 )
-from disue.wire.reading import read_state
+from disue.wire.arrays import read_state, to_record
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,6 +45,12 @@ def same(first: State | None, second: State | None) -> bool:
     if first is None or second is None:
         return first is second
     return list(first) == list(second) and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def test_a_record_is_the_one_that_flower_makes() -> None:
+    tensors = state() | {"scalar": torch.tensor(3), "half": torch.ones(2, 0, dtype=torch.float16)}
+    tensors |= {"strided": torch.arange(6.0).reshape(2, 3)[:, ::2], "trained": torch.nn.Parameter(torch.ones(3))}
+    assert to_record(tensors) == ArrayRecord(tensors)
 
 
 def reply_to() -> Message:
