@@ -169,6 +169,12 @@ class RunConfig(BaseModel):
     max_examples: int = Field(
         10**7, ge=1, description="an update that claims to stand for more training examples is rejected"
     )
+    reply_memory: int = Field(
+        1024,
+        ge=0,
+        description="MiB of clients' models that the server holds in memory in a round; it keeps the others in a file "
+        "in the run directory",
+    )
     prototype_limit: float = Field(
         0.0,
         ge=0.0,

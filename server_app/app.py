@@ -9,6 +9,7 @@ from disue.config import RunConfig
 from server_app.recorder import default_directory
 from server_app.run import execute
 from server_app.stopping import signals_stop
+from strategies.exchange import streaming
 
 app = ServerApp()
 
@@ -18,5 +19,5 @@ def main(grid: Grid, context: Context) -> None:
     """Run what the run config says; a SIGTERM ends it after its round, SIGINT is Flower's and ends it at once."""
     config = RunConfig.from_flower(context.run_config)
     directory = default_directory(config)
-    with signals_stop(directory, [signal.SIGTERM]):
+    with signals_stop(directory, [signal.SIGTERM]), streaming(grid):
         execute(config.model_copy(update={"output_dir": str(directory)}), grid)

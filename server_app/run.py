@@ -32,6 +32,7 @@ from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
+from strategies.shelf import Shelf
 
 SHORTEST_TIMEOUT = 10.0
 """Seconds: Flower looks for replies every three, and nodes for messages about as often."""
@@ -111,6 +112,7 @@ def _carry_out(config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Ro
     data = prepare_data(config, roster)
     check_groups(config, data)
     strategy = make_strategy(config, roster, data, device)
+    strategy.shelf = Shelf(config.reply_memory * 2**20, directory)
     past.restore({"strategy": strategy})
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))

@@ -3,7 +3,7 @@
 import math
 import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import ClassVar
 
@@ -34,6 +34,7 @@ from strategies.outcome import Participation, RoundOutcome
 from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
 from strategies.secure import SecureSums
+from strategies.shelf import Shelf
 from strategies.signatures import SignatureBook
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
@@ -79,6 +80,8 @@ class FederatedStrategy(Strategy):
         Makes one model of the clients' models, of all and of each cluster's.
     limits : Limits
         What an update may be.
+    shelf : Shelf
+        Keeps the models that clients sent until they are averaged.
     sums : SecureSums or None
         Gets the sums of the clusters' updates, which are all that the server gets to know then.
     on_phase : callable
@@ -113,6 +116,7 @@ class FederatedStrategy(Strategy):
         self.lesson: Lesson | None = None
         self.aggregator = Aggregator(mean)
         self.limits = Limits()
+        self.shelf = Shelf()
         self.sums: SecureSums | None = None
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
@@ -251,6 +255,7 @@ class FederatedStrategy(Strategy):
         self._left_out = len(self.roster.away)
         self._sampled = self.roster.sample(self.participation.fraction_train, "train", server_round, self._tried)
         self._candidates = tuple(self.candidates())
+        self.shelf.clear()
         self._grid = grid
         if self.sums is not None:
             self.sums.begin()
@@ -291,9 +296,7 @@ class FederatedStrategy(Strategy):
             If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
             a usable update. Nothing has changed then: the round can be configured again.
         """
-        replies = self._received(replies, "local")
-        self.outcome.bytes_up += sum(map(message_bytes, replies))
-        updates = self.limits.clipped(self._read_updates(replies))
+        updates = self.limits.clipped(self._read_updates(self._received(replies, "local")))
         usable = {update.name for update in updates}
         self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
@@ -334,9 +337,8 @@ class FederatedStrategy(Strategy):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Keep each client's own numbers; the recorder sums them up."""
-        received = self._received(replies, "evaluation")
-        self.outcome.bytes_evaluation += sum(map(message_bytes, received))
-        for reply in received:
+        for reply in self._received(replies, "evaluation"):
+            self.outcome.bytes_evaluation += message_bytes(reply)
             name = self.roster.name_of(reply.metadata.src_node_id)
             try:
                 if reply.has_error():
@@ -369,7 +371,7 @@ class FederatedStrategy(Strategy):
         if not messages:
             return
         sent = self._sent(messages)
-        replies = self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout))
+        replies = list(self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout)))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
         self.outcome.bytes_up += sum(map(message_bytes, replies))
         self.descriptions.take_in(replies)
@@ -384,33 +386,33 @@ class FederatedStrategy(Strategy):
         self._requests = {message.metadata.dst_node_id: message.metadata for message in messages}
         return messages
 
-    def _received(self, replies: Iterable[Message], phase: str) -> list[Message]:
-        received = self._answers(replies)
+    def _received(self, replies: Iterable[Message], phase: str) -> Iterator[Message]:
+        yield from self._answers(replies)
         self.outcome.seconds[phase] += time.perf_counter() - self._phase_started
-        return received
 
-    def _answers(self, replies: Iterable[Message]) -> list[Message]:
-        """Return what nodes replied themselves to what they were asked, and go on without those that were silent."""
-        answers: dict[int, Message] = {}
+    def _answers(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield what nodes replied themselves to what they were asked, and go on without those that were silent."""
+        answered = set[int]()
         self._misfits = set()
         for reply in replies:
             node = reply.metadata.src_node_id
             if is_no_answer(reply):
                 continue
-            if reason := misfit(reply, self._requests) or ("it has answered before" if node in answers else ""):
+            if reason := misfit(reply, self._requests) or ("it has answered before" if node in answered else ""):
                 self._problem(f"{self.roster.name_of(node)}: reply rejected: {reason}")
                 self._misfits |= {node} & self._requests.keys()
             else:
-                answers[node] = reply
-        self._misfits -= answers.keys()
-        self.roster.leave_out(self._requests.keys() - answers.keys() - self._misfits)
-        return list(answers.values())
+                answered.add(node)
+                yield reply
+        self._misfits -= answered
+        self.roster.leave_out(self._requests.keys() - answered - self._misfits)
 
-    def _read_updates(self, replies: list[Message]) -> list[ClientUpdate]:
+    def _read_updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
         """Return the updates that may touch a model, sorted by client, and count the others."""
         read: dict[str, ClientUpdate] = {}
         rejected: dict[str, str] = {}
         for message in replies:
+            self.outcome.bytes_up += message_bytes(message)
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
                 self._problem(f"{name} failed: {error_reason(message)}")
@@ -444,7 +446,7 @@ class FederatedStrategy(Strategy):
 
         def ask(messages: list[Message]) -> list[Message]:
             sent = self._sent(messages)
-            replies = self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout))
+            replies = list(self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout)))
             self.outcome.bytes_down += sum(map(message_bytes, messages))
             self.outcome.bytes_up += sum(map(message_bytes, replies))
             return replies
@@ -482,7 +484,7 @@ class FederatedStrategy(Strategy):
         return ClientUpdate(
             name=name,
             start=self._starts[name] or self._candidates[reply.choice or 0],
-            state=reply.state,
+            state=self.shelf.put(reply.state),
             num_examples=reply.num_examples,
             signature=reply.signature,
             choice=reply.choice,

@@ -145,6 +145,7 @@ class DisUE(FederatedStrategy):
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
         self.expert_shares: dict[Team, float] = {}
+        self._mixtures: dict[Team, tuple[State, State, float, State]] = {}
         self._warned = False
 
     @property
@@ -162,7 +163,7 @@ class DisUE(FederatedStrategy):
         if name not in self.clusters or (team := self._team_of(name)) not in self.latest:
             return universal
         latest, share = self.latest[team], self.expert_shares.get(team, self.expert_share)
-        return universal if share == 0.0 or latest is universal else interpolate(universal, latest, share)
+        return universal if share == 0.0 or latest is universal else self._mixture(team, universal, latest, share)
 
     def expert_for(self, name: str) -> State | None:
         """Return the expert of the client's cluster and architecture, or None where it has none yet."""
@@ -209,6 +210,13 @@ class DisUE(FederatedStrategy):
 
     def _team_of(self, name: str) -> Team:
         return Team(self.clusters[name], self.roster.models[name])
+
+    def _mixture(self, team: Team, universal: State, latest: State, share: float) -> State:
+        """Return the mixture that all clients of a team start from, which is one object."""
+        made = self._mixtures.get(team)
+        if made is None or made[0] is not universal or made[1] is not latest or made[2] != share:
+            made = self._mixtures[team] = universal, latest, share, interpolate(universal, latest, share)
+        return made[3]
 
     def _learn_shares(self) -> None:
         """Set each team's share to L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated.

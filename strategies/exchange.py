@@ -1,13 +1,19 @@
 """Questions to nodes of which some may never answer."""
 
+import math
 import time
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 from flwr.app import Message, Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 POLL_SECONDS = 0.5
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.05, 1.0
+"""Seconds between two looks for replies: shortest while they come."""
+AT_A_TIME = 64
+"""Replies that are taken together."""
 NO_ANSWER = frozenset({ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, ErrorCode.NODE_UNAVAILABLE})
 """Errors that the SuperLink reports in place of a node that is gone."""
 
@@ -45,6 +51,49 @@ def collect(grid: Grid, sent: Mapping[str, int], wait_for: Collection[int], time
             break
         time.sleep(min(POLL_SECONDS, left))
     return replies
+
+
+def send_and_receive(grid: Grid, messages: Iterable[Message], timeout: float | None) -> Iterator[Message]:
+    """Send messages, and return their replies as they come, of which no more than a few are in memory.
+
+    Flower's own method of this name returns all of them together, and looks for them every three seconds.
+
+    Parameters
+    ----------
+    grid : Grid
+    messages : iterable of Message
+    timeout : float or None
+        Seconds to wait at most; None: until all have come.
+    """
+    sent = [message_id for message_id in grid.push_messages(list(messages)) if message_id]
+    return _arriving(grid, sent, math.inf if timeout is None else time.monotonic() + timeout)
+
+
+def _arriving(grid: Grid, sent: list[str], deadline: float) -> Iterator[Message]:
+    pause = SHORTEST_PAUSE
+    while sent:
+        answered = set[str]()
+        for first in range(0, len(sent), AT_A_TIME):
+            for reply in grid.pull_messages(sent[first : first + AT_A_TIME]):
+                answered.add(reply.metadata.reply_to_message_id)
+                yield reply
+        sent = [message_id for message_id in sent if message_id not in answered]
+        left = deadline - time.monotonic()
+        if not sent or left <= 0.0:
+            return
+        pause = SHORTEST_PAUSE if answered else min(2.0 * pause, LONGEST_PAUSE)
+        time.sleep(min(pause, left))
+
+
+@contextmanager
+def streaming(grid: Grid) -> Iterator[None]:
+    """Let a grid send and receive as above."""
+    own = grid.send_and_receive
+    grid.send_and_receive = lambda messages, *, timeout=None: send_and_receive(grid, messages, timeout)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        grid.send_and_receive = own  # type: ignore[method-assign]
 
 
 def is_no_answer(reply: Message) -> bool:

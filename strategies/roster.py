@@ -82,6 +82,7 @@ class Roster:
         self.away: dict[str, Client] = {}
         self.returned: list[str] = []
         self._clients: dict[str, Client] = {}
+        self._names: dict[int, str] = {}
         self._asked: dict[int, float] = {}
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
@@ -100,13 +101,12 @@ class Roster:
     @known.setter
     def known(self, clients: Iterable[Client]) -> None:
         self.away = {client.name: client for client in clients}
+        self._names = {client.node_id: client.name for client in self.away.values()}
         self.models = {client.name: client.model for client in self.away.values()}
 
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
-        known = [*self._clients.values(), *self.away.values()]
-        names = [client.name for client in known if client.node_id == node_id]
-        return names[0] if names else f"node {node_id}"
+        return self._names.get(node_id, f"node {node_id}")
 
     def gather(self, grid: Grid, min_clients: int, join_timeout: float) -> None:
         """Wait for enough nodes, for enough of them to say who they are, and for all that took part before.
@@ -189,8 +189,10 @@ class Roster:
                 log(WARNING, "node %s cannot take part: %s", node_id, error)
             return [error]
         self._refusals.pop(node_id, None)
-        if self.away.pop(client.name, None):
+        if before := self.away.pop(client.name, None):
             self.returned.append(client.name)
+            self._names.pop(before.node_id, None)
+        self._names[client.node_id] = client.name
         self._clients[client.name] = client
         self.models[client.name] = client.model
         return []

@@ -1,7 +1,7 @@
 """The inline engine: the very same ServerApp and ClientApp in this process, through an in-process Grid."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -83,16 +83,17 @@ class InlineGrid(Grid):
         """Answer the messages."""
         return [self._answer(self._pushed.pop(message_id)) for message_id in message_ids]
 
-    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        """Answer the messages; those whose turn comes after ``timeout`` seconds get no reply."""
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Answer the messages one by one, as they are asked for; after ``timeout`` seconds the others get no reply."""
         deadline = float("inf") if timeout is None else time.monotonic() + timeout
-        replies = []
-        for message_id in self.push_messages(messages):
+        return self._replies(list(self.push_messages(messages)), deadline)
+
+    def _replies(self, sent: list[str], deadline: float) -> Iterator[Message]:
+        for message_id in sent:
             if time.monotonic() > deadline:
                 del self._pushed[message_id]
             else:
-                replies.extend(self.pull_messages([message_id]))
-        return replies
+                yield from self.pull_messages([message_id])
 
     def _answer(self, message: Message) -> Message:
         context = self._contexts[message.metadata.dst_node_id]

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import FAST
 from flwr.app import Context, RecordDict
+from resuming import left_by
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tests_support import ARTEFACTS_OF_TWO, files_of
 
 from client_app.app import app as client_app
 from disue.cli.inline import InlineGrid, simulated_nodes
+from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError, FederationError
@@ -33,6 +36,16 @@ ROUND_KEYS = {
 
 def without_timings(rows: list[dict[str, object]]) -> list[dict[str, object]]:
     return [{k: v for k, v in row.items() if not k.startswith("seconds_")} for row in rows]
+
+
+def test_models_in_a_file_make_the_same_run(tmp_path: Path) -> None:
+    for name, memory in (("in-memory", 1024), ("in-file", 0)):
+        settings = FAST | {"num-clusters": 2, "reply-memory": memory, "output-dir": str(tmp_path / name)}
+        run_inline(RunConfig.from_flower(settings), 4)
+    inside, outside = left_by(tmp_path / "in-memory"), left_by(tmp_path / "in-file")
+    for left in (inside, outside):
+        del left["config.toml"]["run"]["reply-memory"], left["MODEL_CARD.md"]  # which tells it, too
+    assert inside == outside
 
 
 def test_the_run_directory_holds_what_the_design_says(run) -> None:  # type: ignore[no-untyped-def]

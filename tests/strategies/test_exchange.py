@@ -9,7 +9,8 @@ from flwr.common.constant import ErrorCode
 from tests_support import ChangingGrid, answering_app
 
 from disue.wire import HelloReply, HelloRequest
-from strategies.exchange import collect, is_no_answer, send
+from strategies import exchange
+from strategies.exchange import collect, is_no_answer, send, streaming
 
 
 def grid(count: int = 3) -> ChangingGrid:
@@ -68,6 +69,52 @@ def test_a_message_that_cannot_be_sent_is_not_waited_for() -> None:
 
     sent = ask(Refusing(answering_app(), {}, [{"name": "a"}, {"name": "b"}]), 1000, 1001)
     assert list(sent.values()) == [1000]
+
+
+def hellos(*node_ids: int) -> list[Message]:
+    return [HelloRequest().to_message(node) for node in node_ids]
+
+
+def test_replies_come_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes, pulled = grid(10), list[int]()
+
+    def pull_messages(message_ids: Iterable[str]) -> list[Message]:
+        replies = ChangingGrid.pull_messages(nodes, message_ids)
+        pulled.append(len(replies))
+        return replies
+
+    nodes.pull_messages = pull_messages  # type: ignore[method-assign]
+    monkeypatch.setattr(exchange, "AT_A_TIME", 4)
+    with streaming(nodes):
+        arriving = iter(nodes.send_and_receive(hellos(*range(1000, 1010)), timeout=5.0))
+        assert [next(arriving).metadata.src_node_id for _ in range(5)] == list(range(1000, 1005))
+        assert pulled == [4, 4]
+        assert [reply.metadata.src_node_id for reply in arriving] == list(range(1005, 1010))
+    assert pulled == [4, 4, 2]
+    assert isinstance(list(nodes.send_and_receive(hellos(1000))), list)
+    assert pulled == [4, 4, 2, 1]
+
+
+def test_who_is_silent_is_waited_for_and_those_who_answer_meanwhile_are_heard() -> None:
+    nodes, started = grid(3), time.monotonic()
+    nodes.silent |= {1000, 1002}
+    heard = []
+    with streaming(nodes):
+        for reply in nodes.send_and_receive(hellos(1000, 1001, 1002), timeout=1.0):
+            heard.append(reply.metadata.src_node_id)
+            nodes.silent.discard(1002)
+    assert heard == [1001, 1002]
+    assert 1.0 <= time.monotonic() - started < 3.0
+
+
+def test_nobody_who_could_not_be_asked_is_waited_for() -> None:
+    nodes, started = grid(1), time.monotonic()
+    push = nodes.push_messages
+    nodes.push_messages = lambda messages: [*push(messages), None]  # type: ignore[method-assign, list-item]
+    with streaming(nodes):
+        assert len(list(nodes.send_and_receive(hellos(1000)))) == 1
+        assert list(nodes.send_and_receive([])) == []
+    assert time.monotonic() - started < 2.0
 
 
 @pytest.mark.parametrize(

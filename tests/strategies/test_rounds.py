@@ -1,7 +1,9 @@
 """The moments of a round, with clients that fail, lie, or stay silent."""
 
 import copy
+import gc
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -50,6 +52,21 @@ def test_the_average_is_weighted_by_examples() -> None:
     assert strategy.outcome.clients_ok == 4
     assert strategy.outcome.client_steps == 8
     assert strategy.outcome.train_loss == pytest.approx(0.1 * expected)
+
+
+def test_no_more_than_one_reply_is_in_memory_at_a_time() -> None:
+    replies: list[weakref.ref[Message]] = []
+
+    def train(name: str, request: TrainRequest, message: Message) -> Message:
+        gc.collect()
+        alive.append(sum(reply() is not None for reply in replies))
+        replies.append(weakref.ref(reply := by_its_number(name, request, message)))
+        return reply
+
+    alive: list[int] = []
+    fedavg(train, clients=20, rounds=2)
+    assert len(alive) == 40
+    assert max(alive) <= 2  # the one before, which was read, and the one before that, when they are let go of
 
 
 def test_rounds_go_on_from_the_new_model() -> None:
@@ -299,7 +316,7 @@ class Confusing(ChangingGrid):
         """The last round's reply of every node."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = super().send_and_receive(messages, timeout=timeout)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
         given = [given for reply in replies for given in self.more(reply)]
         self.past |= {reply.metadata.src_node_id: reply for reply in replies if reply.metadata.message_type == "train"}
         return given
@@ -366,7 +383,7 @@ def test_a_round_in_which_nobody_was_there_to_be_asked_is_repeated_too() -> None
     receive = grid.send_and_receive
 
     def back_after_the_first(messages: Iterable[Message], **how: Any) -> list[Message]:
-        replies = receive(messages, **how)
+        replies = list(receive(messages, **how))
         for context in away:
             grid.bring_back(context)
         return replies

@@ -261,7 +261,7 @@ class Late(Recording):
     """Answers the messages of silent nodes when nobody waits for the replies any more."""
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        replies = super().send_and_receive(messages, timeout=timeout)
+        replies = list(super().send_and_receive(messages, timeout=timeout))
         for message in list(self._pushed.values()):
             self._answer(self._pushed.pop(message.metadata.message_id))
         return replies

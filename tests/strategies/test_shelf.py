@@ -1,0 +1,69 @@
+"""Models that do not fit into memory are in a file, and are the same."""
+
+import gc
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from disue.models import State
+from strategies import shelf
+from strategies.shelf import Shelf
+
+
+def model(seed: int, size: int = 1000) -> State:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "weight": torch.randn(size, 3, generator=generator).T,
+        "half": torch.randn(7, generator=generator).half(),
+        "count": torch.tensor(seed),
+        "nothing": torch.zeros(0, 4),
+    }
+
+
+def bytes_of(state: State) -> int:
+    return sum(tensor.nbytes for tensor in state.values())
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("region", [2**20, 2**13])
+def test_a_model_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: int) -> None:
+    monkeypatch.setattr(shelf, "REGION_BYTES", region)  # many models in a region, and a region smaller than a model
+    models = [model(seed, size=1000 + 100 * seed) for seed in range(20)]
+    own = Shelf(2 * bytes_of(models[1]), tmp_path)
+    kept = [own.put(state) for state in models]
+    assert sum(state is given for state, given in zip(kept, models, strict=True)) == 2
+    assert own.in_memory + own.in_file == sum(map(bytes_of, models))
+    for state, given in zip(kept, models, strict=True):
+        assert list(state) == list(given)
+        for name, tensor in given.items():
+            assert (state[name].dtype, state[name].shape) == (tensor.dtype, tensor.shape)
+            assert torch.equal(state[name], tensor)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_still_in_use_outlives_the_round_and_the_file_goes_with_it(tmp_path: Path) -> None:
+    gc.collect()
+    before = descriptors()
+    own = Shelf(0, tmp_path)
+    last = own.put(model(0))["weight"]
+    own.clear()
+    assert torch.equal(last, model(0)["weight"])
+    other = own.put(model(1))["weight"]
+    assert torch.equal(last, model(0)["weight"])
+    assert not torch.equal(last, other)
+    own.clear()
+    del last, other
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_without_a_limit_nothing_is_written(tmp_path: Path) -> None:
+    own, given = Shelf(None, tmp_path / "is not there"), model(0)
+    assert own.put(given) is given
+    with pytest.raises(FileNotFoundError):
+        Shelf(0, tmp_path / "is not there").put(given)
