@@ -28,6 +28,7 @@ from strategies.fesem import FeSEM
 from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
 from strategies.groupings import ByChoice, BySignature, Grouping, Planted
 from strategies.ifca import IFCA
+from strategies.landmarks import MOST_COMPARED
 from strategies.limits import Limits
 from strategies.local import Local
 from strategies.oneshot import FLHC, FedGroup
@@ -108,11 +109,13 @@ def check_sizes(config: RunConfig, num_clients: int) -> None:
         )
     by_signature = config.method == "disue" and config.clusterer in CLUSTERERS
     smallest = smallest_cluster(config)
-    if by_signature and config.num_clusters * smallest > num_clients:
+    compared = min(num_clients, MOST_COMPARED)
+    if by_signature and config.num_clusters * smallest > compared:
         why = f"min-cluster-size {smallest}" if smallest == config.min_cluster_size else f"{smallest} (privacy=secure)"
+        among = f", the landmarks of {num_clients}," if compared < num_clients else ""
         raise ConfigError(
-            f"num-clusters: got {config.num_clusters}; {num_clients} clients make at most "
-            f"{num_clients // smallest} clusters of {why}"
+            f"num-clusters: got {config.num_clusters}; {compared} clients{among} make at most "
+            f"{compared // smallest} clusters of {why}"
         )
     if config.privacy == "secure" and num_clients < FEWEST:
         raise ConfigError(
@@ -261,12 +264,19 @@ def _cfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.devic
 
 @METHODS.register("flhc")
 def _flhc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FLHC(roster, _participation(config), config.warm_up_rounds, _agglomerative(config), _objective(config))
+    return FLHC(
+        roster,
+        _participation(config),
+        config.warm_up_rounds,
+        _agglomerative(config),
+        _objective(config),
+        _random_state(config),
+    )
 
 
 @METHODS.register("pacfl")
 def _pacfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return PACFL(roster, _participation(config), _agglomerative(config), _objective(config))
+    return PACFL(roster, _participation(config), _agglomerative(config), _objective(config), _random_state(config))
 
 
 @METHODS.register("ifca")
@@ -317,7 +327,7 @@ def _by_signature(clusterer: str, config: RunConfig, _roster: Roster, _data: Run
     kind = SIGNATURES[config.signature]
     if config.privacy == "secure":
         kind = of_sketches(kind)
-    return BySignature(config.signature, kind, clusters, config.signature_memory)
+    return BySignature(config.signature, kind, clusters, config.signature_memory, _random_state(config))
 
 
 for _name in CLUSTERERS:

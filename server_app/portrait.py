@@ -28,6 +28,8 @@ TENSORS = "portrait.safetensors"
 NAMES = "portrait.json"
 MOST_SIMILARITIES = 256
 """Clients in the similarity matrix, so that it stays small with any number of clients."""
+MOST_ON_MAP = 1000
+"""Clients on the map, of whom every pair is compared."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +106,15 @@ class Portrait:
         names: dict[str, object] = {}
         book = strategy.signatures
         if book is not None and book.names:
-            gram = book.gram().double().numpy()
+            groups = {c.name: c.group for c in strategy.roster.clients}
+            mapped = by_name(chosen_for_similarity(book.names, self.clusters, groups, MOST_ON_MAP))
+            gram = book.gram(mapped).double().numpy()
             points, share = map_of(gram)
-            chosen = chosen_for_similarity(
-                book.names, self.clusters, {c.name: c.group for c in strategy.roster.clients}
-            )
-            rows = [book.names.index(name) for name in chosen]
+            chosen = chosen_for_similarity(mapped, self.clusters, groups)
+            rows = [mapped.index(name) for name in chosen]
             tensors["map"] = torch.from_numpy(points).float()
             tensors["similarity"] = torch.from_numpy(gram[np.ix_(rows, rows)]).float()
-            names |= {"map": book.names, "map-share": round(share, 6), "similarity": chosen}
+            names |= {"map": mapped, "map-share": round(share, 6), "similarity": chosen}
         labels, source = self._labels(federation)
         if labels:
             tensors["labels"] = torch.stack(list(labels.values())).float()

@@ -78,4 +78,6 @@ class GroupedStrategy(ClusteredStrategy):
 
     def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
         """Return the grouping's clusters."""
-        return self.grouping.group(updates, self.descriptions)
+        clusters = self.grouping.group(updates, self.descriptions)
+        self.outcome.extra |= self.grouping.metrics
+        return clusters

@@ -257,13 +257,22 @@ class Hdbscan:
         if len(X) < 2 * MIN_CLUSTER_SIZE:
             return np.zeros(len(X), dtype=np.int64)
         labels: IntArray = HDBSCAN(min_cluster_size=MIN_CLUSTER_SIZE, copy=True).fit_predict(X).astype(np.int64)
-        found = np.unique(labels[labels >= 0])
-        if not len(found):
+        if labels.max() < 0:
             return np.zeros(len(X), dtype=np.int64)
-        centres = np.stack([X[labels == label].mean(axis=0) for label in found])
         noise = labels < 0
-        labels[noise] = found[cdist(X[noise], centres).argmin(axis=1)]
+        labels[noise] = nearest_centres(X[noise], X[~noise], labels[~noise])
         return labels
+
+
+def nearest_centres(points: FloatArray, X: FloatArray, labels: IntArray) -> IntArray:
+    """Return, per point, the label of the cluster of ``X`` whose centre is nearest.
+
+    ``points``: (points, features); ``X``: (clients, features); ``labels``: (clients,).
+    """
+    found = np.unique(labels)
+    centres = np.stack([X[labels == label].mean(axis=0) for label in found])
+    nearest: IntArray = found[cdist(points, centres).argmin(axis=1)]
+    return nearest
 
 
 @CLUSTERERS.register("single")

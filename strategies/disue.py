@@ -185,7 +185,9 @@ class DisUE(FederatedStrategy):
 
     def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
         """Return the grouping's clusters."""
-        return self.grouping.group(updates, self.descriptions)
+        clusters = self.grouping.group(updates, self.descriptions)
+        self.outcome.extra |= self.grouping.metrics
+        return clusters
 
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Average each team into its expert, and distil the experts."""

@@ -1,15 +1,18 @@
 """Who belongs together: the step of clustered methods that says it, for DisUE and for the methods that train apart."""
 
 from collections.abc import Mapping, Sequence
+from logging import WARNING
 from typing import ClassVar, Protocol
 
 import numpy as np
+from flwr.common.logger import log
 from numpy.typing import NDArray
 from torch import Tensor
 
 from disue.errors import ConfigError
 from disue.models import State
 from strategies.clusterers import Clusterer
+from strategies.landmarks import cluster_landmarks, doubts, embedding
 from strategies.matching import match_clusters
 from strategies.roster import Roster
 from strategies.signatures import SignatureBook, SignatureKind
@@ -37,6 +40,10 @@ class Grouping(Protocol):
     description: str
 
     @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the round's metrics should say of the last grouping."""
+
+    @property
     def book(self) -> SignatureBook | None:
         """What clients are compared by, where they are."""
 
@@ -58,17 +65,24 @@ class BySignature:
     clusterer : Clusterer
     memory : float (default: 0.5)
         See `SignatureBook`.
+    random_state : int (default: 0)
+        Seed of the choice of landmarks, where there are more clients than are compared with each other.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("book", "_clusters", "_clustered")
+    stateful: ClassVar[tuple[str, ...]] = ("book", "_clusters", "_clustered", "_doubted")
 
-    def __init__(self, name: str, kind: SignatureKind, clusterer: Clusterer, memory: float = 0.5) -> None:
+    def __init__(
+        self, name: str, kind: SignatureKind, clusterer: Clusterer, memory: float = 0.5, random_state: int = 0
+    ) -> None:
         self.description = "" if kind.from_update else name
         self.kind = kind
         self.clusterer = clusterer
         self.book = SignatureBook(kind, memory)
+        self.random_state = random_state
+        self.metrics: dict[str, float] = {}
         self._clusters: dict[str, int] = {}
         self._clustered: set[str] = set()
+        self._doubted = False
 
     def candidates(self, experts: Mapping[int, State]) -> Sequence[State]:
         """Return none."""
@@ -80,16 +94,33 @@ class BySignature:
         Where no known signature changed, nobody is moved: newcomers join the cluster whose centre is nearest, until
         they are a quarter of all.
         """
-        changed = self._take_in(updates, descriptions)
-        points, names = self.book.embedding(), self.book.names
+        self.metrics = {}
+        changed, names = self._take_in(updates, descriptions), self.book.names
+        if not changed and self._clusters.keys() >= set(names):
+            return dict(self._clusters)
+        embedded = embedding(self.kind, self.book.vectors(names), self.random_state)
         newcomers = sum(name not in self._clustered for name in names)
         if changed or newcomers > NEWCOMERS * len(names):
-            labels = dict(zip(names, map(int, self.clusterer.fit_predict(points)), strict=True))
-            self._clusters = match_clusters(self._clusters, labels)
+            labels, agreement = cluster_landmarks(self.clusterer, embedded)
+            self._clusters = match_clusters(self._clusters, dict(zip(names, map(int, labels), strict=True)))
             self._clustered = set(names)
+            if embedded.landmarks is not None:
+                self._tell(len(embedded.landmarks), embedded.projection_error, agreement)
         else:
-            self._clusters |= nearest_clusters(dict(zip(names, points, strict=True)), self._clusters)
+            self._clusters |= nearest_clusters(dict(zip(names, embedded.points, strict=True)), self._clusters)
         return dict(self._clusters)
+
+    def _tell(self, landmarks: int, projection_error: float, agreement: float) -> None:
+        """Keep how good a clustering by landmarks was, and say once that it is doubtful."""
+        self.metrics = {
+            "landmarks": landmarks,
+            "projection_error": projection_error,
+            "landmark_agreement": agreement,
+        }
+        found = doubts(projection_error, agreement)
+        if found and not self._doubted:
+            log(WARNING, "clusters of all from %s landmarks are doubtful: %s", landmarks, "; ".join(found))
+            self._doubted = True
 
     def _take_in(self, updates: Sequence[ClientUpdate], descriptions: Mapping[str, Tensor]) -> bool:
         """Enter the signatures, and return whether that of a known client changed."""
@@ -128,6 +159,7 @@ class ByChoice:
     stateful: ClassVar[tuple[str, ...]] = ("models", "_clusters")
     description = ""
     book = None
+    metrics: Mapping[str, float] = {}
 
     def __init__(self, models: Sequence[State]) -> None:
         self.models = list(models)
@@ -162,6 +194,7 @@ class Planted:
     stateful: ClassVar[tuple[str, ...]] = ("_groups",)
     description = ""
     book = None
+    metrics: Mapping[str, float] = {}
 
     def __init__(self, roster: Roster) -> None:
         self.roster = roster

@@ -12,9 +12,10 @@ from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
 from strategies.clustered import ClusteredStrategy
 from strategies.clusterers import Clusterer, DecomposedCosines
+from strategies.landmarks import cluster_landmarks, embedding
 from strategies.outcome import Participation
 from strategies.roster import Roster
-from strategies.signatures import cosines, embed
+from strategies.signatures import SignatureKind
 from strategies.updates import ClientUpdate
 
 
@@ -86,6 +87,8 @@ class FLHC(OneShotStrategy):
         See `OneShotStrategy`.
     clusterer : Clusterer
         The hierarchical clusterer.
+    random_state : int (default: 0)
+        Seed of the choice of landmarks, where there are more clients than are compared with each other.
     """
 
     def __init__(
@@ -95,13 +98,16 @@ class FLHC(OneShotStrategy):
         warm_up: int,
         clusterer: Clusterer,
         objective: LocalObjective = PLAIN,
+        random_state: int = 0,
     ) -> None:
         super().__init__(roster, participation, warm_up, objective)
         self.clusterer = clusterer
+        self.random_state = random_state
 
     def cluster(self, directions: Tensor) -> Sequence[int]:
         """Cluster the updates themselves."""
-        return [int(label) for label in self.clusterer.fit_predict(embed(cosines(list(directions))))]
+        labels, _ = cluster_landmarks(self.clusterer, embedding(SignatureKind(), list(directions), self.random_state))
+        return [int(label) for label in labels]
 
 
 class FedGroup(OneShotStrategy):

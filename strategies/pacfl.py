@@ -25,6 +25,8 @@ class PACFL(GroupedStrategy):
         See `FederatedStrategy`.
     clusterer : Clusterer
         The hierarchical clusterer.
+    random_state : int (default: 0)
+        See `BySignature`.
     """
 
     def __init__(
@@ -33,6 +35,7 @@ class PACFL(GroupedStrategy):
         participation: Participation,
         clusterer: Clusterer,
         objective: LocalObjective = PLAIN,
+        random_state: int = 0,
     ) -> None:
-        grouping = BySignature("subspace", SIGNATURES["subspace"], clusterer)
+        grouping = BySignature("subspace", SIGNATURES["subspace"], clusterer, random_state=random_state)
         super().__init__(roster, participation, grouping, objective)

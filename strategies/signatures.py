@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -18,22 +18,39 @@ from strategies.updates import ClientUpdate
 FloatArray = NDArray[np.float64]
 
 
-def cosines(vectors: Sequence[Tensor]) -> Tensor:
-    """Return the cosines between vectors, (clients, clients), by one matrix product."""
-    stacked = F.normalize(torch.stack([vector.reshape(-1) for vector in vectors]).double(), dim=1)
-    return stacked @ stacked.T
+class Gram(Protocol):
+    """Inner products."""
+
+    def __call__(self, vectors: Sequence[Tensor], /, others: Sequence[Tensor] | None = None) -> Tensor:
+        """Return those of ``vectors`` with ``others``, (vectors, others), or with each other."""
 
 
-def subspace_affinity(bases: Sequence[Tensor]) -> Tensor:
-    """Return the mean squared cosine of the principal angles between subspaces, (clients, clients).
+def cosines(vectors: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
+    """Return the cosines between vectors, (vectors, others) or (vectors, vectors), by one matrix product.
+
+    Those with others are computed in single precision: there are many, and no spectrum is taken of them.
+    """
+    if others is None:
+        stacked = _unit(vectors, torch.float64)
+        return stacked @ stacked.T
+    return (_unit(vectors, torch.float32) @ _unit(others, torch.float32).T).double()
+
+
+def _unit(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    return F.normalize(torch.stack([vector.reshape(-1) for vector in vectors]).to(dtype), dim=1)
+
+
+def subspace_affinity(bases: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
+    """Return the mean squared cosine of the principal angles between subspaces, (bases, others) or (bases, bases).
 
     ``bases``: orthonormal columns, (inputs, dimensions). In the embedding, distances are then chordal distances,
     sqrt(sum of squared sines), up to a factor (Golub & Van Loan, section 6.4.3).
     """
     stacked = torch.stack(list(bases)).double()
-    products = torch.einsum("idp,jdq->ijpq", stacked, stacked)
-    sizes = stacked.square().sum(dim=(1, 2)).sqrt()  # the square root of the number of dimensions
-    affinity: Tensor = products.square().sum(dim=(2, 3)) / torch.outer(sizes, sizes).clamp(min=1e-300)
+    second = stacked if others is None else torch.stack(list(others)).double()
+    products = torch.einsum("idp,jdq->ijpq", stacked, second)
+    sizes, second_sizes = (s.square().sum(dim=(1, 2)).sqrt() for s in (stacked, second))  # roots of their dimensions
+    affinity: Tensor = products.square().sum(dim=(2, 3)) / torch.outer(sizes, second_sizes).clamp(min=1e-300)
     return affinity
 
 
@@ -45,12 +62,12 @@ class SignatureKind:
     ----------
     from_update : callable or None
         From a client's update to its vector. None: the client describes its data itself, once, before it trains.
-    gram : callable
+    gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     """
 
     from_update: Callable[[ClientUpdate], Tensor] | None = None
-    gram: Callable[[Sequence[Tensor]], Tensor] = cosines
+    gram: Gram = cosines
 
 
 SIGNATURES: Registry[SignatureKind] = Registry("signature")
@@ -106,20 +123,20 @@ class SignatureBook:
         """Clients with a known signature, sorted."""
         return by_name(self._vectors)
 
-    def gram(self) -> Tensor:
-        """Return the inner products of the vectors, (clients, clients), in the order of `names`; ones if alike."""
-        return self.kind.gram([self._vectors[name] for name in self.names])
+    def vectors(self, names: Sequence[str]) -> list[Tensor]:
+        """Return the signatures of these clients."""
+        return [self._vectors[name] for name in names]
 
-    def embedding(self) -> FloatArray:
-        """Return coordinates, (clients, at most clients), in which all distances and angles are kept.
-
-        They come from the exact Gram matrix of the vectors, in the order of `names`.
-        """
-        return embed(self.gram())
+    def gram(self, names: Sequence[str]) -> Tensor:
+        """Return the inner products of these clients' signatures, (clients, clients); ones if alike."""
+        return self.kind.gram(self.vectors(names))
 
 
 def embed(gram: Tensor) -> FloatArray:
-    """Return points with these inner products, (points, points), in as few dimensions as are needed."""
+    """Return points with these inner products, (points, points), in as few dimensions as are needed.
+
+    The dimensions are the axes of their spread: coordinates of two of them are orthogonal.
+    """
     values, basis = np.linalg.eigh(gram.numpy())
     kept = values > 1e-9 * max(values[-1], 1e-300)
     kept[-1] = True  # vectors that are all zero are one point

@@ -27,7 +27,8 @@ from disue.signature import Signature
 from disue.sketch import sketch
 from disue.task import quoted
 from strategies.groupings import nearest_clusters
-from strategies.signatures import SIGNATURES, cosines, embed, of_sketches
+from strategies.landmarks import embedding
+from strategies.signatures import SIGNATURES, cosines, of_sketches
 
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)
@@ -159,13 +160,14 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     if other := [name for name, known in gate.descriptions.items() if known.shape != told.shape]:
         raise DataError(f"'{run.directory / GATE}' is damaged (what it knows of '{other[0]}' does not fit); {ADVICE}")
     names = [*gate.descriptions, NEW]
-    gram = kind.gram([*gate.descriptions.values(), told])
-    points = dict(zip(names, embed(gram), strict=True))
+    vectors = [*gate.descriptions.values(), told]
+    points = dict(zip(names, embedding(kind, vectors, config.seed).points, strict=True))
+    likeness = kind.gram([told], vectors)[0]
     return Placement(
         nearest_clusters(points, gate.clusters)[NEW],
         f"the run's signature '{gate.signature}' (nearest centre of a cluster's clients)",
         "likeness",
-        _means({name: float(value) for name, value in zip(names, gram[-1], strict=True)}, gate.clusters),
+        _means({name: float(value) for name, value in zip(names, likeness, strict=True)}, gate.clusters),
     )
 
 

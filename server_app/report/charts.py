@@ -211,7 +211,7 @@ def similarity(record: RunRecord) -> Chart:
             ("paper", "y", {"x0": 0, "x1": 1, "y0": i - 0.5, "y1": i - 0.5}),
         )
     ]
-    shown, known = len(names), len(record.names["map"])
+    shown, known = len(names), max(len(clusters), len(record.names["map"]))
     words = "How alike the signatures of two clients are (1: equal). Ordered by cluster; lines part the clusters."
     if shown < known:
         words += f" {shown} of {known:,} clients are shown, evenly spaced in this order."

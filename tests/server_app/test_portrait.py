@@ -49,6 +49,17 @@ def test_a_run_leaves_the_map_the_similarities_the_labels_and_the_confusion(run)
     assert tensors["confusion"].tolist() == expected.tolist()
 
 
+def test_of_many_clients_the_map_shows_some_of_every_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("server_app.portrait.MOST_ON_MAP", 4)
+    result = run(clients=7, num_clusters=2)
+    names = json.loads((result.directory / "portrait.json").read_text())
+    tensors = load_file(result.directory / "portrait.safetensors")
+    clusters = {row["client"]: row["cluster"] for row in rows_of(result.directory / "clients.csv")}
+    assert len(names["map"]) == len(tensors["map"]) == len(tensors["similarity"]) == 4
+    assert {clusters[name] for name in names["map"]} == {"0", "1"}
+    assert sorted(names["similarity"]) == names["map"]
+
+
 def test_clients_that_tell_nothing_are_drawn_from_the_scenario(run) -> None:  # type: ignore[no-untyped-def]
     result = run(clients=4, method="oracle", scenario="label-swap", num_groups=2)
     names = json.loads((result.directory / "portrait.json").read_text())

@@ -23,6 +23,7 @@ from disue.errors import ConfigError, DataError, FederationError
 from disue.metrics import score
 from disue.models import build_model
 from server_app.app import app as server_app
+from server_app.methods import check_sizes
 from server_app.recorder import check_directory, default_directory
 from server_app.run import execute, preflight
 
@@ -282,3 +283,12 @@ def test_what_node_configs_say_of_architectures_is_checked_before_training(tmp_p
 def test_two_clients_and_default_settings_work(run) -> None:  # type: ignore[no-untyped-def]
     """What plain `flwr run .` does: two simulated nodes, although three groups are planted by default."""
     assert run(clients=2).summary["status"] == "completed"
+
+
+def test_of_very_many_clients_landmarks_must_suffice_for_the_clusters() -> None:
+    check_sizes(RunConfig.from_flower({"num-clusters": 250}), 10_000)
+    message = (
+        "num-clusters: got 251; 500 clients, the landmarks of 10000, make at most 250 clusters of min-cluster-size 2"
+    )
+    with pytest.raises(ConfigError, match=message):
+        check_sizes(RunConfig.from_flower({"num-clusters": 251}), 10_000)

@@ -91,7 +91,7 @@ def test_the_book_remembers_a_running_mean_and_clients_that_were_not_sampled() -
     book.enter("client-2", torch.tensor([0.0, 1.0]))
     book.enter("client-10", torch.tensor([0.0, 1.0]))
     assert book.names == ["client-2", "client-10"]
-    points = book.embedding()
+    points = embed(book.gram(book.names))
     assert float(points[0] @ points[1]) == pytest.approx(0.75 / np.hypot(0.25, 0.75))
 
 
