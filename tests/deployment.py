@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,6 +119,14 @@ def deployed(work: Path, *labels: str, timeout: float = 900.0) -> Iterator[Deplo
         kill_children()
 
 
+def kill(process: psutil.Process) -> None:
+    """End a SuperNode with all that it started, as a power cut does."""
+    tree = [process, *process.children(recursive=True)]
+    for member in tree:
+        member.kill()
+    psutil.wait_procs(tree, timeout=10)
+
+
 def kill_children() -> None:
     """Stop all processes that this one has started, and theirs."""
     for _ in range(3):  # what is killed may have started another in the meantime
@@ -127,6 +135,11 @@ def kill_children() -> None:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
         psutil.wait_procs(tree, timeout=10.0)
+
+
+def set_to(settings: Mapping[str, object]) -> list[str]:
+    """Return the words by which `disue` is told of settings."""
+    return [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
 
 
 def free_ports(count: int) -> list[int]:

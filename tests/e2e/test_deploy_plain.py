@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain") as deployment:
+    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial") as deployment:
         yield deployment
 
 

@@ -25,7 +25,9 @@ from deployment import (
     clusters_of,
     deployed,
     free_ports,
+    kill,
     rows_of,
+    set_to,
     simulate,
     wait_for,
 )
@@ -53,14 +55,6 @@ def nodes(deployment: Deployment) -> dict[str, str]:
 def command_of(process: psutil.Process) -> list[str]:
     """Return the command line by which a Flower command can be started again."""
     return process.cmdline()[1:]
-
-
-def kill(process: psutil.Process) -> None:
-    """End a SuperNode with all that it started, as a power cut does."""
-    tree = [process, *process.children(recursive=True)]
-    for member in tree:
-        member.kill()
-    psutil.wait_procs(tree, timeout=10)
 
 
 def freeze(process: psutil.Process) -> list[psutil.Process]:
@@ -97,8 +91,7 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
         "evaluate-every": "100",
         "output-dir": str(directory),
     }
-    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    run = deployment.start([str(BIN / "disue"), "run", "disue", *words], "faults.log")
+    run = deployment.start([str(BIN / "disue"), "run", "disue", *set_to(settings)], "faults.log")
 
     def said(words: str) -> bool:
         assert run.poll() is None, deployment.log("faults.log")[-4000:]
