@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from benchmarks.machine import machine
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
-from disue.data import ClientData, build_federation
+from disue.data import ClientData, Federation, build_federation
 from disue.models import Classifier, State, build_model, get_state
 from disue.naming import by_name
 from disue.seeding import torch_rng
@@ -48,9 +48,8 @@ def bare_update(model: Classifier, start: State, data: ClientData, config: RunCo
     return get_state(model)
 
 
-def bare(config: RunConfig, clients: int) -> tuple[list[float], State]:
+def bare(config: RunConfig, federation: Federation, clients: int) -> tuple[list[float], State]:
     """Return the CPU seconds of each round of a bare loop, and the model that it ends with."""
-    federation = build_federation(config, clients)
     task = federation.task
     data = {f"client-{i}": federation.client(i) for i in range(clients)}
     model = build_model(config.model, task.shape, task.num_classes, config.seed)
@@ -89,6 +88,7 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="training images of each; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=6, help="of each turn; default: %(default)s")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--pfl", action="store_true", help="also by pfl, which must be installed (pip install pfl)")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -108,20 +108,29 @@ def main() -> None:
             "report": False,
         }
     )
+    federation = build_federation(config, arguments.clients)
     seconds: dict[str, list[float]] = {"bare": [], "inline": []}
     for _ in range(arguments.turns):
-        bare_seconds, expected = bare(config, arguments.clients)
+        bare_seconds, expected = bare(config, federation, arguments.clients)
         inline_seconds, found = inline(config, arguments.clients)
         if not all(torch.equal(expected[name], tensor) for name, tensor in found.items()):
             raise SystemExit("the inline engine and the bare loop do not end with the same model")
         seconds["bare"] += bare_seconds[1:]
         seconds["inline"] += inline_seconds
+        if arguments.pfl:
+            from benchmarks import pfl_loop
+
+            seconds.setdefault("pfl", []).extend(pfl_loop.rounds(config, federation, arguments.clients))
     rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
     told = {
         "benchmark": "simulation",
         **{key: getattr(arguments, key) for key in ("clients", "examples")},
         **{f"{engine}_updates_per_cpu_second": round(rate, 1) for engine, rate in rates.items()},
-        "inline_to_bare": round(rates["inline"] / rates["bare"], 3),
+        **{
+            f"inline_to_{engine}": round(rates["inline"] / rate, 3)
+            for engine, rate in rates.items()
+            if engine != "inline"
+        },
         **machine(),
     }
     print(json.dumps(told))

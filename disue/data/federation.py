@@ -1,6 +1,6 @@
 """The data of a simulated federation: who holds what, the global test set, and the proxy set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -17,6 +17,8 @@ from disue.task import Task
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1
 MIN_PROXY_SIZE = 10
+KEPT_BYTES = 2**28
+"""Clients' data are kept for the next round, in each process, as long as all of them, if like the last, fit into it."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class ClientData:
     train: Examples
     test: Examples
     group: int
+
+    @property
+    def nbytes(self) -> int:
+        """What they take in memory, in bytes."""
+        return sum(tensor.nbytes for part in (self.train, self.test) for tensor in (part.x, part.y))
 
 
 class RunData(Protocol):
@@ -61,6 +68,7 @@ class Federation:
     proxy_indices: IntArray
     test_indices: IntArray
     seed: int
+    _opened: dict[int, ClientData] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def num_clients(self) -> int:
@@ -78,13 +86,18 @@ class Federation:
         return bool(self.scenario.groups.min() > NO_GROUP)
 
     def client(self, index: int) -> ClientData:
-        """Return the data of client ``index``, as its planted group sees them."""
+        """Return the data of client ``index``, as its planted group sees them; they must not be changed."""
+        if index in self._opened:
+            return self._opened[index]
         group = int(self.scenario.groups[index])
-        return ClientData(
+        opened = ClientData(
             train=self._as_seen_by(self.dataset.train[self.train_parts[index]], group),
             test=self._as_seen_by(self.dataset.test[self.test_parts[index]], group),
             group=group,
         )
+        if (len(self._opened) + 1) * opened.nbytes <= KEPT_BYTES:
+            self._opened[index] = opened
+        return opened
 
     def global_test(self) -> Examples:
         """Return the balanced global test set; the planted groups' views have equal parts in it."""

@@ -5,9 +5,10 @@ from dataclasses import dataclass, fields
 
 import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from torch import Tensor
 
 from disue.errors import WireError
-from disue.models import State
+from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.task import Task
@@ -176,5 +177,10 @@ def _check_state(state: State, like: State) -> None:
                 f"parameter {name} is {tensor.dtype} {tuple(tensor.shape)}; "
                 f"expected {like[name].dtype} {tuple(like[name].shape)}"
             )
-        if not bool(torch.isfinite(tensor).all()):
-            raise WireError(f"parameter {name} has values that are not finite")
+    if not _is_finite(flatten(list(state.values()))):  # a look at all together takes a fraction of one at each
+        name = next(name for name, tensor in state.items() if not _is_finite(tensor))
+        raise WireError(f"parameter {name} has values that are not finite")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from disue.config import RunConfig
-from disue.data import SCENARIOS, build_federation
+from disue.data import SCENARIOS, build_federation, federation
 from disue.data.scenarios import rotate
 from disue.errors import DataError
 
@@ -55,6 +55,18 @@ def test_a_client_sees_its_groups_view_and_its_test_data_follow_its_training_dat
         data = skewed.client(client)
         train, test = (torch.bincount(part.y, minlength=10) / len(part) for part in (data.train, data.test))
         assert float((train - test).abs().max()) < 0.05
+
+
+def test_clients_data_are_kept_as_long_as_they_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig(scenario="iid", train_examples=50, test_examples=10, seed=77)
+    kept = build_federation(config, 4)
+    assert kept.client(2) is kept.client(2)
+    monkeypatch.setattr(federation, "KEPT_BYTES", 2 * kept.client(0).nbytes)
+    build_federation.__globals__["_build"].cache_clear()
+    opened = build_federation(config, 4)
+    first = [opened.client(i) for i in range(4)]
+    assert [opened.client(i) is first[i] for i in range(4)] == [True, True, False, False]
+    assert all(torch.equal(opened.client(i).train.x, kept.client(i).train.x) for i in range(4))
 
 
 def test_proxy_and_global_test_set_show_all_views_equally() -> None:

@@ -1,7 +1,6 @@
 """The moments of a round, with clients that fail, lie, or stay silent."""
 
 import copy
-import gc
 import time
 import weakref
 from collections.abc import Callable, Iterable
@@ -58,14 +57,13 @@ def test_no_more_than_one_reply_is_in_memory_at_a_time() -> None:
     replies: list[weakref.ref[Message]] = []
 
     def train(name: str, request: TrainRequest, message: Message) -> Message:
-        gc.collect()
         alive.append(sum(reply() is not None for reply in replies))
         replies.append(weakref.ref(reply := by_its_number(name, request, message)))
         return reply
 
     alive: list[int] = []
-    fedavg(train, clients=20, rounds=2)
-    assert len(alive) == 40
+    fedavg(train, clients=10, rounds=2)
+    assert len(alive) == 20
     assert max(alive) <= 2  # the one before, which was read, and the one before that, when they are let go of
 
 
