@@ -107,6 +107,8 @@ def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:
         assert expert is not None
         for name in start:
             torch.testing.assert_close(start[name], (1 - share) * universal[name] + share * expert[name])
+    pairs = [(id(start), id(expert)) for start, _, expert in second_round]  # so that it is made, and written, once
+    assert len({start for start, _ in pairs}) == (1 if share == 0.0 else len({expert for _, expert in pairs}))
 
 
 @pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes", "initial-prototypes", "subspace"])
