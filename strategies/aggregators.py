@@ -21,10 +21,9 @@ def weighted_average(updates: Sequence[ClientUpdate]) -> State:
     if not updates:
         raise ValueError("there is nothing to average")
     total = sum(update.num_examples for update in updates)
-    average: State = {}
-    for name, like in updates[0].state.items():
-        accumulator = torch.zeros_like(like, dtype=torch.float64)
-        for update in updates:
-            accumulator.add_(update.state[name].double(), alpha=update.num_examples / total)
-        average[name] = accumulator.to(like.dtype)
-    return average
+    like = updates[0].state
+    sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in like.items()}
+    for update in updates:  # each model is looked at once: it may be in a file
+        for name, tensor in update.state.items():
+            sums[name].add_(tensor.double(), alpha=update.num_examples / total)
+    return {name: accumulator.to(like[name].dtype) for name, accumulator in sums.items()}
