@@ -8,13 +8,14 @@ taken for the attacker's class.
 """
 
 import argparse
+import csv
 import itertools
 import json
 import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
@@ -57,7 +58,8 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     )
     federation = build_federation(config, arguments.clients)
     groups = [federation.client(i).group for i in range(arguments.clients)]
-    malicious = malicious_partitions(groups, arguments.malicious, seed) if attack != "none" else set()
+    chosen = malicious_partitions(groups, arguments.malicious, seed)
+    malicious = chosen if attack != "none" else set()
     app = AttackedApp(ATTACKS[attack], malicious)
     row: Row = {"defence": defence, "attack": attack, "seed": seed, **asked(arguments), "attackers": sorted(malicious)}
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was broken off
@@ -67,7 +69,7 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
         return row | {"universal_accuracy": None, "error": str(error)}
     rejected = sum(json.loads(line)["clients_rejected"] for line in (directory / "metrics.jsonl").open())
     row |= {key: summary[key] for key in ("universal_accuracy", "expert_accuracy", "num_clusters", "ari")}
-    row |= {"rejected": rejected}
+    row |= {"rejected": rejected, "honest_expert_accuracy": _honest_expert_accuracy(directory, chosen)}
     return row | ({"backdoor_success": _backdoor_success(config, directory, federation)} if malicious else {})
 
 
@@ -75,6 +77,13 @@ def asked(arguments: argparse.Namespace) -> Row:
     """Return what all runs of a call have in common; with other values they are other runs."""
     settings = parse_assignments(arguments.set)
     return {"clients": arguments.clients, "malicious": arguments.malicious, "settings": settings}
+
+
+def _honest_expert_accuracy(directory: Path, chosen: Collection[int]) -> float:
+    """Return the accuracy of the experts of all clients but those, each on its client's own test data, on the mean."""
+    with (directory / "clients.csv").open(newline="") as file:
+        rows = [(int(row["client"].removeprefix("client-")), row["expert_accuracy"]) for row in csv.DictReader(file)]
+    return mean(float(accuracy) for partition, accuracy in rows if partition not in chosen)
 
 
 def _backdoor_success(config: RunConfig, directory: Path, federation: Federation) -> float:
@@ -149,6 +158,8 @@ def main() -> None:
     attackers = sorted({len(row["attackers"]) for row in rows if row["attack"] != "none"})
     print(f"Universal accuracy, {arguments.clients} clients, {' or '.join(map(str, attackers)) or 'none'} malicious\n")
     print(table(rows, attacks, defences))
+    print("\nExperts of the others, each on its client's own test data\n")
+    print(table(rows, attacks, defences, "honest_expert_accuracy"))
     print("\nImages with the trigger that are taken for the attacker's class\n")
     print(table((row for row in rows if row["attack"] == "backdoor"), ["backdoor"], defences, "backdoor_success"))
 
