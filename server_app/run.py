@@ -35,7 +35,7 @@ from strategies.roster import Roster
 from strategies.shelf import Shelf
 
 SHORTEST_TIMEOUT = 10.0
-"""Seconds: Flower looks for replies every three, and nodes for messages about as often."""
+"""Seconds: nodes look for messages every three, and start a process for each."""
 
 
 def preflight(config: RunConfig, num_clients: int | None = None) -> None:
