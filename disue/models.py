@@ -159,7 +159,8 @@ def fill(model: nn.Module, state: State) -> None:
     parameters = model.state_dict()
     if not _alike(state, parameters):
         raise ValueError(f"these are not the parameters of such a {type(model).__name__}")
-    torch._foreach_copy_(list(parameters.values()), [state[name] for name in parameters])
+    for name, tensor in parameters.items():
+        tensor.copy_(state[name])
 
 
 def _alike(state: State, like: State) -> bool:

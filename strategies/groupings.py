@@ -11,7 +11,7 @@ from torch import Tensor
 
 from disue.errors import ConfigError
 from disue.models import State
-from strategies.clusterers import Clusterer
+from strategies.clusterers import Clusterer, nearest_centres
 from strategies.landmarks import cluster_landmarks, doubts, embedding
 from strategies.matching import match_clusters
 from strategies.roster import Roster
@@ -134,15 +134,12 @@ class BySignature:
 
 def nearest_clusters(points: Mapping[str, FloatArray], clusters: Mapping[str, int]) -> dict[str, int]:
     """Return, for every point whose client has no cluster, the cluster whose centre is nearest."""
-    members: dict[int, list[FloatArray]] = {}
-    for name, cluster in clusters.items():
-        members.setdefault(cluster, []).append(points[name])
-    centres = {cluster: np.mean(own, axis=0) for cluster, own in sorted(members.items())}
-
-    def nearest(point: FloatArray) -> int:
-        return min(centres, key=lambda cluster: float(np.linalg.norm(point - centres[cluster])))
-
-    return {name: nearest(point) for name, point in points.items() if name not in clusters}
+    newcomers = [name for name in points if name not in clusters]
+    if not newcomers:
+        return {}
+    known, labels = np.stack([points[name] for name in clusters]), np.array(list(clusters.values()))
+    found = nearest_centres(np.stack([points[name] for name in newcomers]), known, labels)
+    return dict(zip(newcomers, map(int, found), strict=True))
 
 
 class ByChoice:
