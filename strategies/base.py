@@ -1,13 +1,12 @@
 """What all methods share: the moments of a round, who takes part, and what happens when clients fail."""
 
 import math
-import time
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import INFO, WARNING
 from typing import ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, Metadata, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -28,7 +27,7 @@ from disue.wire import (
     message_bytes,
 )
 from strategies.descriptions import Descriptions
-from strategies.exchange import is_no_answer, misfit
+from strategies.dialogue import Dialogue
 from strategies.limits import Limits
 from strategies.outcome import Participation, RoundOutcome
 from strategies.robust import Aggregator, mean
@@ -72,6 +71,8 @@ class FederatedStrategy(Strategy):
         Those of the round before, while a round's updates are aggregated.
     experts : dict of cluster to State
         Those of the run's own architecture; `experts_of` has the others.
+    dialogue : Dialogue
+        What the clients were asked last, and what went wrong with them in this round.
     descriptions : Descriptions
         What clients said of their data, where the method asks for it.
     lesson : Lesson or None
@@ -112,7 +113,8 @@ class FederatedStrategy(Strategy):
         self.clusters: dict[str, int] = {}
         self.clusters_before: dict[str, int] = {}
         self.experts: dict[int, State] = {}
-        self.descriptions = Descriptions(roster)
+        self.dialogue = Dialogue(roster)
+        self.descriptions = Descriptions(roster, self.dialogue.tell_problem)
         self.lesson: Lesson | None = None
         self.aggregator = Aggregator(mean)
         self.limits = Limits()
@@ -123,12 +125,8 @@ class FederatedStrategy(Strategy):
         self._sampled: list[Client] = []
         self._left_out = 0
         self._tried: dict[str, bool] | None = None
-        self._requests: dict[int, Metadata] = {}
-        self._misfits: set[int] = set()
         self._starts: dict[str, State | None] = {}
         self._candidates: tuple[State, ...] = ()
-        self._phase_started = 0.0
-        self._problems: list[str] = []
         self._grid: Grid | None = None
 
     @property
@@ -241,7 +239,7 @@ class FederatedStrategy(Strategy):
         self.initial = self.initial or self.universal
         if self._tried is None:
             self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
-            self._problems.clear()
+            self.dialogue.problems.clear()
         else:
             self.outcome.repeats += 1
         self.roster.refresh(grid)
@@ -283,7 +281,7 @@ class FederatedStrategy(Strategy):
             )
             messages.append(request.to_message(client.node_id, record))
         self.outcome.bytes_down += sum(map(message_bytes, messages))
-        return self._sent(messages)
+        return self.dialogue.begin(messages)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -296,7 +294,7 @@ class FederatedStrategy(Strategy):
             If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
             a usable update. Nothing has changed then: the round can be configured again.
         """
-        updates = self.limits.clipped(self._read_updates(self._received(replies, "local")))
+        updates = self.limits.clipped(self._read_updates(self.dialogue.answers(replies, self.outcome, "local")))
         usable = {update.name for update in updates}
         self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
@@ -316,7 +314,7 @@ class FederatedStrategy(Strategy):
         """Ask clients how good the universal expert and their own expert are on their test data."""
         last = server_round == self.participation.num_rounds
         if not last and server_round % self.participation.evaluate_every:
-            return self._sent([])
+            return self.dialogue.begin([])
         fraction = 1.0 if last else self.participation.fraction_evaluate
         record = Records()
         messages = [
@@ -333,11 +331,11 @@ class FederatedStrategy(Strategy):
             for client in self.roster.sample(fraction, "evaluate", server_round)
         ]
         self.outcome.bytes_evaluation += sum(map(message_bytes, messages))
-        return self._sent(messages)
+        return self.dialogue.begin(messages)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Keep each client's own numbers; the recorder sums them up."""
-        for reply in self._received(replies, "evaluation"):
+        for reply in self.dialogue.answers(replies, self.outcome, "evaluation"):
             self.outcome.bytes_evaluation += message_bytes(reply)
             name = self.roster.name_of(reply.metadata.src_node_id)
             try:
@@ -370,42 +368,7 @@ class FederatedStrategy(Strategy):
         messages = self.descriptions.requests(self.needs_description, self._sampled)
         if not messages:
             return
-        sent = self._sent(messages)
-        replies = list(self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout)))
-        self.outcome.bytes_down += sum(map(message_bytes, messages))
-        self.outcome.bytes_up += sum(map(message_bytes, replies))
-        self.descriptions.take_in(replies)
-        self._problems += self.descriptions.problems
-
-    def _problem(self, what: str) -> None:
-        self._problems.append(what)
-        log(WARNING, what)
-
-    def _sent(self, messages: list[Message]) -> list[Message]:
-        self._phase_started = time.perf_counter()
-        self._requests = {message.metadata.dst_node_id: message.metadata for message in messages}
-        return messages
-
-    def _received(self, replies: Iterable[Message], phase: str) -> Iterator[Message]:
-        yield from self._answers(replies)
-        self.outcome.seconds[phase] += time.perf_counter() - self._phase_started
-
-    def _answers(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield what nodes replied themselves to what they were asked, and go on without those that were silent."""
-        answered = set[int]()
-        self._misfits = set()
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            if is_no_answer(reply):
-                continue
-            if reason := misfit(reply, self._requests) or ("it has answered before" if node in answered else ""):
-                self._problem(f"{self.roster.name_of(node)}: reply rejected: {reason}")
-                self._misfits |= {node} & self._requests.keys()
-            else:
-                answered.add(node)
-                yield reply
-        self._misfits -= answered
-        self.roster.leave_out(self._requests.keys() - answered - self._misfits)
+        self.descriptions.take_in(self.dialogue.ask(grid, messages, self.outcome))
 
     def _read_updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
         """Return the updates that may touch a model, sorted by client, and count the others."""
@@ -415,7 +378,7 @@ class FederatedStrategy(Strategy):
             self.outcome.bytes_up += message_bytes(message)
             name = self.roster.name_of(message.metadata.src_node_id)
             if message.has_error():
-                self._problem(f"{name} failed: {error_reason(message)}")
+                self.dialogue.tell_problem(f"{name} failed: {error_reason(message)}")
                 continue
             try:
                 read[name] = self._read_update(message, name)
@@ -424,9 +387,9 @@ class FederatedStrategy(Strategy):
         updates = [read[name] for name in by_name(read)]
         rejected |= self.limits.implausible(updates)
         for name, reason in rejected.items():
-            self._problem(f"{name}: update rejected: {reason}")
+            self.dialogue.tell_problem(f"{name}: update rejected: {reason}")
         updates = [update for update in updates if update.name not in rejected]
-        self.outcome.count(updates, len(self._sampled) + self._left_out, len(self._misfits) + len(rejected))
+        self.outcome.count(updates, len(self._sampled) + self._left_out, len(self.dialogue.misfits) + len(rejected))
         return updates
 
     def _summed(self, sums: SecureSums, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
@@ -442,14 +405,10 @@ class FederatedStrategy(Strategy):
         """
         assert self._grid is not None
         grid = self._grid
-        sums.tell = self._problem
+        sums.tell = self.dialogue.tell_problem
 
         def ask(messages: list[Message]) -> list[Message]:
-            sent = self._sent(messages)
-            replies = list(self._answers(grid.send_and_receive(sent, timeout=self.roster.timeout)))
-            self.outcome.bytes_down += sum(map(message_bytes, messages))
-            self.outcome.bytes_up += sum(map(message_bytes, replies))
-            return replies
+            return self.dialogue.ask(grid, messages, self.outcome)
 
         with self.outcome.timed("local"):
             length = sum(vector_sizes(self.universal, self.needs_signature))
@@ -497,9 +456,10 @@ class FederatedStrategy(Strategy):
         asked = len(self._sampled) + left_out
         needed = max(1, math.ceil(self.participation.min_success_fraction * asked - 1e-9))
         if usable < needed:
+            problems = self.dialogue.problems
             raise TooFewUpdates(
                 f"min-success-fraction: {usable} of {asked} clients sent a usable update in round "
                 f"{self.outcome.server_round} and {needed} are needed"
                 f"{', also when it was repeated' if self.outcome.repeats else ''}; "
-                + (f"the first problem was: {self._problems[0]}" if self._problems else "the others did not answer")
+                + (f"the first problem was: {problems[0]}" if problems else "the others did not answer")
             )

@@ -1,12 +1,10 @@
 """What clients say of their data before they train."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from logging import WARNING
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from flwr.app import Message
-from flwr.common.logger import log
 from torch import Tensor
 
 from disue.errors import WireError
@@ -22,18 +20,15 @@ class Descriptions(Mapping[str, Tensor]):
     ----------
     roster : Roster
         The clients that are connected.
-
-    Attributes
-    ----------
-    problems : list of str
-        What went wrong with the clients that were asked last.
+    tell_problem : callable
+        Called with what went wrong with a client.
     """
 
     stateful: ClassVar[tuple[str, ...]] = ("_known", "_asked")
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, tell_problem: Callable[[str], None]) -> None:
         self.roster = roster
-        self.problems: list[str] = []
+        self.tell_problem = tell_problem
         self._known: dict[str, Tensor] = {}
         self._asked: set[str] = set()
 
@@ -58,7 +53,6 @@ class Descriptions(Mapping[str, Tensor]):
 
     def take_in(self, replies: Sequence[Message]) -> None:
         """Keep what was said; a description of another shape than most clients' is refused."""
-        self.problems = []
         fresh: dict[str, Tensor] = {}
         for reply in replies:
             name = self.roster.name_of(reply.metadata.src_node_id)
@@ -67,15 +61,13 @@ class Descriptions(Mapping[str, Tensor]):
                     raise WireError(error_reason(reply))
                 fresh[name] = DescribeReply.from_message(reply).signature
             except WireError as error:
-                self._problem(f"{name} could not describe its data: {error}")
+                self.tell_problem(f"{name} could not describe its data: {error}")
         shapes = Counter(tuple(tensor.shape) for tensor in (self._known | fresh).values())
         for name in by_name(fresh):
             shape, usual = tuple(fresh[name].shape), shapes.most_common(1)[0][0]
             if shape == usual:
                 self._known[name] = fresh[name]
             else:
-                self._problem(f"{name}: description rejected: it is {shape}; expected {usual} like the other clients'")
-
-    def _problem(self, what: str) -> None:
-        self.problems.append(what)
-        log(WARNING, what)
+                self.tell_problem(
+                    f"{name}: description rejected: it is {shape}; expected {usual} like the other clients'"
+                )
