@@ -1,11 +1,15 @@
 """Averaging client models into one."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from disue.models import State
 from strategies.updates import ClientUpdate
+
+K = TypeVar("K", bound=Hashable)
 
 
 def weighted_average(updates: Sequence[ClientUpdate]) -> State:
@@ -18,12 +22,44 @@ def weighted_average(updates: Sequence[ClientUpdate]) -> State:
     ValueError
         If there are no updates.
     """
-    if not updates:
-        raise ValueError("there is nothing to average")
-    total = sum(update.num_examples for update in updates)
-    like = updates[0].state
-    sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in like.items()}
-    for update in updates:  # each model is looked at once: it may be in a file
+    return weighted_averages(updates, {})[1]
+
+
+def weighted_averages(
+    updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]]
+) -> tuple[dict[K, State], State]:
+    """Return the `weighted_average` of each group and that of all, with one look at each model: it may be in a file.
+
+    Parameters
+    ----------
+    updates : sequence of ClientUpdate
+    groups : mapping of group to sequence of ClientUpdate
+        Some of the updates each, in the same order; each in one group at most.
+    """
+    everyone = _Sum(updates)
+    sums = {key: _Sum(group) for key, group in groups.items()}
+    group_of = {update.name: sums[key] for key, group in groups.items() for update in group}
+    for update in updates:
+        wanted = [everyone, *([group_of[update.name]] if update.name in group_of else [])]
         for name, tensor in update.state.items():
-            sums[name].add_(tensor.double(), alpha=update.num_examples / total)
-    return {name: accumulator.to(like[name].dtype) for name, accumulator in sums.items()}
+            exact = tensor.double()
+            for own in wanted:
+                own.add(name, exact, update.num_examples)
+    return {key: own.mean() for key, own in sums.items()}, everyone.mean()
+
+
+class _Sum:
+    """The weighted sum of some models, in float64."""
+
+    def __init__(self, updates: Sequence[ClientUpdate]) -> None:
+        if not updates:
+            raise ValueError("there is nothing to average")
+        self.total = sum(update.num_examples for update in updates)
+        self.like = updates[0].state
+        self.sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self.like.items()}
+
+    def add(self, name: str, exact: Tensor, num_examples: int) -> None:
+        self.sums[name].add_(exact, alpha=num_examples / self.total)
+
+    def mean(self) -> State:
+        return {name: accumulator.to(self.like[name].dtype) for name, accumulator in self.sums.items()}

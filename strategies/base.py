@@ -28,7 +28,7 @@ from disue.wire import (
 )
 from strategies.descriptions import Descriptions
 from strategies.dialogue import Dialogue
-from strategies.limits import Limits
+from strategies.limits import Limits, length
 from strategies.outcome import Participation, RoundOutcome
 from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
@@ -294,7 +294,7 @@ class FederatedStrategy(Strategy):
             If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
             a usable update. Nothing has changed then: the round can be configured again.
         """
-        updates = self.limits.clipped(self._read_updates(self.dialogue.answers(replies, self.outcome, "local")))
+        updates = self._read_updates(self.dialogue.answers(replies, self.outcome, "local"))
         usable = {update.name for update in updates}
         self._tried = {client.name: client.name in usable for client in self._sampled}
         self._require_enough(len(updates))
@@ -373,6 +373,7 @@ class FederatedStrategy(Strategy):
     def _read_updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
         """Return the updates that may touch a model, sorted by client, and count the others."""
         read: dict[str, ClientUpdate] = {}
+        lengths: dict[str, float] = {}
         rejected: dict[str, str] = {}
         for message in replies:
             self.outcome.bytes_up += message_bytes(message)
@@ -384,13 +385,15 @@ class FederatedStrategy(Strategy):
                 read[name] = self._read_update(message, name)
             except WireError as error:
                 rejected[name] = str(error)
+            else:  # now, while its model is at hand
+                lengths[name] = length(read[name]) if self.limits.measuring else math.nan
         updates = [read[name] for name in by_name(read)]
-        rejected |= self.limits.implausible(updates)
+        rejected |= self.limits.implausible(updates, lengths)
         for name, reason in rejected.items():
             self.dialogue.tell_problem(f"{name}: update rejected: {reason}")
         updates = [update for update in updates if update.name not in rejected]
         self.outcome.count(updates, len(self._sampled) + self._left_out, len(self.dialogue.misfits) + len(rejected))
-        return updates
+        return self.limits.clipped(updates, lengths, self.shelf.put)
 
     def _summed(self, sums: SecureSums, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return one update for each cluster.
@@ -411,8 +414,8 @@ class FederatedStrategy(Strategy):
             return self.dialogue.ask(grid, messages, self.outcome)
 
         with self.outcome.timed("local"):
-            length = sum(vector_sizes(self.universal, self.needs_signature))
-            sums.gather(self.outcome.server_round, updates, self.clusters, length, ask)
+            values = sum(vector_sizes(self.universal, self.needs_signature))
+            sums.gather(self.outcome.server_round, updates, self.clusters, values, ask)
         self._tried = {client.name: client.name in sums.present for client in self._sampled}
         try:
             self._require_enough(len(sums.present))

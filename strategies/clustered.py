@@ -41,8 +41,7 @@ class ClusteredStrategy(FederatedStrategy):
     def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
         """Average each cluster."""
         members = members_of(updates, self.clusters)
-        fresh = {cluster: self.aggregator(group) for cluster, group in members.items()}
-        self.average = self.aggregator.of_all(updates, members, fresh)
+        fresh, self.average = self.aggregator.of_groups(updates, members)
         self.experts = renew(self.experts, fresh, self.clusters, self.clusters_before)
         return self.average
 

@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from logging import WARNING
 from typing import ClassVar
 
@@ -21,7 +22,7 @@ from strategies.generator import Centres, Experts
 from strategies.groupings import Grouping
 from strategies.outcome import Participation
 from strategies.probation import Probation
-from strategies.prototypes import Prototypes, believed_counts, in_common_units, prototype_vote
+from strategies.prototypes import Prototypes, believed_counts, coverage, in_common_units, prototype_vote
 from strategies.roster import Roster
 from strategies.server import ProxySet, ProxySource, Server
 from strategies.signatures import SignatureBook
@@ -90,6 +91,9 @@ class DisUE(FederatedStrategy):
         Of the team's clients.
     expert_shares : dict of Team to float
         What was learnt of them.
+    covered : float
+        The `coverage` of the round's proxy set, by which the student's share in the universal expert is made smaller,
+        and the shares that are learnt.
     priors : dict of Team to (classes,) tensor
         Log label shares of the team's clients; where they are not told, as they were last estimated.
     """
@@ -145,6 +149,7 @@ class DisUE(FederatedStrategy):
         self.knowledge: dict[Team, Prototypes] = {}
         self.priors: dict[Team, Tensor] = {}
         self.expert_shares: dict[Team, float] = {}
+        self.covered = 1.0
         self._mixtures: dict[Team, tuple[State, State, float, State]] = {}
         self._warned = False
 
@@ -221,9 +226,10 @@ class DisUE(FederatedStrategy):
         return made[3]
 
     def _learn_shares(self) -> None:
-        """Set each team's share to L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated.
+        """Set each team's share to γ L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated.
 
-        Half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer to one.
+        Without γ, half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer
+        to one. γ is the proxy set's coverage: models that start apart are of use as one only if they can be reconciled.
         """
         fits: dict[Team, list[tuple[float, float]]] = {}
         for name, reply in self.outcome.evaluations.items():
@@ -231,7 +237,7 @@ class DisUE(FederatedStrategy):
                 fits.setdefault(self._team_of(name), []).append((reply.universal_fit, reply.expert_fit))
         for team, pairs in fits.items():
             universal, expert = (sum(losses) ** 2 for losses in zip(*pairs, strict=True))
-            self.expert_shares[team] = universal / max(universal + expert, 1e-12)
+            self.expert_shares[team] = self.covered * universal / max(universal + expert, 1e-12)
         shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
         self.outcome.extra["expert_share"] = sum(shares) / len(shares)
 
@@ -246,11 +252,7 @@ class DisUE(FederatedStrategy):
         teams, teams_before = (teams_of(clusters, self.roster.models) for clusters in (self.clusters, before))
         members = members_of(updates, teams)
         counts = self._believed(updates)
-        fresh = {team: self.aggregator(own) for team, own in members.items()}
-        self.averages = {
-            model: self._average_of(model, updates, members, fresh)
-            for model in dict.fromkeys((self.model, *sorted(self.roster.models.values())))
-        }
+        fresh, self.averages = self._aggregated(updates, members)
         self.average = self.averages[self.model]
         told = {
             team: Prototypes.of(
@@ -271,19 +273,18 @@ class DisUE(FederatedStrategy):
             self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
         self.experts = self.experts_of(self.model)
 
-    def _average_of(
-        self,
-        model: str,
-        updates: Sequence[ClientUpdate],
-        members: Mapping[Team, Sequence[ClientUpdate]],
-        fresh: Mapping[Team, State],
-    ) -> State:
-        """Return the mean of one architecture's models; of one that was not sampled, its universal expert."""
-        own = [update for update in updates if self.roster.models[update.name] == model]
-        groups = {team: group for team, group in members.items() if team.model == model}
-        if not own:
-            return self._universal_of(model)
-        return self.aggregator.of_all(own, groups, {team: fresh[team] for team in groups})
+    def _aggregated(
+        self, updates: Sequence[ClientUpdate], members: Mapping[Team, Sequence[ClientUpdate]]
+    ) -> tuple[dict[Team, State], dict[str, State]]:
+        """Return each team's model and each architecture's average; its universal expert if none was sampled."""
+        fresh: dict[Team, State] = {}
+        averages: dict[str, State] = {}
+        for model in dict.fromkeys((self.model, *sorted(self.roster.models.values()))):
+            own = [update for update in updates if self.roster.models[update.name] == model]
+            groups = {team: group for team, group in members.items() if team.model == model}
+            models, averages[model] = self.aggregator.of_groups(own, groups) if own else ({}, self._universal_of(model))
+            fresh |= models
+        return {team: fresh[team] for team in members}, averages
 
     def _believed(self, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
         """Return the clients' label counts, less those of prototypes that lie too far from what others call so."""
@@ -314,13 +315,15 @@ class DisUE(FederatedStrategy):
         if not students or self.distiller.steps == 0:
             return self.averages
         proxy = self.proxy.draw(self._all_experts(), self.outcome)
-        evidence = self._evidence(proxy)
+        features = self._features(proxy)
+        evidence = self._evidence(proxy, features)
         targets = self._vote(evidence)
+        self.covered = self._coverage(features)
+        self.outcome.extra["proxy_coverage"] = self.covered
+        distiller = replace(self.distiller, student_share=self.distiller.student_share * self.covered)
         believed = prototype_vote(evidence.distances).argmax(dim=1) if proxy.labels is None else proxy.labels
         taught = {
-            model: self.server.distil(
-                self.distiller, self.averages[model], proxy.x, targets, self.outcome, model, believed
-            )
+            model: self.server.distil(distiller, self.averages[model], proxy.x, targets, self.outcome, model, believed)
             for model in students
         }
         return self.averages | taught
@@ -347,18 +350,28 @@ class DisUE(FederatedStrategy):
         return spaces
 
     def _centres(self, teams: Sequence[Team]) -> Centres:
-        known = [self.knowledge[team] for team in teams]
-        pooled = Prototypes(
-            torch.cat([own.label_counts for own in known]), torch.cat([own.points for own in known]), known[0].model
-        )
+        pooled = Prototypes.joined([self.knowledge[team] for team in teams])
         return Centres(self.server.network(pooled.model, teams[0].model), pooled.centres, pooled.pooled_counts)
 
-    def _evidence(self, proxy: ProxySet) -> Evidence:
-        known = {team: self.knowledge[team] for team in self.voters}
-        features = {
+    def _features(self, proxy: ProxySet) -> dict[int, Tensor]:
+        """Return the proxy set's features in each feature space, (samples, features)."""
+        return {
             space: self.server.features(self.knowledge[team].model, proxy.x, team.model)
             for space, (team, *_) in self._by_feature_space().items()
         }
+
+    def _coverage(self, features: Mapping[int, Tensor]) -> float:
+        """Return the mean over the feature spaces, each weighted by the examples of its clients."""
+        spaces = {
+            space: Prototypes.joined([self.knowledge[team] for team in teams])
+            for space, teams in self._by_feature_space().items()
+        }
+        examples = sum(float(known.label_counts.sum()) for known in spaces.values())
+        shares = {space: float(known.label_counts.sum()) / examples for space, known in spaces.items()}
+        return sum(share * coverage(features[space], spaces[space]) for space, share in shares.items())
+
+    def _evidence(self, proxy: ProxySet, features: Mapping[int, Tensor]) -> Evidence:
+        known = {team: self.knowledge[team] for team in self.voters}
         spaces = [features[id(own.model)] for own in known.values()]
         distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
         return Evidence(

@@ -1,7 +1,7 @@
 """What an update may be: how many examples it may stand for, and how far from its start it may lie."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from disue.models import State
@@ -12,8 +12,6 @@ from strategies.updates import ClientUpdate
 @dataclass(frozen=True)
 class Limits:
     """Bounds for the updates of one round.
-
-    The length of an update is the Euclidean norm of what it changes in the model that it started from.
 
     Parameters
     ----------
@@ -31,33 +29,48 @@ class Limits:
     max_norm: float = 0.0
     clip_norm: float = 0.0
 
-    def implausible(self, updates: Sequence[ClientUpdate]) -> dict[str, str]:
-        """Return the clients whose updates are too long, and the reason."""
+    @property
+    def measuring(self) -> bool:
+        """Whether the length of an update is looked at."""
+        return bool(self.max_norm or self.clip_norm)
+
+    def implausible(self, updates: Sequence[ClientUpdate], lengths: Mapping[str, float]) -> dict[str, str]:
+        """Return the clients whose updates are too long, and the reason; ``lengths``: `length` of each, by client."""
         if not self.max_norm or not updates:
             return {}
-        lengths = _lengths(updates)
-        usual = statistics.median(lengths)
+        usual = statistics.median(lengths[update.name] for update in updates)
+        starts = {id(update.start): update.start for update in updates}  # most clients have the same
+        sizes = {key: float(flat(start).norm()) for key, start in starts.items()}
         found: dict[str, str] = {}
-        for update, length in zip(updates, lengths, strict=True):
-            scale = max(usual, float(flat(update.start).norm()))
-            if length > self.max_norm * scale > 0.0:
-                found[update.name] = f"its norm is {length:.3g}; {self.max_norm:g} times {scale:.3g} is allowed"
+        for update in updates:
+            own, scale = lengths[update.name], max(usual, sizes[id(update.start)])
+            if own > self.max_norm * scale > 0.0:
+                found[update.name] = f"its norm is {own:.3g}; {self.max_norm:g} times {scale:.3g} is allowed"
         return found
 
-    def clipped(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """Return updates none of which is longer than ``clip_norm`` times the median."""
+    def clipped(
+        self,
+        updates: Sequence[ClientUpdate],
+        lengths: Mapping[str, float],
+        keep: Callable[[State], State] = lambda state: state,
+    ) -> list[ClientUpdate]:
+        """Return updates none of which is longer than ``clip_norm`` times the median.
+
+        ``lengths``: as in `implausible`. ``keep`` is called with every model that was made, and gives it back.
+        """
         if not self.clip_norm or not updates:
             return list(updates)
-        lengths = _lengths(updates)
-        limit = self.clip_norm * statistics.median(lengths)
+        limit = self.clip_norm * statistics.median(lengths[update.name] for update in updates)
         return [
-            update if length <= limit else replace(update, state=_shortened(update, limit / length))
-            for update, length in zip(updates, lengths, strict=True)
+            update if own <= limit else replace(update, state=keep(_shortened(update, limit / own)))
+            for update in updates
+            for own in (lengths[update.name],)
         ]
 
 
-def _lengths(updates: Sequence[ClientUpdate]) -> list[float]:
-    return [float((flat(update.state) - flat(update.start)).norm()) for update in updates]
+def length(update: ClientUpdate) -> float:
+    """Return the Euclidean norm of what an update changes in the model that it started from."""
+    return float((flat(update.state) - flat(update.start)).norm())
 
 
 def _shortened(update: ClientUpdate, share: float) -> State:

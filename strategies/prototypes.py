@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from disue.models import State
-from disue.prototypes import nearest_prototypes
+from disue.prototypes import nearest_prototypes, spread
 from disue.signature import Signature
 
 
@@ -31,6 +31,12 @@ class Prototypes:
     label_counts: Tensor
     points: Tensor
     model: State
+
+    @classmethod
+    def joined(cls, known: Sequence["Prototypes"]) -> "Prototypes":
+        """Return those of several experts' clients, all under the same model."""
+        counts, points = (torch.cat([getattr(own, key) for own in known]) for key in ("label_counts", "points"))
+        return cls(counts, points, known[0].model)
 
     @classmethod
     def of(cls, counts: Sequence[Tensor], signatures: Sequence[Signature], model: State) -> "Prototypes":
@@ -83,6 +89,25 @@ def believed_counts(signatures: Sequence[Signature], limit: float) -> list[Tenso
             distances = (own - own.quantile(0.5, dim=0)).norm(dim=1)
             counts[holders[distances > limit * distances.quantile(0.5)], label] = 0.0
     return list(counts)
+
+
+def coverage(samples: Tensor, known: Prototypes) -> float:
+    """Return how much of what clients tell classes by is in some samples, 0 to 1.
+
+    It is the variance of the samples' features over that of the clients' class means, each class weighted by its
+    examples, and at most 1. Of samples that are drawn like the clients' examples it is 1: their variance is that of the
+    class means and the variance within classes (law of total variance). Samples of another kind fall together in the
+    features that the clients' classes are told apart by.
+
+    Parameters
+    ----------
+    samples : (samples, features) tensor
+        Under the prototypes' model.
+    known : Prototypes
+        Of all clients whose prototypes are in this feature space.
+    """
+    between = spread(known.pooled_counts.unsqueeze(0), known.centres.unsqueeze(0))
+    return min(1.0, float(samples.var(dim=0, correction=0).sum()) / max(between, 1e-12))
 
 
 def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from disue.models import State
 from disue.registry import Registry
-from strategies.aggregators import weighted_average
+from strategies.aggregators import weighted_average, weighted_averages
 from strategies.updates import ClientUpdate
 
 K = TypeVar("K")
@@ -47,21 +47,23 @@ class Aggregator:
             raise ValueError("there is nothing to average")
         return self.rule(updates, self.wrong_share)
 
-    def of_all(
-        self, updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]], models: Mapping[K, State]
-    ) -> State:
-        """Return one model for all clients, given their updates, the same by group, and the model of each group.
+    def of_groups(
+        self, updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]]
+    ) -> tuple[dict[K, State], State]:
+        """Return the model of each group, and one for all; every update is in one group, in the same order.
 
-        The mean is that of all updates. The other rules hold against a minority of a group; over all clients they would
-        take those of a group that differs from the others for wrong. So theirs is the mean of the groups' models, each
-        weighted by its number of clients.
+        The mean for all is that of all updates. The other rules hold against a minority of a group; over all clients
+        they would take those of a group that differs from the others for wrong. So theirs is the mean of the groups'
+        models, each weighted by its number of clients. Of a single group it is the group's model itself.
         """
+        if self.rule is mean and len(groups) > 1:
+            return weighted_averages(updates, groups)
+        models = {key: self(group) for key, group in groups.items()}
         if len(models) == 1:
-            return next(iter(models.values()))
-        if self.rule is mean:
-            return self(updates)
+            return models, next(iter(models.values()))
         members = [(group, models[key]) for key, group in groups.items()]
-        return weighted_average([replace(group[0], state=model, num_examples=len(group)) for group, model in members])
+        heads = [replace(group[0], state=model, num_examples=len(group)) for group, model in members]
+        return models, weighted_average(heads)
 
 
 def wrong_models(count: int, share: float) -> int:

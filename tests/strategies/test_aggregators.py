@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strategies.aggregators import weighted_average
+from strategies.aggregators import weighted_average, weighted_averages
 from strategies.updates import ClientUpdate
 
 
@@ -47,3 +47,32 @@ def test_one_client_is_returned_bit_for_bit(make_updates) -> None:  # type: igno
 def test_nothing_to_average_is_an_error() -> None:
     with pytest.raises(ValueError, match="nothing to average"):
         weighted_average([])
+
+
+def test_the_means_of_groups_and_of_all_are_those_taken_one_by_one_bit_for_bit(make_updates) -> None:  # type: ignore[no-untyped-def]
+    updates = make_updates(9)
+    groups = {key: updates[key::3] for key in range(3)}
+    means, of_all = weighted_averages(updates, groups)
+    assert means.keys() == groups.keys()
+    for mean, members in ((of_all, updates), *((means[key], groups[key]) for key in groups)):
+        assert all(torch.equal(mean[name], tensor) for name, tensor in weighted_average(members).items())
+        for name, tensor in mean.items():
+            total = sum(update.num_examples for update in members)
+            expected = sum(update.num_examples / total * update.state[name].double() for update in members)
+            torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_every_model_is_read_once(make_updates) -> None:  # type: ignore[no-untyped-def]
+    reads: list[str] = []
+
+    class Watched(torch.Tensor):
+        def double(self) -> torch.Tensor:  # type: ignore[override]
+            reads.append("read")
+            return super().double()
+
+    updates = [
+        replace(update, state={name: tensor.as_subclass(Watched) for name, tensor in update.state.items()})
+        for update in make_updates(6)
+    ]
+    weighted_averages(updates, {key: updates[key::2] for key in range(2)})
+    assert len(reads) == sum(len(update.state) for update in updates)

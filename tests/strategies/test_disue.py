@@ -7,12 +7,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from disue.cli.inline import InlineGrid
 from disue.data import build_federation
 from disue.models import build_model
 from disue.signature import Signature
+from strategies.distiller import Distiller
 from strategies.disue import DisUE
 from strategies.experts import Team
 from strategies.prototypes import Prototypes
@@ -328,10 +330,10 @@ def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, mo
     found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
     original = DisUE._evidence
 
-    def watch(self: DisUE, proxy):  # type: ignore[no-untyped-def]
+    def watch(self: DisUE, proxy, features):  # type: ignore[no-untyped-def]
         found.append((self.priors, self.team_experts, proxy.x))
         watched.append(self)
-        return original(self, proxy)
+        return original(self, proxy, features)
 
     watched: list[DisUE] = []
     monkeypatch.setattr(DisUE, "_evidence", watch)
@@ -433,3 +435,31 @@ def test_without_an_evaluation_the_share_is_the_configured_one(run) -> None:  # 
     learned, blend = run(**settings, initialisation="learned"), run(**settings, initialisation="blend")
     for name, tensor in load_file(blend.directory / "universal.safetensors").items():
         assert torch.equal(load_file(learned.directory / "universal.safetensors")[name], tensor)
+
+
+def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less_apart(
+    run, tmp_path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    """Nearly grey images, among which no class can be told: hardly more than the average is left, and its start."""
+    grey = np.random.default_rng(0).integers(120, 136, size=(40, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    shares: list[float] = []
+    original = Distiller.distil
+
+    def watch(self: Distiller, *rest):  # type: ignore[no-untyped-def]
+        shares.append(self.student_share)
+        return original(self, *rest)
+
+    monkeypatch.setattr(Distiller, "distil", watch)
+    settings = {"clients": 6, "num_clusters": 2, "scenario": "label-groups", "num_groups": 2, "num_server_rounds": 3}
+    own = run(**settings, student_share=0.5)
+    assert [row["proxy_coverage"] for row in own.rows] == [1.0] * 3
+    assert shares == [0.5] * 3
+    shares.clear()
+    other = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
+    coverages = [row["proxy_coverage"] for row in other.rows]
+    assert max(coverages) < 0.3
+    assert shares == [0.5 * coverage for coverage in coverages]
+    for row, before in zip(other.rows, own.rows, strict=True):
+        assert 0.0 < row["expert_share"] < row["proxy_coverage"] < before["expert_share"]

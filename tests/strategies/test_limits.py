@@ -10,10 +10,14 @@ from tests_support import ChangingGrid, answering_app, honest, shifted
 
 from disue.wire import TrainReply, TrainRequest
 from strategies.fedavg import FedAvg
-from strategies.limits import Limits
+from strategies.limits import Limits, length
 from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
+
+
+def measured(updates: list[ClientUpdate]) -> tuple[list[ClientUpdate], dict[str, float]]:
+    return updates, {update.name: length(update) for update in updates}
 
 
 def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]
@@ -23,14 +27,16 @@ def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> No
     )
     updates = [long, *updates[1:]]
 
-    def length(update: ClientUpdate) -> float:
+    def by_parameter(update: ClientUpdate) -> float:
         return float(np.sqrt(sum(float(((update.state[k] - v) ** 2).sum()) for k, v in update.start.items())))
 
-    result = Limits(clip_norm=2.0).clipped(updates)
-    assert length(result[0]) == pytest.approx(2.0 * np.median([length(update) for update in updates]), rel=1e-5)
+    result = Limits(clip_norm=2.0).clipped(*measured(updates))
+    assert by_parameter(result[0]) == pytest.approx(
+        2.0 * np.median([by_parameter(update) for update in updates]), rel=1e-5
+    )
     assert all(after is before for after, before in zip(result[1:], updates[1:], strict=True))
     for name, start in long.start.items():  # in the same direction
-        ratio = length(result[0]) / length(long)
+        ratio = by_parameter(result[0]) / by_parameter(long)
         torch.testing.assert_close(
             result[0].state[name] - start, ratio * (long.state[name] - start), rtol=1e-3, atol=1e-5
         )
@@ -40,22 +46,22 @@ def test_what_lies_too_far_beyond_the_median_is_named_and_nothing_else(make_upda
     updates = make_updates(5)
     far = replace(updates[2], state={k: v + 10 * (v - updates[2].start[k]) for k, v in updates[2].state.items()})
     updates = [*updates[:2], far, *updates[3:]]
-    found = Limits(max_norm=5.0).implausible(updates)
+    found = Limits(max_norm=5.0).implausible(*measured(updates))
     assert found.keys() == {far.name}
     assert "5 times" in found[far.name]
-    assert not Limits(max_norm=20.0).implausible(updates)
-    assert not Limits().implausible(updates)
+    assert not Limits(max_norm=20.0).implausible(*measured(updates))
+    assert not Limits().implausible(*measured(updates))
 
 
 def test_where_nobody_learned_anything_the_model_is_the_measure(make_updates) -> None:  # type: ignore[no-untyped-def]
     updates = make_updates(4)
     still = [replace(update, state=update.start) for update in updates[:3]]
     short = replace(updates[3], state=shifted(updates[3].start, 1e-4))
-    assert not Limits(max_norm=2.0).implausible([*still, short])
-    assert Limits(max_norm=2.0).implausible([*still, updates[3]]).keys() == {updates[3].name}
+    assert not Limits(max_norm=2.0).implausible(*measured([*still, short]))
+    assert Limits(max_norm=2.0).implausible(*measured([*still, updates[3]])).keys() == {updates[3].name}
     nothing = {"w": torch.zeros(2)}
-    assert not Limits(max_norm=2.0).implausible([ClientUpdate("a", nothing, nothing, 1)])
-    assert Limits(max_norm=2.0, clip_norm=1.0).clipped([]) == []
+    assert not Limits(max_norm=2.0).implausible(*measured([ClientUpdate("a", nothing, nothing, 1)]))
+    assert Limits(max_norm=2.0, clip_norm=1.0).clipped(*measured([])) == []
 
 
 @pytest.mark.parametrize(
@@ -97,4 +103,4 @@ def test_what_is_no_longer_than_the_model_allows_is_plausible_however_short_the_
     start = {"w": torch.full((4,), 3.0)}  # of length 6
     steps = {"a": 0.001, "b": 0.001, "c": 25.0, "d": 35.0}  # and these are half as long as the updates
     updates = [ClientUpdate(name, start, shifted(start, step), 1) for name, step in steps.items()]
-    assert Limits(max_norm=10.0).implausible([*updates, updates[0]]).keys() == {"d"}
+    assert Limits(max_norm=10.0).implausible(*measured([*updates, updates[0]])).keys() == {"d"}

@@ -8,7 +8,7 @@ import torch
 from sklearn.neighbors import NearestCentroid
 
 from disue.signature import Signature
-from strategies.prototypes import Prototypes, believed_counts, in_common_units, prototype_vote
+from strategies.prototypes import Prototypes, believed_counts, coverage, in_common_units, prototype_vote
 
 CLIENTS, N, C, F = 3, 7, 4, 5
 
@@ -125,3 +125,41 @@ def test_a_prototype_far_from_what_the_others_call_so_does_not_count() -> None:
         distances = np.linalg.norm(own - np.median(own, axis=0), axis=1)
         assert (believed[:, label] == 0).tolist() == (distances > 3.0 * np.median(distances)).tolist()
     assert torch.equal(torch.stack([s.label_counts for s in signatures]), counts)
+
+
+def clients_of(x: torch.Tensor, y: torch.Tensor, clients: int) -> Prototypes:
+    """What clients tell that share the examples among them."""
+    parts = [(x[i::clients], y[i::clients]) for i in range(clients)]
+    counts = torch.stack([torch.bincount(labels, minlength=C).float() for _, labels in parts])
+    means = [torch.stack([own[labels == c].mean(dim=0) for c in range(C)]) for own, labels in parts]
+    return Prototypes(counts, torch.stack(means), {})
+
+
+def some_classes(samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    y = torch.arange(samples) % C
+    return torch.randn(C, F, generator=torch.Generator().manual_seed(9))[y] + torch.randn(samples, F, generator=g), y
+
+
+def test_samples_like_the_clients_own_are_covered_wholly() -> None:
+    known = clients_of(*some_classes(400, seed=0), clients=5)
+    for seed in range(1, 6):
+        assert coverage(some_classes(200, seed)[0], known) == 1.0
+
+
+def test_coverage_is_the_variance_of_the_samples_over_that_of_the_class_means() -> None:
+    x, y = some_classes(400, seed=0)
+    known = clients_of(x, y, clients=5)
+    means = [x[y == c].mean(dim=0) for c in y.tolist()]
+    between = sum(float((own - x.mean(dim=0)).square().sum()) for own in means) / len(means)
+    samples = 0.2 * some_features() + 3.0
+    within = sum(float((own - samples.mean(dim=0)).square().sum()) for own in samples) / N
+    assert coverage(samples, known) == pytest.approx(within / between, rel=1e-4)
+    assert 0.0 < coverage(samples, known) < 0.2
+
+
+def test_samples_that_are_all_alike_cover_nothing_and_one_class_asks_for_nothing() -> None:
+    known = clients_of(*some_classes(40, seed=0), clients=5)
+    assert coverage(torch.ones(N, F), known) == 0.0
+    one_class = Prototypes(torch.tensor([[4.0, 0.0, 0.0, 0.0]]), torch.randn(1, C, F), {})
+    assert coverage(some_features(), one_class) == 1.0

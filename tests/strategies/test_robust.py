@@ -129,17 +129,15 @@ def test_a_client_that_sends_the_opposite_many_times_over_does_no_harm(run, monk
     """Its update is turned round and thirty times as long, in every round; the mean is ruined by it."""
     common = {"clients": 8, "scenario": "iid", "method": "fedavg", "num_server_rounds": 5, "seed": 3}
     clean = run(**common).summary["universal_accuracy"]
-    read = FederatedStrategy._read_updates
+    read = FederatedStrategy._read_update
 
-    def poisoned(self, replies):  # type: ignore[no-untyped-def]
-        return [
-            replace(u, state={k: u.start[k] - 30 * (v - u.start[k]) for k, v in u.state.items()})
-            if u.name == "client-3"
-            else u
-            for u in read(self, replies)
-        ]
+    def poisoned(self, message, name):  # type: ignore[no-untyped-def]
+        u = read(self, message, name)
+        if name != "client-3":
+            return u
+        return replace(u, state={k: u.start[k] - 30 * (v - u.start[k]) for k, v in u.state.items()})
 
-    monkeypatch.setattr(FederatedStrategy, "_read_updates", poisoned)
+    monkeypatch.setattr(FederatedStrategy, "_read_update", poisoned)
     assert run(**common).summary["universal_accuracy"] < clean - 0.2
     for protection in (*({"aggregator": rule} for rule in ROBUST), {"clip_norm": 1.0}):
         assert run(**common, **protection).summary["universal_accuracy"] > clean - 0.1, protection
@@ -170,6 +168,9 @@ def test_the_model_of_all_is_the_mean_of_all_or_of_the_groups_each_as_heavy_as_i
     groups = {0: updates[:3], 1: updates[3:]}
     for rule, expected in (("mean", weighted_average(updates)["a"].item()), ("median", (3 * 2.0 + 4.0) / 4)):
         aggregator = Aggregator(AGGREGATORS[rule])
-        models = {key: aggregator(group) for key, group in groups.items()}
-        assert aggregator.of_all(updates, groups, models)["a"].item() == pytest.approx(expected)
-        assert aggregator.of_all(groups[1], {1: groups[1]}, {1: models[1]}) is models[1]
+        models, model = aggregator.of_groups(updates, groups)
+        assert model["a"].item() == pytest.approx(expected)
+        for key, group in groups.items():
+            assert all(torch.equal(models[key][name], tensor) for name, tensor in aggregator(group).items())
+        models, model = aggregator.of_groups(groups[1], {1: groups[1]})
+        assert model is models[1]
