@@ -123,8 +123,8 @@ def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_archite
     seen = []
     original = DisUE._evidence
 
-    def watch(self, proxy):  # type: ignore[no-untyped-def]
-        evidence = original(self, proxy)
+    def watch(self, proxy, features):  # type: ignore[no-untyped-def]
+        evidence = original(self, proxy, features)
         seen.append((dict(self.knowledge), dict(self.universals), proxy.x, evidence))
         return evidence
 

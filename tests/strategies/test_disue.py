@@ -355,8 +355,8 @@ def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkey
     opened: list[dict[str, torch.Tensor]] = []
     original = DisUE._evidence
 
-    def watch(self: DisUE, proxy):  # type: ignore[no-untyped-def]
-        evidence = original(self, proxy)
+    def watch(self: DisUE, proxy, features):  # type: ignore[no-untyped-def]
+        evidence = original(self, proxy, features)
         opened.append(self.universal)
         seen.append((dict(self.knowledge), proxy.x, evidence.distances))
         return evidence
