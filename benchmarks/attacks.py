@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, Context, Message, MessageType
 from flwr.clientapp import ClientApp
 
 import client_app.app
+import client_app.client
 from client_app.data import open_data
 from disue.data import ClientData, Examples
 from disue.models import State
@@ -121,7 +122,7 @@ class AttackedApp(ClientApp):
         """Answer as the client that the context tells."""
         if context.node_config["partition-id"] not in self.malicious:
             return client_app.app.app(message, context)
-        with patch.object(client_app.app, "open_data", self._poisoned):
+        with patch.object(client_app.client, "open_data", self._poisoned):
             reply = client_app.app.app(message, context)
         if message.metadata.message_type == MessageType.TRAIN and reply.has_content():
             start = TrainRequest.from_message(message).start

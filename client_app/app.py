@@ -1,27 +1,18 @@
 """The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
 
-from collections.abc import Sequence
-from functools import lru_cache
-
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
-from client_app.data import introduce, open_data
-from client_app.privacy import Plain, discreet, discretion
+from client_app.client import LocalClient, own_model
+from client_app.data import introduce
+from client_app.privacy import discreet, discretion
+from client_app.seats import answer_for_all
 from client_app.secure import mask, share_out, unmask
 from client_app.signature import DESCRIPTIONS
-from client_app.training import TrainingResult, label_counts, train
+from client_app.work import Training
 from disue.config import RunConfig
-from disue.data import Examples
-from disue.device import prepare_device
-from disue.metrics import Score, log_prior, score
-from disue.models import MODELS, Classifier, Shape, State, build_model, fill, get_state
+from disue.metrics import score
 from disue.nodes import NodeConfig
-from disue.objective import LocalObjective
-from disue.seeding import torch_rng
-from disue.task import Task
 from disue.wire import (
     DescribeReply,
     DescribeRequest,
@@ -30,100 +21,10 @@ from disue.wire import (
     HelloRequest,
     Parcels,
     ShareRequest,
-    TrainReply,
-    TrainRequest,
     UnmaskRequest,
 )
 
-app = ClientApp()
-
-
-class LocalClient:
-    """This client: its name, its data, its device, and a model to work with."""
-
-    def __init__(self, context: Context, task: Task | None) -> None:
-        self.config = RunConfig.from_flower(context.run_config)
-        node = NodeConfig.from_flower(context.node_config)
-        self.context = context
-        self.name = node.client
-        self.node = node
-        self.model_name = own_model(node, self.config)
-        self.task, self.data = open_data(self.config, node, task)
-        self.num_classes = self.task.num_classes
-        self.device = prepare_device(self.config.device)
-
-    def model(self, state: State) -> Classifier:
-        """Return a model of the client's own architecture with these parameters, until the next call."""
-        model = _workpiece(self.model_name, self.task.shape, self.num_classes)
-        fill(model, state)
-        return model
-
-    def score(self, state: State, examples: Examples, logit_shift: Tensor | None = None) -> Score:
-        """Evaluate a model of the client's own architecture."""
-        return score(self.model(state), examples, self.device, logit_shift)
-
-    def train(self, state: State, objective: LocalObjective, rng: torch.Generator) -> tuple[Classifier, TrainingResult]:
-        """Return what comes of a model when it is trained on this client's data."""
-        model, data = self.model(state), self.data.train
-        return model, train(model, data, self.config, objective, rng, self.device, self.num_classes)
-
-    def initial_model(self) -> Classifier:
-        """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""
-        return build_model(self.config.model, self.task.shape, self.num_classes, self.config.seed)
-
-    def own_prior(self, objective: LocalObjective) -> Tensor | None:
-        """Return the log label shares that a model trained with this objective lacks; None: it lacks nothing."""
-        if objective.local_loss != "balanced":
-            return None
-        return log_prior(label_counts(self.data.train.y, self.num_classes))
-
-    def prior_shift(self, request: EvaluateRequest) -> Tensor | None:
-        """Return what to add to the logits of the client's own expert, so that they carry the client's label prior."""
-        if request.expert_prior is None:
-            return self.own_prior(request.objective)
-        return log_prior(label_counts(self.data.train.y, self.num_classes)) - request.expert_prior
-
-    def fits(self, request: EvaluateRequest) -> tuple[float, float]:
-        """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
-        own = log_prior(label_counts(self.data.train.y, self.num_classes))
-        expert = self.score(request.expert or request.universal, self.data.train, self.prior_shift(request))
-        return self.score(request.universal, self.data.train, own).loss, expert.loss
-
-    def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
-        """Return the index of the model with the lowest loss on this client's training data."""
-        prior = self.own_prior(objective)
-        losses = [self.score(state, self.data.train, prior).loss for state in candidates]
-        return min(range(len(losses)), key=losses.__getitem__)
-
-    def discretion(self, purpose: str, server_round: int = 0) -> Plain:
-        """Return what decides what leaves."""
-        return discretion(self.config, self.node, purpose, server_round, self.context)
-
-    def rng(self, purpose: str, server_round: int) -> torch.Generator:
-        """Return the generator for one purpose, client and round."""
-        return torch_rng(self.config.seed, purpose, self.name, server_round)
-
-
-@lru_cache(maxsize=4)
-def _workpiece(model: str, shape: Shape, num_classes: int) -> Classifier:
-    """Return a model to be filled: to build one for each message takes as long as a training step."""
-    return build_model(model, shape, num_classes)
-
-
-def own_model(node: NodeConfig, config: RunConfig) -> str:
-    """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of that name.
-    """
-    if node.model is not None:
-        MODELS.pick(node.model, "model in the node config")
-        return node.model
-    if node.partition_id is None or node.num_partitions is None:
-        return config.model
-    return config.client_model(node.partition_id, node.num_partitions)
+app = ClientApp(mods=[answer_for_all])
 
 
 @app.query()
@@ -153,26 +54,9 @@ def describe(message: Message, context: Context) -> Message:
 @discreet
 def train_locally(message: Message, context: Context) -> Message:
     """Phase L: train from the given start, or from the best candidate, on this client's data."""
-    request = TrainRequest.from_message(message)
-    client = LocalClient(context, request.task)
-    discretion = client.discretion("train", request.server_round)
-    candidates = discretion.candidates(request.candidates)
-    choice = client.best_of(candidates, request.objective) if candidates else None
-    start = request.start or request.candidates[choice or 0]
-    signature = None
-    if request.signature:
-        universal = client.model(request.universal or start)
-        signature = discretion.signature(universal, client.data.train, client.device)
-    model, result = client.train(start, request.objective, client.rng("train", request.server_round))
-    reply = TrainReply(
-        state=get_state(model),
-        num_examples=len(client.data.train),
-        train_loss=result.loss,
-        steps=result.steps,
-        signature=signature,
-        choice=choice,
-    )
-    return discretion.training(reply, start).to_message(message)
+    training = Training(message, context)
+    training.carry_out()
+    return training.reply()
 
 
 @app.query("share")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import wraps
 from logging import ERROR
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from disue.sketch import sketch
 from disue.task import DataSummary, require_known
 from disue.wire import EvaluateReply, HelloReply, KeptReply, TrainReply
 
+T = TypeVar("T")
 Answer = Callable[[Message, Context], Message]
 Draw = Callable[[int], Tensor]
 """From how many to independent standard normal numbers, float64."""
@@ -314,11 +316,11 @@ def discretion(
     return Private(config, draw)
 
 
-def discreet(answer: Answer) -> Answer:
+def discreet(answer: Callable[[Message, Context], T]) -> Callable[[Message, Context], T]:
     """With ``privacy=dp``, keep what went wrong in the client's own log; what the config alone decides is told."""
 
     @wraps(answer)
-    def guarded(message: Message, context: Context) -> Message:
+    def guarded(message: Message, context: Context) -> T:
         try:
             return answer(message, context)
         except (ConfigError, FederationError):

@@ -111,6 +111,17 @@ class RunConfig(BaseModel):
     join_timeout: float = Field(
         20.0, gt=0.0, description="seconds to wait at the start for min-clients to join and to answer"
     )
+    clients_per_node: int = Field(
+        1,
+        ge=1,
+        le=10**4,
+        description="in a simulation: clients that each node answers for, each with its own partition",
+    )
+    clients_at_once: int = Field(
+        0,
+        ge=0,
+        description="clients of a node that train together, as one network; 0: all on a GPU, and on a CPU each alone",
+    )
     fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
     fraction_evaluate: float = Field(
         1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation; after the last round all are"

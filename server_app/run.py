@@ -32,6 +32,7 @@ from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
+from strategies.seats import seated
 from strategies.shelf import Shelf
 
 SHORTEST_TIMEOUT = 10.0
@@ -100,6 +101,7 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     """
     preflight(config)
     check_timeout(config, grid)
+    grid = seated(grid, config.clients_per_node)
     past = look_back(config) if config.resume_from else Past(Checkpoints(default_directory(config)))
     past.tell()
     with past.blamed():

@@ -13,7 +13,7 @@ import torch
 from flwr.app import Context, Message
 from tests_support import RecordingGrid
 
-import client_app.app as client
+import client_app.client as client
 from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import Draw

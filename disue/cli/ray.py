@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 
 
 def run_ray(
-    config: RunConfig, num_clients: int, gpus_per_client: float, on_round: Callable[[dict[str, Any]], None]
+    config: RunConfig, num_nodes: int, gpus_per_client: float, on_round: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run the app through Flower's simulation and return the contents of ``summary.json``.
 
@@ -40,10 +40,10 @@ def run_ray(
     ----------
     config : RunConfig
         With an absolute ``output-dir``.
-    num_clients : int
+    num_nodes : int
         Simulated SuperNodes.
     gpus_per_client : float
-        Share of a GPU that each client needs; it limits how many train at once.
+        Share of a GPU that each node needs; it limits how many train at once.
     on_round : callable
         Called with each row of ``metrics.jsonl``, as it appears.
 
@@ -58,8 +58,7 @@ def run_ray(
         overrides = work / "run-config.toml"
         overrides.write_text(tomli_w.dumps(config.to_flower()))
         federation = (
-            f"num-supernodes={num_clients} client-resources-num-cpus=1 "
-            f"client-resources-num-gpus={float(gpus_per_client)}"
+            f"num-supernodes={num_nodes} client-resources-num-cpus=1 client-resources-num-gpus={float(gpus_per_client)}"
         )
         with private_superlink(work) as environment:
             command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]

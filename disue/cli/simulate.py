@@ -62,6 +62,7 @@ def simulate(
     if kind == "path":
         places["proxy"] = f"path:{os.path.abspath(os.path.expanduser(where))}"
     config = config.model_copy(update=places)
+    nodes_for(config, clients)
     preflight(config, clients)
 
     console = Console(highlight=False)
@@ -81,7 +82,7 @@ def simulate(
         else:
             from disue.cli.ray import run_ray
 
-            summary = run_ray(config, clients, gpus_per_client, lambda row: None)
+            summary = run_ray(config, nodes_for(config, clients), gpus_per_client, lambda row: None)
     if summary["status"] == "stopped":
         again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
         console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
@@ -133,7 +134,18 @@ def run_inline(config: RunConfig, num_clients: int, on_round: Callable[[Row], No
     from server_app.run import execute
 
     logging.getLogger("flwr").setLevel(logging.WARNING)
-    return execute(config, InlineGrid(client_app, config.to_flower(), simulated_nodes(num_clients)), on_round)
+    nodes = simulated_nodes(nodes_for(config, num_clients))
+    return execute(config, InlineGrid(client_app, config.to_flower(), nodes), on_round)
+
+
+def nodes_for(config: RunConfig, num_clients: int) -> int:
+    """Return how many nodes so many clients sit on; raise `ConfigError` if a node would have free seats."""
+    nodes, left = divmod(num_clients, config.clients_per_node)
+    if left:
+        raise ConfigError(
+            f"clients-per-node: got {config.clients_per_node}; {num_clients} clients cannot fill the nodes"
+        )
+    return nodes
 
 
 def _summary_table(summary: Row) -> Table:

@@ -4,7 +4,7 @@ import torch
 from flwr.app import Context, RecordDict
 from torch import nn
 
-from client_app.app import LocalClient, own_model
+from client_app.client import LocalClient, own_model
 from client_app.signature import DESCRIPTIONS, make_signature
 from client_app.training import label_counts, train
 from disue.config import RunConfig

@@ -1,0 +1,110 @@
+"""One client in the process that answers for it: its name, its data, its device, and a model to work with."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from flwr.app import Context
+from torch import Tensor
+
+from client_app.data import open_data
+from client_app.privacy import Plain, discretion
+from client_app.training import TrainingResult, label_counts, train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.device import prepare_device
+from disue.metrics import Score, log_prior, score
+from disue.models import MODELS, Classifier, Shape, State, build_model, fill
+from disue.nodes import NodeConfig
+from disue.objective import LocalObjective
+from disue.seeding import torch_rng
+from disue.task import Task
+from disue.wire import EvaluateRequest
+
+
+class LocalClient:
+    """This client: its name, its data, its device, and a model to work with."""
+
+    def __init__(self, context: Context, task: Task | None) -> None:
+        self.config = RunConfig.from_flower(context.run_config)
+        node = NodeConfig.from_flower(context.node_config)
+        self.context = context
+        self.name = node.client
+        self.node = node
+        self.model_name = own_model(node, self.config)
+        self.task, self.data = open_data(self.config, node, task)
+        self.num_classes = self.task.num_classes
+        self.device = prepare_device(self.config.device)
+
+    def model(self, state: State) -> Classifier:
+        """Return a model of the client's own architecture with these parameters, until the next call."""
+        model = _workpiece(self.model_name, self.task.shape, self.num_classes)
+        fill(model, state)
+        return model
+
+    def score(self, state: State, examples: Examples, logit_shift: Tensor | None = None) -> Score:
+        """Evaluate a model of the client's own architecture."""
+        return score(self.model(state), examples, self.device, logit_shift)
+
+    def train(self, state: State, objective: LocalObjective, rng: torch.Generator) -> tuple[Classifier, TrainingResult]:
+        """Return what comes of a model when it is trained on this client's data."""
+        model, data = self.model(state), self.data.train
+        return model, train(model, data, self.config, objective, rng, self.device, self.num_classes)
+
+    def initial_model(self) -> Classifier:
+        """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""
+        return build_model(self.config.model, self.task.shape, self.num_classes, self.config.seed)
+
+    def own_prior(self, objective: LocalObjective) -> Tensor | None:
+        """Return the log label shares that a model trained with this objective lacks; None: it lacks nothing."""
+        if objective.local_loss != "balanced":
+            return None
+        return log_prior(label_counts(self.data.train.y, self.num_classes))
+
+    def prior_shift(self, request: EvaluateRequest) -> Tensor | None:
+        """Return what to add to the logits of the client's own expert, so that they carry the client's label prior."""
+        if request.expert_prior is None:
+            return self.own_prior(request.objective)
+        return log_prior(label_counts(self.data.train.y, self.num_classes)) - request.expert_prior
+
+    def fits(self, request: EvaluateRequest) -> tuple[float, float]:
+        """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
+        own = log_prior(label_counts(self.data.train.y, self.num_classes))
+        expert = self.score(request.expert or request.universal, self.data.train, self.prior_shift(request))
+        return self.score(request.universal, self.data.train, own).loss, expert.loss
+
+    def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
+        """Return the index of the model with the lowest loss on this client's training data."""
+        prior = self.own_prior(objective)
+        losses = [self.score(state, self.data.train, prior).loss for state in candidates]
+        return min(range(len(losses)), key=losses.__getitem__)
+
+    def discretion(self, purpose: str, server_round: int = 0) -> Plain:
+        """Return what decides what leaves."""
+        return discretion(self.config, self.node, purpose, server_round, self.context)
+
+    def rng(self, purpose: str, server_round: int) -> torch.Generator:
+        """Return the generator for one purpose, client and round."""
+        return torch_rng(self.config.seed, purpose, self.name, server_round)
+
+
+@lru_cache(maxsize=4)
+def _workpiece(model: str, shape: Shape, num_classes: int) -> Classifier:
+    """Return a model to be filled: to build one for each message takes as long as a training step."""
+    return build_model(model, shape, num_classes)
+
+
+def own_model(node: NodeConfig, config: RunConfig) -> str:
+    """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name.
+    """
+    if node.model is not None:
+        MODELS.pick(node.model, "model in the node config")
+        return node.model
+    if node.partition_id is None or node.num_partitions is None:
+        return config.model
+    return config.client_model(node.partition_id, node.num_partitions)

@@ -1,0 +1,125 @@
+"""Clients that share a node: to the strategy each is a node of its own."""
+
+from collections.abc import Iterable, Mapping
+from uuid import uuid4
+
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from disue.errors import WireError
+from disue.wire.bundle import Part, bundle, unbundle
+from strategies.exchange import send_and_receive
+
+
+class SeatedGrid(Grid):
+    """A Grid on whose nodes several clients sit, to which it sends one message together.
+
+    The client on seat s of node n has node id ``n * seats + s``, and its message the id of the bundle and the seat.
+
+    Parameters
+    ----------
+    grid : Grid
+        Has the nodes.
+    seats : int
+        Clients on each node.
+    """
+
+    def __init__(self, grid: Grid, seats: int) -> None:
+        self._grid = grid
+        self._seats = seats
+        self._open: dict[str, dict[int, Message]] = {}
+        self._arrived: dict[str, Message] = {}
+
+    def set_run(self, run: Run) -> None:
+        """Set the run."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the ids of all clients."""
+        return [node * self._seats + seat for node in self._grid.get_node_ids() for seat in range(self._seats)]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send messages, one to each node for all of its clients that are asked the same kind of question."""
+        messages = list(messages)
+        groups: dict[tuple[int, str, str, float], dict[int, Message]] = {}
+        for message in messages:
+            told = message.metadata
+            node, seat = divmod(told.dst_node_id, self._seats)
+            groups.setdefault((node, told.message_type, told.group_id, told.ttl), {})[seat] = message
+        bundles = [
+            Message(bundle({s: m.content for s, m in group.items()}), node, kind, ttl=ttl, group_id=group_id)
+            for (node, kind, group_id, ttl), group in groups.items()
+        ]
+        sent = list(self._grid.push_messages(bundles)) if bundles else []
+        ids: dict[int, str] = {}
+        for bundle_id, group in zip(sent, groups.values(), strict=False):
+            for seat, message in group.items():
+                ids[id(message)] = message.metadata.__dict__["_message_id"] = _id_of(bundle_id, seat)
+            if bundle_id:
+                self._open[bundle_id] = group
+        return [ids.get(id(message), "") for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies to these messages, as far as they are there."""
+        wanted = list(message_ids)
+        bundles = {message_id.rpartition("/")[0] for message_id in wanted if message_id not in self._arrived}
+        for reply in self._grid.pull_messages(sorted(bundles & self._open.keys())):
+            bundle_id = reply.metadata.reply_to_message_id
+            if bundle_id in self._open:
+                for single in self._taken_apart(reply, self._open.pop(bundle_id)):
+                    self._arrived[single.metadata.reply_to_message_id] = single
+        return [self._arrived.pop(message_id) for message_id in wanted if message_id in self._arrived]
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages, and return their replies as they come."""
+        return send_and_receive(self, messages, timeout)
+
+    def _taken_apart(self, reply: Message, asked: Mapping[int, Message]) -> list[Message]:
+        """Return a reply of each client that was asked."""
+        if reply.has_error():
+            return [_reply(reply.error, message) for message in asked.values()]
+        try:
+            parts = unbundle(reply.content)
+        except WireError as error:
+            parts = dict.fromkeys(asked, str(error))
+        return [
+            _reply(_content_or_error(parts.get(seat, "its node did not answer for it")), message)
+            for seat, message in asked.items()
+        ]
+
+
+def seated(grid: Grid, seats: int) -> Grid:
+    """Return a Grid of clients, so many of which sit on each node."""
+    return grid if seats == 1 else SeatedGrid(grid, seats)
+
+
+def _id_of(bundle_id: str, seat: int) -> str:
+    return f"{bundle_id}/{seat}" if bundle_id else ""
+
+
+def _content_or_error(part: Part) -> RecordDict | Error:
+    return Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, part) if isinstance(part, str) else part
+
+
+def _reply(told: RecordDict | Error, message: Message) -> Message:
+    reply = Message(told, reply_to=message)
+    reply.metadata.__dict__["_message_id"] = uuid4().hex
+    return reply

@@ -1,0 +1,58 @@
+"""Clients that train as one network come where each comes alone."""
+
+import pytest
+import torch
+
+from client_app.together import train_together
+from client_app.training import train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.models import State, build_model, get_state
+from disue.objective import LocalObjective
+from disue.seeding import torch_rng
+
+SIZES = (23, 8, 40, 1)  # other numbers of steps, short batches, and a batch of one example
+
+
+def some_examples(shape: tuple[int, int, int]) -> list[Examples]:
+    g = torch.Generator().manual_seed(1)
+    return [Examples(torch.randn(n, *shape, generator=g), torch.randint(10, (n,), generator=g)) for n in SIZES]
+
+
+def rngs() -> list[torch.Generator]:
+    return [torch_rng("train", i) for i in range(len(SIZES))]
+
+
+def one_by_one(model_name, shape, starts, config, objective):  # type: ignore[no-untyped-def]
+    found = []
+    for start, examples, rng in zip(starts, some_examples(shape), rngs(), strict=True):
+        model = build_model(model_name, shape, 10)
+        model.load_state_dict(start)
+        found.append((model, train(model, examples, config, objective, rng, torch.device("cpu"), 10)))
+    return [(get_state(model), result) for model, result in found]
+
+
+@pytest.mark.parametrize("model_name", ["mlp", "cnn", "lenet"])
+@pytest.mark.parametrize(
+    ("settings", "objective"),
+    [
+        ({}, LocalObjective()),
+        ({"momentum": 0.0, "local-epochs": 1}, LocalObjective(prox_mu=0.1)),
+        ({"weight-decay": 0.01}, LocalObjective(local_loss="balanced")),
+    ],
+)
+def test_together_is_as_one_by_one(model_name: str, settings: dict[str, object], objective: LocalObjective) -> None:
+    shape = (1, 8, 8)
+    config = RunConfig.from_flower({"batch-size": 10, "learning-rate": 0.05, "local-epochs": 3, **settings})
+    starts: list[State] = [get_state(build_model(model_name, shape, 10, seed)) for seed in range(len(SIZES))]
+    alone = one_by_one(model_name, shape, starts, config, objective)
+    model = build_model(model_name, shape, 10)
+    together = train_together(
+        model, starts, some_examples(shape), config, objective, rngs(), torch.device("cpu"), num_classes=10
+    )
+    for (state, result), (expected, told), start in zip(together, alone, starts, strict=True):
+        assert result.steps == told.steps
+        assert result.loss == pytest.approx(told.loss, abs=1e-5)
+        for name, tensor in expected.items():
+            torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5)
+        assert not torch.equal(state["head.weight"], start["head.weight"])
