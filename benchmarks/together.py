@@ -1,0 +1,108 @@
+"""Client updates per second: many small clients that train as one network, beside the same clients one by one.
+
+    python benchmarks/together.py
+
+Prints one JSON line. Both train the same clients on the same device, by turns; on a GPU the time is wall time with all
+kernels done, on a CPU it is CPU time. The models that come out must be equal within 1e-4.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+os.environ["OMP_NUM_THREADS"] = "1"
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
+
+import torch
+
+from benchmarks.machine import machine
+from client_app.together import train_together
+from client_app.training import train
+from disue.config import RunConfig
+from disue.data import Examples, build_federation
+from disue.device import prepare_device
+from disue.models import Classifier, State, build_model, fill, get_state
+from disue.objective import PLAIN
+from disue.seeding import torch_rng
+
+CLASSES, SHAPE = 10, (1, 28, 28)
+
+
+def one_by_one(model: Classifier, start: State, data: list[Examples], config: RunConfig, device: str) -> list[State]:
+    """Train each client as a node does on which it is alone."""
+    trained = []
+    for i, examples in enumerate(data):
+        fill(model, start)
+        train(model, examples, config, PLAIN, torch_rng("train", i), torch.device(device), CLASSES)
+        trained.append(get_state(model))
+    return trained
+
+
+def together(model: Classifier, start: State, data: list[Examples], config: RunConfig, device: str) -> list[State]:
+    """Train them as a node does on which all sit."""
+    rngs = [torch_rng("train", i) for i in range(len(data))]
+    starts = [start] * len(data)
+    found = train_together(model, starts, data, config, PLAIN, rngs, torch.device(device), CLASSES)
+    return [state for state, _ in found]
+
+
+def main() -> None:
+    """Measure, and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, default=100, help="default: %(default)s")
+    parser.add_argument("--examples", type=int, default=100, help="training images of each; default: %(default)s")
+    parser.add_argument("--model", default="lenet", help="default: %(default)s")
+    parser.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
+    parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--noise", action="store_true", help="images of noise, where Fashion-MNIST is not at hand")
+    arguments = parser.parse_args()
+    device = prepare_device(arguments.device).type
+    settings = {"model": arguments.model, "local-epochs": 1, "train-examples": arguments.examples}
+    config = RunConfig.from_flower({"dataset": "fashion-mnist", "scenario": "iid", **settings})
+    model = build_model(config.model, SHAPE, CLASSES, config.seed)
+    start, data = get_state(model), clients_of(config, arguments)
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    seconds: dict[str, list[float]] = {"one_by_one": [], "together": []}
+    found: dict[str, list[State]] = {}
+    for _ in range(arguments.turns + 1):
+        for name, way in (("one_by_one", one_by_one), ("together", together)):
+            started = clock()
+            found[name] = way(model, start, data, config, device)  # it ends on the CPU: all kernels are done
+            seconds[name].append(clock() - started)
+    for alone, other in zip(*found.values(), strict=True):
+        if not all(torch.allclose(alone[name], tensor, rtol=0.0, atol=1e-4) for name, tensor in other.items()):
+            raise SystemExit("the clients that trained together do not end where each ends alone")
+    usual = {name: median(turns[1:]) for name, turns in seconds.items()}  # without the first, which warms up
+    told = {
+        "benchmark": "together",
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        **{key: getattr(arguments, key) for key in ("clients", "examples", "model")},
+        **{f"{name}_updates_per_second": round(len(data) / own, 1) for name, own in usual.items()},
+        "together_to_one_by_one": round(usual["one_by_one"] / usual["together"], 3),
+        **machine(),
+    }
+    print(json.dumps(told))
+
+
+def clients_of(config: RunConfig, arguments: argparse.Namespace) -> list[Examples]:
+    """Return the clients' training data."""
+    if not arguments.noise:
+        federation = build_federation(config, arguments.clients)
+        return [federation.client(i).train for i in range(arguments.clients)]
+    rng = torch_rng("noise")
+    return [
+        Examples(
+            torch.randn(arguments.examples, *SHAPE, generator=rng),
+            torch.randint(CLASSES, (arguments.examples,), generator=rng),
+        )
+        for _ in range(arguments.clients)
+    ]
+
+
+if __name__ == "__main__":
+    main()
