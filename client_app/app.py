@@ -14,6 +14,8 @@ from disue.config import RunConfig
 from disue.metrics import score
 from disue.nodes import NodeConfig
 from disue.wire import (
+    CompareReply,
+    CompareRequest,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -80,6 +82,16 @@ def mask_vector(message: Message, context: Context) -> Message:
 def unmask_sum(message: Message, context: Context) -> Message:
     """Secure aggregation: help to take the masks off the sum."""
     return unmask(UnmaskRequest.from_message(message), context).to_message(message)
+
+
+@app.query("compare")
+@discreet
+def compare(message: Message, context: Context) -> Message:
+    """Say how well two models fit the training data."""
+    request = CompareRequest.from_message(message)
+    client = LocalClient(context, request.task)
+    reply = CompareReply(client.fit(request.student), client.fit(request.average))
+    return client.discretion("compare", request.server_round).comparison(reply).to_message(message)
 
 
 @app.evaluate()

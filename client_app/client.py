@@ -69,9 +69,13 @@ class LocalClient:
 
     def fits(self, request: EvaluateRequest) -> tuple[float, float]:
         """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
-        own = log_prior(label_counts(self.data.train.y, self.num_classes))
         expert = self.score(request.expert or request.universal, self.data.train, self.prior_shift(request))
-        return self.score(request.universal, self.data.train, own).loss, expert.loss
+        return self.fit(request.universal), expert.loss
+
+    def fit(self, state: State) -> float:
+        """Return the loss of a model on the training data, with the client's prior."""
+        own = log_prior(label_counts(self.data.train.y, self.num_classes))
+        return self.score(state, self.data.train, own).loss
 
     def best_of(self, candidates: Sequence[State], objective: LocalObjective) -> int:
         """Return the index of the model with the lowest loss on this client's training data."""

@@ -35,7 +35,7 @@ from disue.seeding import torch_rng
 from disue.signature import Signature
 from disue.sketch import sketch
 from disue.task import DataSummary, require_known
-from disue.wire import EvaluateReply, HelloReply, KeptReply, TrainReply
+from disue.wire import CompareReply, EvaluateReply, HelloReply, KeptReply, TrainReply
 
 T = TypeVar("T")
 Answer = Callable[[Message, Context], Message]
@@ -109,6 +109,10 @@ class Plain:
 
     def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
         """Return the accuracies."""
+        return reply
+
+    def comparison(self, reply: CompareReply) -> CompareReply:
+        """Return how well both models fit."""
         return reply
 
 
@@ -191,6 +195,10 @@ class Private(Plain):
         released = dict(zip(asked, noisy.clamp(0.0, 1.0).tolist(), strict=True))
         told = {name: value * asked[name] for name, value in released.items()}
         return replace(reply, universal_loss=None, **told)
+
+    def comparison(self, reply: CompareReply) -> CompareReply:
+        """Raise `FederationError`: the server is not to ask."""
+        raise FederationError("privacy=dp: a client does not compare models")
 
     def _released(self, vector: Tensor) -> Tensor:
         return release(vector, 1.0, self.config.dp_noise, self.draw)

@@ -35,7 +35,7 @@ from strategies.oneshot import FLHC, FedGroup
 from strategies.oracle import Oracle
 from strategies.outcome import Participation
 from strategies.pacfl import PACFL
-from strategies.proxies import USUAL_SIZE, load_proxy
+from strategies.proxies import USUAL_SIZE, is_foreign, load_proxy
 from strategies.robust import AGGREGATORS, Aggregator
 from strategies.roster import Roster
 from strategies.secure import SecureSums
@@ -318,6 +318,7 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
         client_prior=config.expert_prior == "client",
         prototype_limit=config.prototype_limit,
         probation_rounds=config.probation_rounds,
+        clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
         objective=_objective(config),
     )
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
 from strategies.base import FederatedStrategy
+from strategies.client_guard import fitted_better_by_average
 from strategies.distiller import Distiller
 from strategies.experts import Team, members_of, renew, teams_of
 from strategies.generator import Centres, Experts
@@ -74,6 +75,9 @@ class DisUE(FederatedStrategy):
         class than so many times the median distance; 0: all count.
     probation_rounds : int (default: 0)
         See `Probation`.
+    clients_compare : bool (default: False)
+        Whether clients are asked if what was distilled fits their data better than the average: of a proxy set that is
+        not of the task's own data the server cannot tell.
     objective : LocalObjective
         What clients minimise.
 
@@ -123,6 +127,7 @@ class DisUE(FederatedStrategy):
         client_prior: bool = True,
         prototype_limit: float = 0.0,
         probation_rounds: int = 0,
+        clients_compare: bool = False,
         objective: LocalObjective = PLAIN,
     ) -> None:
         super().__init__(roster, participation, objective, server.main)
@@ -142,6 +147,7 @@ class DisUE(FederatedStrategy):
         self.client_prior = client_prior
         self.prototype_limit = prototype_limit
         self.probation = Probation(probation_rounds)
+        self.clients_compare = clients_compare
         self.averages: dict[str, State] = {}
         self.latest: dict[Team, State] = {}
         self.team_experts: dict[Team, State] = {}
@@ -202,7 +208,8 @@ class DisUE(FederatedStrategy):
             passed = self.probation.passed(self.clusters, sampled)
             self.voters = {team: expert for team, expert in self.team_experts.items() if team.cluster in passed}
         with self.outcome.timed("distillation"):
-            self.universals |= self._distil()
+            taught = self._distil()
+        self.universals |= self._confirmed(server_round, taught)
         self._warn_of_unknown_priors()
         return self.universal
 
@@ -308,7 +315,7 @@ class DisUE(FederatedStrategy):
 
     def _distil(self) -> dict[str, State]:
         """Teach each architecture's average what all experts know; one that is the only expert learns nothing."""
-        self.lesson = None
+        self.lesson, self.covered = None, 1.0
         self.outcome.extra |= {"num_teachers": len(self.voters), "guard_kept_average": 0, "distill_steps": 0}
         experts = self.voters.values()
         students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
@@ -327,6 +334,29 @@ class DisUE(FederatedStrategy):
             for model in students
         }
         return self.averages | taught
+
+    def _confirmed(self, server_round: int, taught: dict[str, State]) -> dict[str, State]:
+        """Return what was taught or, where clients are asked, the average if it fits their data better."""
+        unsure = {model: state for model, state in taught.items() if state is not self.averages[model]}
+        if not self.clients_compare or not unsure:
+            return taught
+        assert self._grid is not None
+        grid = self._grid
+        with self.outcome.timed("evaluation"):
+            kept = fitted_better_by_average(
+                lambda messages: self.dialogue.ask(grid, messages, self.outcome),
+                self.roster.sample(self.participation.fraction_evaluate, "compare", server_round),
+                server_round,
+                unsure,
+                self.averages,
+                self.objective,
+                self.roster.task,
+            )
+        for model in sorted(kept):
+            what = "round %s: the average of %s is kept, it fits the clients' data better than the student does"
+            log(WARNING, what, server_round, model)
+        self.outcome.extra["guard_kept_average"] += len(kept)
+        return taught | {model: self.averages[model] for model in kept}
 
     def _all_experts(self) -> Experts:
         """Return what a generator learns from."""
@@ -363,7 +393,7 @@ class DisUE(FederatedStrategy):
     def _coverage(self, features: Mapping[int, Tensor]) -> float:
         """Return the mean over the feature spaces, each weighted by the examples of its clients."""
         spaces = {
-            space: Prototypes.joined([self.knowledge[team] for team in teams])
+            space: Prototypes.joined([self.knowledge[team].pooled() for team in teams])
             for space, teams in self._by_feature_space().items()
         }
         examples = sum(float(known.label_counts.sum()) for known in spaces.values())

@@ -92,21 +92,21 @@ def believed_counts(signatures: Sequence[Signature], limit: float) -> list[Tenso
 
 
 def coverage(samples: Tensor, known: Prototypes) -> float:
-    """Return how much of what clients tell classes by is in some samples, 0 to 1.
+    """Return how much of what classes are told apart by is in some samples, 0 to 1.
 
-    It is the variance of the samples' features over that of the clients' class means, each class weighted by its
-    examples, and at most 1. Of samples that are drawn like the clients' examples it is 1: their variance is that of the
-    class means and the variance within classes (law of total variance). Samples of another kind fall together in the
-    features that the clients' classes are told apart by.
+    It is the variance of the samples' features over that of the class means, each weighted by its examples, and at most
+    1. Of samples that are drawn like the clients' examples it is 1: their variance is that of the class means and that
+    within classes (law of total variance). Samples of another kind fall together in the features that the clients'
+    classes are told apart by.
 
     Parameters
     ----------
     samples : (samples, features) tensor
         Under the prototypes' model.
     known : Prototypes
-        Of all clients whose prototypes are in this feature space.
+        The class means of each cluster.
     """
-    between = spread(known.pooled_counts.unsqueeze(0), known.centres.unsqueeze(0))
+    between = spread(known.label_counts, known.points)
     return min(1.0, float(samples.var(dim=0, correction=0).sum()) / max(between, 1e-12))
 
 

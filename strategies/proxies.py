@@ -47,6 +47,11 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
     return read_proxy([paths[i] for i in sorted(chosen)], data.task)
 
 
+def is_foreign(proxy: str) -> bool:
+    """Return whether the proxy set that a config names is of other data than the task's own."""
+    return proxy.startswith(("dataset:", "path:"))
+
+
 def find_images(directory: Path) -> list[Path]:
     """Return the image files below a directory, sorted by path.
 

@@ -17,13 +17,14 @@ import client_app.client as client
 from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import Draw
-from disue.cli.inline import simulated_nodes
+from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig, parse_assignments
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
-from disue.models import build_model
+from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.task import Task
+from disue.wire import CompareRequest
 from server_app.privacy import LEDGER
 from server_app.run import execute
 from strategies.clusterers import CLUSTERERS
@@ -31,7 +32,7 @@ from strategies.clusterers import CLUSTERERS
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"
 KINDS = {"query": "hello", "query.describe": "describe", "train": "train", "evaluate": "evaluate"}
-KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask")}
+KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare")}
 SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
 DESCRIBED_BY = ("initial-prototypes", "subspace")
 
@@ -59,6 +60,7 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
     "personal": lambda config, round: config.method == "fedavg-ft" or round == config.num_server_rounds,
+    "doubted": lambda config, round: config.method == "disue" and config.proxy.startswith(("dataset:", "path:")),
     "compared": lambda config, round: config.method == "disue" and config.initialisation == "learned",
 }
 """What the words of the column "when" mean."""
@@ -71,6 +73,7 @@ RUNS: list[Values] = [
     {"method": "pacfl"},
     {"method": "fedavg-ft"},
     {"signature": "last-layer"},
+    {"proxy": "dataset:digits", "num-clusters": 2, "num-groups": 2},
     {"dataset": "own", "classes": "0,1,2,3,4,5,6,7,8,9", "input-shape": "1x8x8", "proxy": "dataset:digits"},
 ]
 """Among these each field is sent by some and, unless it always is, not by others."""
@@ -118,7 +121,8 @@ def recorded(values: Values, root: Path, app: Answer = client_app, shift: int = 
     """Run with these settings in a new folder, and return what the server received, client by client in its order."""
     root.mkdir(exist_ok=True)
     config = RunConfig.from_flower(SMALL | {"output-dir": str(root / "run")} | values)
-    nodes = own_nodes(root, shift) if config.dataset == "own" else simulated_nodes(4)
+    clients = 4 if config.proxy == "holdout" else 8  # of which two sums can be made
+    nodes = own_nodes(root, shift) if config.dataset == "own" else simulated_nodes(clients)
     grid = RecordingGrid(app, config.to_flower(), nodes)
     execute(config, grid)
     return config, sorted(grid.received, key=lambda message: message.metadata.src_node_id)
@@ -308,3 +312,11 @@ def test_a_failure_says_nothing_of_the_data(tmp_path: Path, monkeypatch: pytest.
         with pytest.raises(FederationError, match=r"^min-success-fraction") as caught:
             recorded(MODES[mode], root)
         assert ("patient-17" in str(caught.value)) == (mode != DP)
+
+
+def test_with_dp_a_client_compares_nothing_for_whoever_asks() -> None:
+    config = RunConfig.from_flower({"model": "mlp", "privacy": "dp"})
+    grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(2))
+    state = get_state(build_model("mlp", (1, 8, 8), 10))
+    (reply,) = grid.send_and_receive([CompareRequest(state, state, 1).to_message(grid.get_node_ids()[0])])
+    assert "privacy=dp: a client does not compare models" in reply.error.reason

@@ -6,6 +6,7 @@ A model travels as the record ``arrays`` (or ``expert``), settings as ``config``
 
 from disue.errors import WireError
 from disue.wire.arrays import Records
+from disue.wire.compare import CompareReply, CompareRequest
 from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.hello import HelloReply, HelloRequest
@@ -14,6 +15,8 @@ from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, Share
 from disue.wire.train import TrainReply, TrainRequest
 
 __all__ = [
+    "CompareReply",
+    "CompareRequest",
     "DescribeReply",
     "DescribeRequest",
     "EvaluateReply",

@@ -18,6 +18,8 @@ from disue.signature import Signature
 from disue.source import source_hash
 from disue.task import DataSummary, Task
 from disue.wire import (
+    CompareReply,
+    CompareRequest,
     DescribeReply,
     DescribeRequest,
     EvaluateReply,
@@ -35,6 +37,7 @@ from disue.wire import (
     UnmaskRequest,
     error_reason,
 )
+from disue.wire.bundle import bundle, unbundle
 from fuzzing.spoiling import NAMES, SIZES, npy, npz, spoilt_bytes
 from fuzzing.target import LONGEST_LINE, Target
 
@@ -61,6 +64,10 @@ def replies() -> dict[str, Message]:
         "describe": DescribeReply(torch.ones(3, 64)).to_message(message),
         "train": TrainReply(dict(LIKE), 9, 0.5, 3, signature, 1).to_message(message),
         "evaluate": EvaluateReply(9, 0.5, 0.5, 0.5, 0.5, 2, 1.0, 1.0).to_message(message),
+        "compare": CompareReply(0.5, 0.6).to_message(message),
+        "bundle": Message(
+            bundle({0: RecordDict({"metrics": MetricRecord({"n": 1})}), 1: "it failed"}), reply_to=message
+        ),
         "kept": KeptReply(KEYS, torch.ones(1, 8)).to_message(message),
         "parcels": Parcels(TURN, {"a": b"1", "b": b"2"}).to_message(message),
         "masked": MaskedReply(TURN, to_words(torch.ones(5).double())).to_message(message),
@@ -75,6 +82,8 @@ def requests() -> dict[str, Message]:
         "describe": DescribeRequest("subspace", TASK).to_message(1),
         "train": TrainRequest(state, 1, (state,), state, True, task=TASK).to_message(1),
         "evaluate": EvaluateRequest(state, 1, state, torch.zeros(3), task=TASK).to_message(1),
+        "compare": CompareRequest(state, state, 1, task=TASK).to_message(1),
+        "bundle": Message(bundle({0: RecordDict({"arrays": ArrayRecord()}), 1: RecordDict()}), 1, "train"),
         "share": ShareRequest(TURN, {"a": KEYS, "b": KEYS}, 3).to_message(1),
         "mask": Parcels(TURN, {"a": b"1", "b": b"2"}).to_request(1),
         "unmask": UnmaskRequest(TURN, ["a"], ["b"]).to_message(1),
@@ -177,6 +186,8 @@ def wire_targets() -> list[Target]:
         "describe": DescribeReply.from_message,
         "train": lambda message: TrainReply.from_message(message, LIKE, wants_signature=True, num_candidates=2),
         "evaluate": EvaluateReply.from_message,
+        "compare": CompareReply.from_message,
+        "bundle": lambda message: unbundle(message.content),
         "kept": lambda message: KeptReply.from_message(message, 8),
         "parcels": lambda message: Parcels.from_message(message, TURN, ["a", "b"]),
         "masked": lambda message: MaskedReply.from_message(message, TURN, 5),
@@ -186,6 +197,8 @@ def wire_targets() -> list[Target]:
         "describe": DescribeRequest.from_message,
         "train": TrainRequest.from_message,
         "evaluate": EvaluateRequest.from_message,
+        "compare": CompareRequest.from_message,
+        "bundle": lambda message: unbundle(message.content),
         "share": ShareRequest.from_message,
         "mask": Parcels.from_request,
         "unmask": UnmaskRequest.from_message,

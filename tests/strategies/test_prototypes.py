@@ -149,7 +149,7 @@ def test_samples_like_the_clients_own_are_covered_wholly() -> None:
 
 def test_coverage_is_the_variance_of_the_samples_over_that_of_the_class_means() -> None:
     x, y = some_classes(400, seed=0)
-    known = clients_of(x, y, clients=5)
+    known = clients_of(x, y, clients=5).pooled()
     means = [x[y == c].mean(dim=0) for c in y.tolist()]
     between = sum(float((own - x.mean(dim=0)).square().sum()) for own in means) / len(means)
     samples = 0.2 * some_features() + 3.0

@@ -1,0 +1,64 @@
+"""The guard's other evidence, for proxy sets of other data than the task's: what clients say of both models."""
+
+from collections.abc import Callable, Mapping, Sequence
+from logging import WARNING
+
+from flwr.app import Message
+from flwr.common.logger import log
+
+from disue.errors import WireError
+from disue.models import State
+from disue.objective import LocalObjective
+from disue.task import Task
+from disue.wire import CompareReply, CompareRequest, Records, error_reason
+from strategies.roster import Client
+
+Ask = Callable[[list[Message]], list[Message]]
+
+
+def fitted_better_by_average(
+    ask: Ask,
+    clients: Sequence[Client],
+    server_round: int,
+    taught: Mapping[str, State],
+    averages: Mapping[str, State],
+    objective: LocalObjective,
+    task: Task | None,
+) -> set[str]:
+    """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
+
+    Each client's label prior is put into the logits of both. Clients that do not answer count for nothing; of an
+    architecture of which none does the average is not better.
+
+    Parameters
+    ----------
+    ask : callable
+        Sends messages and returns the answers.
+    clients : sequence of Client
+        Who is asked, each of the models of its own architecture.
+    server_round : int
+    taught, averages : mapping of architecture to State
+    objective : LocalObjective
+    task : Task or None
+    """
+    asked = {client.node_id: client for client in clients if client.model in taught}
+    record = Records()
+    messages = [
+        CompareRequest(taught[client.model], averages[client.model], server_round, objective, task).to_message(
+            client.node_id, record
+        )
+        for client in asked.values()
+    ]
+    losses = dict.fromkeys(taught, (0.0, 0.0))
+    for reply in ask(messages) if messages else ():
+        client = asked[reply.metadata.src_node_id]
+        try:
+            if reply.has_error():
+                raise WireError(error_reason(reply))
+            told = CompareReply.from_message(reply)
+        except WireError as error:
+            log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
+            continue
+        of_taught, of_average = losses[client.model]
+        losses[client.model] = of_taught + told.student_fit, of_average + told.average_fit
+    return {model for model, (of_taught, of_average) in losses.items() if of_average < of_taught}
