@@ -5,6 +5,9 @@
 Prints one JSON line. Both train the same model on the same batches of the same clients, by turns in one process, and
 both average in each round. What is measured is CPU time, so that other work on the machine hardly changes the ratio;
 the first round of each is not counted. The models that come out must be equal.
+
+With ``--ray`` the same by Flower's simulation on all cores, after the others: wall time of a round's training, to that
+of as many bare loops as there are cores. Nothing else should run on the machine then.
 """
 
 import argparse
@@ -27,7 +30,8 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.cli.simulate import run_inline
+from disue.cli.ray import run_ray
+from disue.cli.simulate import nodes_for, run_inline
 from disue.config import RunConfig
 from disue.data import ClientData, Federation, build_federation
 from disue.models import Classifier, State, build_model, get_state
@@ -81,6 +85,16 @@ def inline(config: RunConfig, clients: int) -> tuple[list[float], State]:
     return [after - before for before, after in itertools.pairwise(times[:-1])], state
 
 
+def through_ray(config: RunConfig, clients: int) -> tuple[list[float], State]:
+    """Return the wall seconds of each round's training by the Ray engine, and the model that it ends with."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory) / "run"
+        rows: list[dict[str, float]] = []
+        nodes = nodes_for(config, clients)
+        run_ray(config.model_copy(update={"output_dir": str(place)}), nodes, 0.0, rows.append)
+        return [row["seconds_local"] for row in rows], load_file(place / "universal.safetensors")
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,6 +103,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=6, help="of each turn; default: %(default)s")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--pfl", action="store_true", help="also by pfl, which must be installed (pip install pfl)")
+    parser.add_argument("--ray", action="store_true", help="also by the Ray engine, on all cores")
+    parser.add_argument("--clients-per-node", type=int, default=1, help="in the Ray engine; default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -121,18 +137,28 @@ def main() -> None:
             from benchmarks import pfl_loop
 
             seconds.setdefault("pfl", []).extend(pfl_loop.rounds(config, federation, arguments.clients))
+    if arguments.ray:
+        nodes = {"clients_per_node": arguments.clients_per_node}
+        seconds["ray"], found = through_ray(config.model_copy(update=nodes), arguments.clients)
+        if not all(torch.equal(expected[name], tensor) for name, tensor in found.items()):
+            raise SystemExit("the Ray engine and the bare loop do not end with the same model")
+        del seconds["ray"][0]
     rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
     told = {
         "benchmark": "simulation",
         **{key: getattr(arguments, key) for key in ("clients", "examples")},
-        **{f"{engine}_updates_per_cpu_second": round(rate, 1) for engine, rate in rates.items()},
+        **{f"{engine}_updates_per_cpu_second": round(rate, 1) for engine, rate in rates.items() if engine != "ray"},
         **{
             f"inline_to_{engine}": round(rates["inline"] / rate, 3)
             for engine, rate in rates.items()
-            if engine != "inline"
+            if engine not in ("inline", "ray")
         },
         **machine(),
     }
+    if arguments.ray:
+        cores = int(told["cores"])
+        told |= {"clients_per_node": arguments.clients_per_node, "ray_updates_per_second": round(rates["ray"], 1)}
+        told["ray_to_bare_on_all_cores"] = round(rates["ray"] / (cores * rates["bare"]), 3)
     print(json.dumps(told))
 
 

@@ -224,6 +224,44 @@ def test_a_superlink_that_is_restarted_between_runs_keeps_the_registrations(depl
     assert sorted(clusters_of(directory)) == CLIENTS
 
 
+def test_a_superlink_that_is_killed_in_a_run_costs_a_round_at_most(deployment: Deployment) -> None:
+    """With its database it knows the nodes again, and the run goes on where it was, as docs/DEPLOY.md says."""
+    directory, rounds = deployment.work / "runs" / "interrupted", 4
+    settings = {
+        "dataset": "own",
+        "input-shape": "1x8x8",
+        "model": "mlp",
+        "distill-steps": 5,
+        "num-server-rounds": rounds,
+        "proxy": f"path:{deployment.work / 'demo' / 'proxy'}",
+        "min-clients": 4,
+        "join-timeout": 120.0,
+    }
+    command = [str(BIN / "disue"), "run", "disue", *set_to(settings | {"output-dir": str(directory)})]
+    run = deployment.start(command, "interrupted.log")
+    wait_for(lambda: rows_of(directory), WAIT, "the first round is over")
+    superlink, server = deployment.process("flower-superlink"), deployment.process("flwr-serverapp")
+    again = command_of(superlink)
+    superlink.kill()
+    psutil.wait_procs([superlink], timeout=30)
+    assert run.wait(timeout=WAIT) != 0
+    before = len(rows_of(directory))
+    assert 1 <= before < rounds
+    for _ in range(2):  # it waits for the SuperLink: the first asks it to end after its round, the second ends it
+        if server.is_running():
+            server.terminate()
+            psutil.wait_procs([server], timeout=5)
+    assert not server.is_running()
+    deployment.start(again, "superlink-third.log")
+    wait_for(lambda: nodes_online(deployment) == len(CLIENTS), 240, "all nodes are online again")
+    resumed = deployment.run("disue", "run", "disue", "--set", f"resume-from={directory}", timeout=WAIT)
+    assert resumed.returncode == 0, resumed.stdout[-3000:]
+    rows = rows_of(directory)
+    assert [row["round"] for row in rows] == list(range(1, rounds + 1))
+    assert [row["clients_ok"] for row in rows[before:]] == [4] * (rounds - before)
+    assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
+
+
 def nodes_online(deployment: Deployment) -> int:
     try:
         return list(nodes(deployment).values()).count("online")

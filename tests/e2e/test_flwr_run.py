@@ -3,9 +3,12 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +81,57 @@ def test_sums_are_the_same_on_both_engines(tmp_path: Path) -> None:
     run_inline(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "inline")}), CLIENTS)
     run_ray(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "run")}), CLIENTS, 0.0, lambda row: None)
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "inline")
+
+
+def test_several_clients_on_a_node_are_the_same_through_ray(inline: Path, tmp_path: Path) -> None:
+    config = RunConfig.from_flower(SMALL | {"clients-per-node": 3, "output-dir": str(tmp_path / "run")})
+    run_ray(config, CLIENTS // 3, 0.0, lambda row: None)
+    assert without_bytes(tmp_path / "run") == without_bytes(inline)
+    assert (tmp_path / "run" / "clients.csv").read_bytes() == (inline / "clients.csv").read_bytes()
+
+
+def without_bytes(directory: Path) -> list[dict[str, Any]]:
+    return [{k: v for k, v in row.items() if not k.startswith("bytes_")} for row in rows_of(directory)]
+
+
+@contextmanager
+def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+    """Start a Ray cluster of so many nodes, with one CPU each; yield its address and the nodes' raylets."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    address, before = f"127.0.0.1:{port}", set(psutil.pids())
+    usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
+    for first in (f"--head --port={port} --include-dashboard=false", *[f"--address={address}"] * (nodes - 1)):
+        subprocess.run([tool("ray"), "start", *first.split(), *usual], check=True, capture_output=True, timeout=120)
+    started = [p for p in psutil.process_iter() if p.pid not in before and address in " ".join(p.cmdline())]
+    try:
+        yield address, [process for process in started if process.name() == "raylet"]
+    finally:
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        for process in psutil.wait_procs(started, timeout=20)[1]:
+            process.kill()
+
+
+def test_a_simulation_uses_all_nodes_of_a_ray_cluster(
+    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ray_cluster(2) as (address, raylets):
+        assert len(raylets) == 2
+        at_work: set[int] = set()
+
+        def look(row: dict[str, Any]) -> None:
+            for raylet in raylets:
+                if any("ClientAppActor" in " ".join(worker.cmdline()) for worker in raylet.children()):
+                    at_work.add(raylet.pid)
+
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        run_ray(RunConfig.from_flower(SMALL | {"output-dir": str(tmp_path / "run")}), CLIENTS, 0.0, look)
+        assert at_work == {raylet.pid for raylet in raylets}
+        assert all(raylet.is_running() for raylet in raylets)  # the cluster is another's
+    assert rows_of(tmp_path / "run") == rows_of(inline)
 
 
 def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path) -> None:

@@ -173,6 +173,13 @@ def test_new_node_ids_are_the_same_clients(run_of_two: Path, whole: Path, monkey
         assert resumed[name] == expected[name]
 
 
+def test_clients_may_sit_on_other_nodes_and_their_models_elsewhere(run_of_two: Path, whole: Path) -> None:
+    go_on(run_of_two, **{"clients-per-node": 2, "reply-memory": 0})
+    resumed, expected = left_by(run_of_two), left_by(whole)
+    for name in ("metrics.jsonl", "clients.csv", "membership.csv", "universal.safetensors", "summary.json"):
+        assert resumed[name] == expected[name]
+
+
 def test_a_damaged_checkpoint_is_passed_over(run_of_two: Path, whole: Path, messages: list[str]) -> None:
     _, newest = sorted((run_of_two / "checkpoint").glob("round-*"))
     newest.write_bytes(newest.read_bytes()[:-1])
