@@ -4,6 +4,7 @@ Every client has its own partition of the data and its own state, as if it had a
 """
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import TypeVar
 
 from flwr.app import Context, Message, MessageType, RecordDict
@@ -69,9 +70,10 @@ def _attempt(do: Callable[..., T], *arguments: object) -> T | str:
 
 
 def _message_for(message: Message, part: RecordDict) -> Message:
-    """Return what one client was sent."""
-    told = message.metadata
-    return Message(part, told.dst_node_id, told.message_type, group_id=told.group_id)
+    """Return what one client was sent. (Flower lets only servers make messages that answer none.)"""
+    own = copy(message)
+    own.content = part
+    return own
 
 
 def _context_for(seat: int, context: Context, config: RunConfig) -> Context:

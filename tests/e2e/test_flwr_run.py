@@ -101,18 +101,22 @@ def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     address, before = f"127.0.0.1:{port}", set(psutil.pids())
-    usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000", "--node-ip-address=127.0.0.1"]
-    for first in (f"--head --port={port} --include-dashboard=false", *[f"--address={address}"] * (nodes - 1)):
-        subprocess.run([tool("ray"), "start", *first.split(), *usual], check=True, capture_output=True, timeout=120)
-    started = [p for p in psutil.process_iter() if p.pid not in before and address in " ".join(p.cmdline())]
+    usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
+
+    def started() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter() if p.pid not in before and str(port) in " ".join(p.cmdline())]
+
     try:
-        yield address, [process for process in started if process.name() == "raylet"]
+        for first in (f"--head --port={port} --include-dashboard=false", *[f"--address={address}"] * (nodes - 1)):
+            subprocess.run([tool("ray"), "start", *first.split(), *usual], check=True, capture_output=True, timeout=120)
+        yield address, [process for process in started() if process.name() == "raylet"]
     finally:
-        for process in started:
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        for process in psutil.wait_procs(started, timeout=20)[1]:
-            process.kill()
+        left = started()
+        for kill in (psutil.Process.terminate, psutil.Process.kill):
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    kill(process)
+            left = psutil.wait_procs(left, timeout=20)[1]
 
 
 def test_a_simulation_uses_all_nodes_of_a_ray_cluster(

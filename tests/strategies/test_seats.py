@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
 from client_app import work
@@ -75,6 +76,20 @@ def test_every_client_has_its_own_partition_and_answers_its_own_message() -> Non
     assert [hello.name for hello in hellos] == [f"client-{i}" for i in reversed(range(12))]
     assert {hello.num_partitions for hello in hellos} == {12}
     assert grid.pull_messages(sent) == []
+
+
+def test_a_node_needs_no_more_of_flower_than_a_client_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Flower's engines no run is set where clients answer: they can reply, and make no other message."""
+
+    class Elsewhere(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            with monkeypatch.context() as there:
+                there.setattr(TaskIdentity, "_run_id", None)
+                return client_app(message, context)
+
+    grid = some_grid(nodes=1, seats=2, app=Elsewhere())
+    replies = list(grid.send_and_receive([HelloRequest().to_message(node) for node in grid.get_node_ids()]))
+    assert [HelloReply.from_message(reply).name for reply in replies] == ["client-0", "client-1"]
 
 
 def test_only_clients_that_are_asked_answer_and_a_node_gets_one_message() -> None:
