@@ -1,5 +1,6 @@
 """Where the clients' models of a round are until they are averaged."""
 
+import ctypes
 import mmap
 import os
 import tempfile
@@ -13,7 +14,8 @@ from torch import Tensor
 from disue.models import State
 
 REGION_BYTES = 2**28
-"""The file is mapped in pieces of this size: every map is one of the few thousand that a process may have."""
+"""The file is mapped in pieces of this size: every map is one of the few thousand that a process may have. After as
+many bytes of models, freed memory is given back."""
 ALIGNMENT = 64
 
 
@@ -40,6 +42,7 @@ class Shelf:
         """Begin with nothing; what was put here before stays good."""
         self.in_memory = 0
         self.in_file = 0
+        self._since_given_back = 0
         self._file: IO[bytes] | None = None
         self._region: np.memmap[tuple[int], np.dtype[np.uint8]] | None = None
         self._used = 0
@@ -53,6 +56,10 @@ class Shelf:
             If the file cannot be written.
         """
         size = sum(tensor.nbytes for tensor in state.values())
+        self._since_given_back += size
+        if self._since_given_back >= REGION_BYTES:
+            self._since_given_back = 0
+            give_back_freed_memory()
         if self.memory is None or self.in_memory + size <= self.memory:
             self.in_memory += size
             return state
@@ -78,3 +85,14 @@ class Shelf:
             self._region = np.memmap(self._file, np.uint8, "r+", offset, (max(REGION_BYTES, size),))
             self._used = 0
         return self._file, self._region
+
+
+def give_back_freed_memory() -> None:
+    """Let the C library return to the operating system what is free, where it can.
+
+    The messages in which models come are freed one by one, and what is kept of each lies between them: glibc would hold
+    on to most of it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

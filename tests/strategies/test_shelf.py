@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,3 +69,45 @@ def test_without_a_limit_nothing_is_written(tmp_path: Path) -> None:
     assert own.put(given) is given
     with pytest.raises(FileNotFoundError):
         Shelf(0, tmp_path / "is not there").put(given)
+
+
+MESSAGES = """
+import sys
+import numpy as np, torch
+from strategies import shelf
+
+shelf.REGION_BYTES = 2**22
+if sys.argv[1] == "held":
+    shelf.give_back_freed_memory = lambda: None
+kept, models = [], shelf.Shelf(memory=int(sys.argv[2]))
+
+def memory():
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) / 2**10
+
+def receive():
+    state = {name: torch.from_numpy(np.frombuffer(bytearray(size), np.float32)) for name, size in SIZES.items()}
+    kept.append(torch.ones(2700))
+    exact = [torch.cat([tensor.double() for tensor in state.values()]) for _ in range(2)]
+    (exact[0] - exact[1]).norm()
+    kept.append(models.put(state))
+
+SIZES = {"a": 870_000, "b": 3_600_000}
+receive()
+before = memory()
+for _ in range(40):
+    receive()
+print(memory() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc")
+@pytest.mark.parametrize(("reply_memory", "models"), [(0, 0), (2**30, 171)])
+def test_what_is_freed_between_models_is_given_back(reply_memory: int, models: int) -> None:
+    """In MiB, beside the models in memory; a C library that needs no help would be as good without."""
+
+    def growth(freed: str) -> float:
+        command = [sys.executable, "-c", MESSAGES, freed, str(reply_memory)]
+        return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) - models
+
+    assert growth("given-back") < 40
+    assert growth("held") > 80
