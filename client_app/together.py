@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from client_app.training import TrainingResult, label_counts
 from disue.config import RunConfig
 from disue.data import Examples
+from disue.device import mixed_precision
 from disue.metrics import log_prior
 from disue.models import State
 from disue.objective import LocalObjective
@@ -51,8 +52,9 @@ def train_together(
     shifts = shifts.to(device)
 
     def loss_of(own: State, inputs: Tensor, labels: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
-        logits = functional_call(model, own, (inputs,))
-        return (F.cross_entropy(logits + shift, labels, reduction="none") * weights).sum()
+        with mixed_precision(device, config.mixed_precision):
+            logits = functional_call(model, own, (inputs,))
+        return (F.cross_entropy(logits.float() + shift, labels, reduction="none") * weights).sum()
 
     gradients_of = vmap(grad_and_value(loss_of))
     losses = torch.zeros(len(examples), device=device)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from disue.config import RunConfig
 from disue.data import Examples
+from disue.device import memory_format, mixed_precision
 from disue.metrics import log_prior
 from disue.objective import LocalObjective
 
@@ -43,7 +44,7 @@ def train(
     examples : Examples
         The client's training data.
     config : RunConfig
-        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``.
+        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``, ``mixed-precision``.
     objective : LocalObjective
         What is minimised, as the server's method wants it.
     generator : torch.Generator
@@ -51,8 +52,9 @@ def train(
     device : torch.device
     num_classes : int
     """
-    model.to(device).train()
-    x, y = examples.x.to(device), examples.y.to(device)
+    layout = memory_format(device, config.mixed_precision)
+    model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
     shift = log_prior(label_counts(examples.y, num_classes)).to(device) if objective.local_loss == "balanced" else None
     parameters = list(model.parameters())
     anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
@@ -64,7 +66,9 @@ def train(
     for _ in range(config.local_epochs):
         losses.clear()
         for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
-            logits = model(x[batch])
+            with mixed_precision(device, config.mixed_precision):
+                logits = model(x[batch])
+            logits = logits.float()
             loss = F.cross_entropy(logits if shift is None else logits + shift, y[batch])
             optimizer.zero_grad()
             loss.backward()

@@ -85,6 +85,9 @@ class RunConfig(BaseModel):
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
     weight_decay: float = Field(0.0, ge=0.0, description="SGD weight decay")
     prox_mu: float = Field(-1.0, ge=-1.0, description="weight of the proximal term; -1: 0.01 for fedprox, else 0")
+    mixed_precision: bool = Field(
+        False, description="clients train in bfloat16 where that is safe (autocast); quicker on a GPU with large models"
+    )
     local_loss: LocalLoss = Field(
         "cross-entropy", description="balanced: logits are shifted by the client's log label shares (FedLC)"
     )

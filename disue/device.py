@@ -24,6 +24,13 @@ def prepare_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def mixed_precision(device: torch.device) -> torch.autocast:
-    """Return a context in which a GPU multiplies in bfloat16, which needs no scaling of the loss; a CPU as ever."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+def mixed_precision(device: torch.device, enabled: bool | None = None) -> torch.autocast:
+    """Return a context in which bfloat16 is multiplied, which needs no scaling of the loss; None: on a GPU alone."""
+    return torch.autocast(
+        device.type, dtype=torch.bfloat16, enabled=device.type == "cuda" if enabled is None else enabled
+    )
+
+
+def memory_format(device: torch.device, mixed: bool) -> torch.memory_format:
+    """Return the layout of images: channels last where a GPU multiplies bfloat16, whose units want it so."""
+    return torch.channels_last if mixed and device.type == "cuda" else torch.contiguous_format

@@ -39,6 +39,7 @@ def one_by_one(model_name, shape, starts, config, objective):  # type: ignore[no
         ({}, LocalObjective()),
         ({"momentum": 0.0, "local-epochs": 1}, LocalObjective(prox_mu=0.1)),
         ({"weight-decay": 0.01}, LocalObjective(local_loss="balanced")),
+        ({"mixed-precision": True}, LocalObjective()),
     ],
 )
 def test_together_is_as_one_by_one(model_name: str, settings: dict[str, object], objective: LocalObjective) -> None:
@@ -52,7 +53,23 @@ def test_together_is_as_one_by_one(model_name: str, settings: dict[str, object],
     )
     for (state, result), (expected, told), start in zip(together, alone, starts, strict=True):
         assert result.steps == told.steps
-        assert result.loss == pytest.approx(told.loss, abs=1e-5)
+        near = 0.05 if config.mixed_precision else 1e-5  # bfloat16 has eight bits
+        assert result.loss == pytest.approx(told.loss, abs=near)
         for name, tensor in expected.items():
-            torch.testing.assert_close(state[name], tensor, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(state[name], tensor, rtol=near, atol=near)
+            assert state[name].dtype == torch.float32
         assert not torch.equal(state["head.weight"], start["head.weight"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("mixed", "near"), [(False, 1e-3), (True, 0.05)])
+def test_on_a_gpu_too(mixed: bool, near: float) -> None:
+    shape = (1, 28, 28)
+    config = RunConfig.from_flower({"batch-size": 10, "local-epochs": 2, "mixed-precision": mixed})
+    starts: list[State] = [get_state(build_model("cnn", shape, 10, seed)) for seed in range(len(SIZES))]
+    alone = one_by_one("cnn", shape, starts, RunConfig.from_flower({"batch-size": 10}), LocalObjective())
+    model, device = build_model("cnn", shape, 10), torch.device("cuda")
+    together = train_together(model, starts, some_examples(shape), config, LocalObjective(), rngs(), device, 10)
+    for (state, _), (expected, _) in zip(together, alone, strict=True):
+        for name, tensor in expected.items():
+            torch.testing.assert_close(state[name], tensor, rtol=near, atol=near)
