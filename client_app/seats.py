@@ -83,6 +83,10 @@ def _context_for(seat: int, context: Context, config: RunConfig) -> Context:
         raise ConfigError(
             f"clients-per-node: got {config.clients_per_node}; a node with data of its own is one client, use 1"
         )
+    if node.name is not None:
+        raise ConfigError(
+            f"clients-per-node: got {config.clients_per_node}; '{node.name}' names one client, leave it out"
+        )
     if not 0 <= seat < config.clients_per_node:
         raise ConfigError(f"clients-per-node: got {config.clients_per_node}; the message is for seat {seat}")
     place = {

@@ -318,6 +318,7 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
         client_prior=config.expert_prior == "client",
         prototype_limit=config.prototype_limit,
         probation_rounds=config.probation_rounds,
+        foreign_proxy=is_foreign(config.proxy),
         clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
         objective=_objective(config),
     )

@@ -26,7 +26,7 @@ CHANGEABLE = frozenset(
     {
         *("num-server-rounds", "output-dir", "resume-from", "data-dir", "device", "report", "tensorboard"),
         *("min-clients", "join-timeout", "round-timeout", "min-success-fraction"),
-        *("reply-memory", "clients-per-node"),
+        "reply-memory",
     }
 )
 """Keys that may have other values when a run goes on: the rounds that are over would have been the same."""

@@ -36,16 +36,20 @@ def weighted_averages(
     groups : mapping of group to sequence of ClientUpdate
         Some of the updates each, in the same order; each in one group at most.
     """
-    everyone = _Sum(updates)
-    sums = {key: _Sum(group) for key, group in groups.items()}
-    group_of = {update.name: sums[key] for key, group in groups.items() for update in group}
+    everyone, sums, means = _Sum(updates), dict[K, _Sum](), dict[K, State]()
+    group_of = {update.name: key for key, group in groups.items() for update in group}
     for update in updates:
-        wanted = [everyone, *([group_of[update.name]] if update.name in group_of else [])]
+        key = group_of.get(update.name)
+        if key is not None and key not in sums:
+            sums[key] = _Sum(groups[key])
+        wanted = [everyone] if key is None else [everyone, sums[key]]
         for name, tensor in update.state.items():
             exact = tensor.double()
             for own in wanted:
                 own.add(name, exact, update.num_examples)
-    return {key: own.mean() for key, own in sums.items()}, everyone.mean()
+        if key is not None and update is groups[key][-1]:  # its sum is not needed any more: groups may be many
+            means[key] = sums.pop(key).mean()
+    return {key: means[key] for key in groups}, everyone.mean()
 
 
 class _Sum:

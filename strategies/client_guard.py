@@ -1,5 +1,6 @@
 """The guard's other evidence, for proxy sets of other data than the task's: what clients say of both models."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from logging import WARNING
 
@@ -9,6 +10,7 @@ from flwr.common.logger import log
 from disue.errors import WireError
 from disue.models import State
 from disue.objective import LocalObjective
+from disue.privacy import FITS_UP_TO
 from disue.task import Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
 from strategies.roster import Client
@@ -27,8 +29,8 @@ def fitted_better_by_average(
 ) -> set[str]:
     """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
 
-    Each client's label prior is put into the logits of both. Clients that do not answer count for nothing; of an
-    architecture of which none does the average is not better.
+    Each client's label prior is put into the logits of both, and a loss counts up to twice that of guessing. Clients
+    that do not answer count for nothing; of an architecture of which none does the average is not better.
 
     Parameters
     ----------
@@ -59,6 +61,7 @@ def fitted_better_by_average(
         except WireError as error:
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
             continue
+        most = FITS_UP_TO * math.log(len(taught[client.model]["head.bias"]))
         of_taught, of_average = losses[client.model]
-        losses[client.model] = of_taught + told.student_fit, of_average + told.average_fit
+        losses[client.model] = of_taught + min(told.student_fit, most), of_average + min(told.average_fit, most)
     return {model for model, (of_taught, of_average) in losses.items() if of_average < of_taught}

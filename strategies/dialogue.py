@@ -1,7 +1,7 @@
 """What clients were asked, and which of their replies answer it."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from logging import WARNING
 
 from flwr.app import Message, Metadata
@@ -9,7 +9,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 
 from disue.wire import message_bytes
-from strategies.exchange import is_no_answer
+from strategies.exchange import is_no_answer, misfit
 from strategies.outcome import RoundOutcome
 from strategies.roster import Roster
 
@@ -51,12 +51,16 @@ class Dialogue:
         yield from self._fitting(replies)
         outcome.seconds[phase] += time.perf_counter() - self._began
 
-    def ask(self, grid: Grid, messages: list[Message], outcome: RoundOutcome) -> list[Message]:
-        """Send messages and return the answers; their bytes are counted."""
+    def ask(self, grid: Grid, messages: list[Message], outcome: RoundOutcome, phase: str = "local") -> list[Message]:
+        """Send messages and return the answers; their bytes are counted as the phase's."""
         sent = self.begin(messages)
         replies = list(self._fitting(grid.send_and_receive(sent, timeout=self.roster.timeout)))
-        outcome.bytes_down += sum(map(message_bytes, messages))
-        outcome.bytes_up += sum(map(message_bytes, replies))
+        down, up = (sum(map(message_bytes, sent)) for sent in (messages, replies))
+        if phase == "evaluation":
+            outcome.bytes_evaluation += down + up
+        else:
+            outcome.bytes_down += down
+            outcome.bytes_up += up
         return replies
 
     def tell_problem(self, what: str) -> None:
@@ -79,16 +83,3 @@ class Dialogue:
                 yield reply
         self.misfits -= answered
         self.roster.leave_out(self._requests.keys() - answered - self.misfits)
-
-
-def misfit(reply: Message, requests: Mapping[int, Metadata]) -> str:
-    """Return why a reply is to none of the requests, by node; nothing if it is to one of them."""
-    told = reply.metadata
-    request = requests.get(told.src_node_id)
-    if request is None:
-        return "it was not asked"
-    if told.group_id != request.group_id:
-        return f"it answers a request of round {told.group_id}"
-    if (told.reply_to_message_id, told.message_type) != (request.message_id, request.message_type):
-        return "it answers another request"
-    return ""

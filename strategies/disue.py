@@ -75,9 +75,11 @@ class DisUE(FederatedStrategy):
         class than so many times the median distance; 0: all count.
     probation_rounds : int (default: 0)
         See `Probation`.
+    foreign_proxy : bool (default: False)
+        Whether the proxy set is of other data than the task's, so that its `coverage` has to be looked at.
     clients_compare : bool (default: False)
-        Whether clients are asked if what was distilled fits their data better than the average: of a proxy set that is
-        not of the task's own data the server cannot tell.
+        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
+        the server cannot tell.
     objective : LocalObjective
         What clients minimise.
 
@@ -96,8 +98,8 @@ class DisUE(FederatedStrategy):
     expert_shares : dict of Team to float
         What was learnt of them.
     covered : float
-        The `coverage` of the round's proxy set, by which the student's share in the universal expert is made smaller,
-        and the shares that are learnt.
+        The `coverage` of the round's proxy set, if that is foreign, and else 1: by it the student's share in the
+        universal expert is made smaller, and the shares that are learnt.
     priors : dict of Team to (classes,) tensor
         Log label shares of the team's clients; where they are not told, as they were last estimated.
     """
@@ -127,6 +129,7 @@ class DisUE(FederatedStrategy):
         client_prior: bool = True,
         prototype_limit: float = 0.0,
         probation_rounds: int = 0,
+        foreign_proxy: bool = False,
         clients_compare: bool = False,
         objective: LocalObjective = PLAIN,
     ) -> None:
@@ -147,6 +150,7 @@ class DisUE(FederatedStrategy):
         self.client_prior = client_prior
         self.prototype_limit = prototype_limit
         self.probation = Probation(probation_rounds)
+        self.foreign_proxy = foreign_proxy
         self.clients_compare = clients_compare
         self.averages: dict[str, State] = {}
         self.latest: dict[Team, State] = {}
@@ -325,8 +329,8 @@ class DisUE(FederatedStrategy):
         features = self._features(proxy)
         evidence = self._evidence(proxy, features)
         targets = self._vote(evidence)
-        self.covered = self._coverage(features)
-        self.outcome.extra["proxy_coverage"] = self.covered
+        if self.foreign_proxy:
+            self.covered = self.outcome.extra["proxy_coverage"] = self._coverage(features)
         distiller = replace(self.distiller, student_share=self.distiller.student_share * self.covered)
         believed = prototype_vote(evidence.distances).argmax(dim=1) if proxy.labels is None else proxy.labels
         taught = {
@@ -344,8 +348,8 @@ class DisUE(FederatedStrategy):
         grid = self._grid
         with self.outcome.timed("evaluation"):
             kept = fitted_better_by_average(
-                lambda messages: self.dialogue.ask(grid, messages, self.outcome),
-                self.roster.sample(self.participation.fraction_evaluate, "compare", server_round),
+                lambda messages: self.dialogue.ask(grid, messages, self.outcome, "evaluation"),
+                self.roster.sample(self.participation.fraction_evaluate, "evaluate", server_round),
                 server_round,
                 unsure,
                 self.averages,

@@ -5,7 +5,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from flwr.app import Message
+from flwr.app import Message, Metadata
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -77,6 +77,8 @@ def _arriving(grid: Grid, sent: list[str], deadline: float) -> Iterator[Message]
             for reply in grid.pull_messages(sent[first : first + AT_A_TIME]):
                 answered.add(reply.metadata.reply_to_message_id)
                 yield reply
+            if time.monotonic() >= deadline:
+                break
         sent = [message_id for message_id in sent if message_id not in answered]
         left = deadline - time.monotonic()
         if not sent or left <= 0.0:
@@ -99,3 +101,16 @@ def streaming(grid: Grid) -> Iterator[None]:
 def is_no_answer(reply: Message) -> bool:
     """Return whether a reply is what the SuperLink says of a node that is gone, and not the node's own."""
     return reply.has_error() and reply.error.code in NO_ANSWER
+
+
+def misfit(reply: Message, requests: Mapping[int, Metadata]) -> str:
+    """Return why a reply is to none of the requests, by node; nothing if it is to one of them."""
+    told = reply.metadata
+    request = requests.get(told.src_node_id)
+    if request is None:
+        return "it was not asked"
+    if told.group_id != request.group_id:
+        return f"it answers a request of round {told.group_id}"
+    if (told.reply_to_message_id, told.message_type) != (request.message_id, request.message_type):
+        return "it answers another request"
+    return ""

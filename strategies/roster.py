@@ -191,7 +191,8 @@ class Roster:
         self._refusals.pop(node_id, None)
         if before := self.away.pop(client.name, None):
             self.returned.append(client.name)
-            self._names.pop(before.node_id, None)
+            if self._names.get(before.node_id) == client.name:  # another may be on that node by now
+                del self._names[before.node_id]
         self._names[client.node_id] = client.name
         self._clients[client.name] = client
         self.models[client.name] = client.model

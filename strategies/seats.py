@@ -1,16 +1,19 @@
 """Clients that share a node: to the strategy each is a node of its own."""
 
 from collections.abc import Iterable, Mapping
+from copy import copy
+from logging import WARNING
 from uuid import uuid4
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, Metadata, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from disue.errors import WireError
 from disue.wire.bundle import Part, bundle, unbundle
-from strategies.exchange import send_and_receive
+from strategies.exchange import is_no_answer, misfit, send_and_receive
 
 
 class SeatedGrid(Grid):
@@ -29,7 +32,7 @@ class SeatedGrid(Grid):
     def __init__(self, grid: Grid, seats: int) -> None:
         self._grid = grid
         self._seats = seats
-        self._open: dict[str, dict[int, Message]] = {}
+        self._open: dict[str, tuple[Metadata, dict[int, Message]]] = {}
         self._arrived: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -73,19 +76,26 @@ class SeatedGrid(Grid):
         for bundle_id, group in zip(sent, groups.values(), strict=False):
             for seat, message in group.items():
                 ids[id(message)] = message.metadata.__dict__["_message_id"] = _id_of(bundle_id, seat)
+        for bundle_id, message, group in zip(sent, bundles, groups.values(), strict=False):
             if bundle_id:
-                self._open[bundle_id] = group
+                self._open[bundle_id] = message.metadata, {seat: _envelope(own) for seat, own in group.items()}
         return [ids.get(id(message), "") for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages, as far as they are there."""
         wanted = list(message_ids)
         bundles = {message_id.rpartition("/")[0] for message_id in wanted if message_id not in self._arrived}
-        for reply in self._grid.pull_messages(sorted(bundles & self._open.keys())):
+        for reply in self._grid.pull_messages([bundle_id for bundle_id in self._open if bundle_id in bundles]):
             bundle_id = reply.metadata.reply_to_message_id
-            if bundle_id in self._open:
-                for single in self._taken_apart(reply, self._open.pop(bundle_id)):
-                    self._arrived[single.metadata.reply_to_message_id] = single
+            if bundle_id not in self._open:
+                continue
+            asked, clients = self._open[bundle_id]
+            if not is_no_answer(reply) and (reason := misfit(reply, {asked.dst_node_id: asked})):
+                log(WARNING, "node %s: reply rejected: %s", reply.metadata.src_node_id, reason)
+                continue
+            del self._open[bundle_id]
+            for single in self._taken_apart(reply, clients):
+                self._arrived[single.metadata.reply_to_message_id] = single
         return [self._arrived.pop(message_id) for message_id in wanted if message_id in self._arrived]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
@@ -113,6 +123,13 @@ def seated(grid: Grid, seats: int) -> Grid:
 
 def _id_of(bundle_id: str, seat: int) -> str:
     return f"{bundle_id}/{seat}" if bundle_id else ""
+
+
+def _envelope(message: Message) -> Message:
+    """Return a message without what is in it: all that a reply needs, and it may never come."""
+    envelope = copy(message)
+    envelope.content = RecordDict()
+    return envelope
 
 
 def _content_or_error(part: Part) -> RecordDict | Error:

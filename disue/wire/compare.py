@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
+from disue.errors import WireError
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
@@ -55,6 +56,9 @@ class CompareReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "CompareReply":
-        """Read the reply; raise `WireError` if it lacks a number."""
+        """Read the reply; raise `WireError` if it lacks a number, or one is negative."""
         metrics = read_metrics(message)
-        return cls(number(metrics, "student-fit"), number(metrics, "average-fit"))
+        fits = cls(number(metrics, "student-fit"), number(metrics, "average-fit"))
+        if min(fits.student_fit, fits.average_fit) < 0.0:
+            raise WireError(f"losses are {fits.student_fit:g} and {fits.average_fit:g}; expected none below 0")
+        return fits

@@ -1,6 +1,7 @@
 """Real processes: `disue simulate` on Ray, and plain `flwr run .`, against the inline engine."""
 
 import json
+import re
 import shutil
 import signal
 import socket
@@ -94,6 +95,18 @@ def without_bytes(directory: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if not k.startswith("bytes_")} for row in rows_of(directory)]
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Return the command line; nothing if the process has ended."""
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
+def is_of_ray(process: psutil.Process, port: str) -> bool:
+    words = words_of(process)
+    return any("/ray/" in word for word in words) and any(re.search(rf"[:=]{port}\b", word) for word in words)
+
+
 @contextmanager
 def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
     """Start a Ray cluster of so many nodes, with one CPU each; yield its address and the nodes' raylets."""
@@ -104,12 +117,12 @@ def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
     usual = ["--num-cpus=1", "--disable-usage-stats", "--object-store-memory=100000000"]
 
     def started() -> list[psutil.Process]:
-        return [p for p in psutil.process_iter() if p.pid not in before and str(port) in " ".join(p.cmdline())]
+        return [p for p in psutil.process_iter() if p.pid not in before and is_of_ray(p, str(port))]
 
     try:
         for first in (f"--head --port={port} --include-dashboard=false", *[f"--address={address}"] * (nodes - 1)):
             subprocess.run([tool("ray"), "start", *first.split(), *usual], check=True, capture_output=True, timeout=120)
-        yield address, [process for process in started() if process.name() == "raylet"]
+        yield address, [process for process in started() if any("raylet/raylet" in word for word in words_of(process))]
     finally:
         left = started()
         for kill in (psutil.Process.terminate, psutil.Process.kill):
@@ -128,7 +141,7 @@ def test_a_simulation_uses_all_nodes_of_a_ray_cluster(
 
         def look(row: dict[str, Any]) -> None:
             for raylet in raylets:
-                if any("ClientAppActor" in " ".join(worker.cmdline()) for worker in raylet.children()):
+                if any("ClientAppActor" in " ".join(words_of(worker)) for worker in raylet.children()):
                     at_work.add(raylet.pid)
 
         monkeypatch.setenv("RAY_ADDRESS", address)

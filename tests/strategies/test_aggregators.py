@@ -1,3 +1,4 @@
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -6,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from strategies import aggregators
 from strategies.aggregators import weighted_average, weighted_averages
 from strategies.updates import ClientUpdate
 
@@ -60,6 +62,22 @@ def test_the_means_of_groups_and_of_all_are_those_taken_one_by_one_bit_for_bit(m
             total = sum(update.num_examples for update in members)
             expected = sum(update.num_examples / total * update.state[name].double() for update in members)
             torch.testing.assert_close(tensor.double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_group_of_its_own_for_each_client_needs_one_sum_at_a_time(make_updates, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    alive: list[int] = []
+    original = aggregators._Sum.add
+
+    def watch(self, *rest):  # type: ignore[no-untyped-def]
+        alive.append(sum(isinstance(other, aggregators._Sum) for other in gc.get_referrers(aggregators._Sum)))
+        return original(self, *rest)
+
+    monkeypatch.setattr(aggregators._Sum, "add", watch)
+    updates = make_updates(8)
+    means, _ = weighted_averages(updates, {i: [update] for i, update in enumerate(updates)})
+    assert max(alive) == 2
+    for i, update in enumerate(updates):
+        assert all(torch.equal(means[i][name], tensor) for name, tensor in update.state.items())
 
 
 def test_every_model_is_read_once(make_updates) -> None:  # type: ignore[no-untyped-def]

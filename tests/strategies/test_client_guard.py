@@ -53,13 +53,16 @@ def told(fits: dict[int, tuple[float, float] | None]) -> Callable[[list[Message]
         ({10: (1.0, 1.0), 11: (1.0, 1.0)}, set()),
         ({10: None, 12: (1.0, 2.0), 11: (2.0, 1.0), 13: None}, {"b"}),
         ({10: None, 11: None, 12: None, 13: None}, set()),
+        # no loss counts for more than 2 ln 3
+        ({10: (1e9, 0.0), 12: (0.0, 2.2), 11: (0.0, 1e9), 13: (2.1, 0.0)}, set()),
+        ({10: (2.0, -1e9), 12: (1.0, 2.0), 11: (2.0, 1.0)}, {"b"}),
     ],
 )
 def test_the_sums_decide_for_each_architecture(
     fits: dict[int, tuple[float, float] | None], kept: set[str], messages: list[str]
 ) -> None:
     assert fitted_better_by_average(told(fits), CLIENTS, 3, SMALL, SMALL, PLAIN, None) == kept
-    failed = [node for node, own in fits.items() if own is None]
+    failed = [node for node, own in fits.items() if own is None or min(own) < 0.0]
     assert len([said for said in messages if "could not compare" in said]) == len(failed)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from disue.cli.inline import InlineGrid
-from disue.data import build_federation
+from disue.data import build_federation, load_dataset
 from disue.models import build_model
 from disue.signature import Signature
 from strategies.distiller import Distiller
@@ -454,7 +454,7 @@ def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less
     monkeypatch.setattr(Distiller, "distil", watch)
     settings = {"clients": 6, "num_clusters": 2, "scenario": "label-groups", "num_groups": 2, "num_server_rounds": 3}
     own = run(**settings, student_share=0.5)
-    assert [row["proxy_coverage"] for row in own.rows] == [1.0] * 3
+    assert not any("proxy_coverage" in row for row in own.rows)
     assert shares == [0.5] * 3
     shares.clear()
     other = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
@@ -463,3 +463,11 @@ def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less
     assert shares == [0.5 * coverage for coverage in coverages]
     for row, before in zip(other.rows, own.rows, strict=True):
         assert 0.0 < row["expert_share"] < row["proxy_coverage"] < before["expert_share"]
+
+
+def test_images_of_the_clients_own_kind_are_covered_wholly(run, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    digits = load_dataset("digits").train.x[:300, 0]
+    for i, image in enumerate((digits * 255).byte().numpy()):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    result = run(clients=6, num_clusters=2, num_groups=2, proxy=f"path:{tmp_path}")
+    assert [row["proxy_coverage"] for row in result.rows] == [1.0, 1.0]

@@ -170,6 +170,15 @@ def test_a_newcomer_with_an_architecture_that_cannot_take_part_does_not() -> Non
     assert [client.name for client in made.clients] == ["a", "c"]
 
 
+def test_clients_that_come_back_on_each_others_nodes_keep_their_names() -> None:
+    before = ChangingGrid(answering_app(), {}, [{"name": name} for name in "abc"])
+    made, later = Roster(0), Roster(0)
+    made.gather(before, 3, 1.0)
+    later.known = made.clients
+    later.gather(ChangingGrid(answering_app(), {}, [{"name": name} for name in "cab"]), 3, 1.0)
+    assert {client.name: later.name_of(client.node_id) for client in later.clients} == {name: name for name in "abc"}
+
+
 def test_names_come_from_the_node_config() -> None:
     assert client_name({"name": "hospital-a", "partition-id": 3}) == "hospital-a"
     assert client_name({"partition-id": 3}) == "client-3"

@@ -4,6 +4,7 @@ import csv
 from typing import Any
 
 import pytest
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
@@ -14,11 +15,11 @@ from client_app.app import app as client_app
 from client_app.seats import answer_for_all
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
-from disue.errors import ConfigError
+from disue.errors import ConfigError, FederationError
 from disue.wire import HelloReply, HelloRequest
 from strategies.seats import SeatedGrid, seated
 
-TIMINGS = ("seconds", "bytes")
+TIMINGS = ("seconds",)
 
 
 def without_timings(row: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +46,44 @@ def test_a_run_is_the_same_however_many_clients_sit_on_a_node(run, settings: dic
     assert all((models[1][name] == tensor).all() for name, tensor in models[0].items())
 
 
-def test_clients_that_train_together_come_where_each_comes_alone(run) -> None:  # type: ignore[no-untyped-def]
-    alone, together = run(clients=6), run(clients=6, clients_per_node=6, clients_at_once=4)
-    for before, after in zip(alone.rows, together.rows, strict=True):
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many clients trained as one network, each time."""
+    sizes: list[int] = []
+    original = work.train_together
+
+    def watch(model: Any, starts: Any, *rest: Any) -> Any:
+        sizes.append(len(starts))
+        return original(model, starts, *rest)
+
+    monkeypatch.setattr(work, "train_together", watch)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"privacy": "dp", "dp_noise": 0.01}, {"privacy": "secure", "prototypes": "cluster"}]
+)
+def test_clients_that_train_together_come_where_each_comes_alone(  # type: ignore[no-untyped-def]
+    run, together: list[int], settings: dict[str, Any]
+) -> None:
+    before = run(clients=6, **settings).rows
+    assert together == []
+    after = run(clients=6, **settings, clients_per_node=6, clients_at_once=4).rows
+    assert together == [4, 2, 4, 2]
+    for row, other in zip(before, after, strict=True):
         for key in ("universal_accuracy", "expert_accuracy", "train_loss"):
-            assert after[key] == pytest.approx(before[key], abs=1e-3)
-        assert after["client_steps"] == before["client_steps"]
+            assert other[key] == pytest.approx(row[key], abs=1e-3, nan_ok=True)
+        assert other["client_steps"] == row["client_steps"]
+
+
+def test_with_dp_the_errors_of_clients_that_train_together_stay_with_them(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    def fails(*arguments: Any) -> None:
+        raise RuntimeError("the label of patient 7")
+
+    monkeypatch.setattr(work, "train_together", fails)
+    for privacy, told in (("plain", "the label of patient 7"), ("dp", "what went wrong is in its own log")):
+        with pytest.raises(FederationError, match=told):
+            run(clients=4, clients_per_node=4, clients_at_once=4, privacy=privacy)
 
 
 def test_with_one_seat_the_grid_is_as_it_was() -> None:
@@ -107,7 +140,7 @@ def test_only_clients_that_are_asked_answer_and_a_node_gets_one_message() -> Non
     assert len(seen) == 2
 
 
-def test_one_client_that_fails_does_not_fail_the_others(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+def test_one_client_that_fails_does_not_fail_the_others(run, monkeypatch, together: list[int]) -> None:  # type: ignore[no-untyped-def]
     original = work.Training.__init__
 
     def fails(self: work.Training, message: Message, context: Context) -> None:
@@ -119,6 +152,35 @@ def test_one_client_that_fails_does_not_fail_the_others(run, monkeypatch) -> Non
     for at_once in (1, 3):
         result = run(clients=6, clients_per_node=3, clients_at_once=at_once)
         assert [(row["clients_ok"], row["clients_failed"]) for row in result.rows] == [(5, 1), (5, 1)]
+        assert together == ([] if at_once == 1 else [3, 2, 3, 2])
+
+
+def test_a_reply_of_another_node_is_none(messages: list[str]) -> None:
+    grid = some_grid(nodes=2, seats=2)
+    ids = grid.get_node_ids()
+    sent = grid.push_messages([HelloRequest().to_message(node) for node in ids])
+    inner = grid._grid
+    original, honest = inner.pull_messages, list[int]()
+
+    def forged(message_ids: Any) -> list[Message]:
+        replies = list(original(message_ids))
+        honest.append(replies[1].metadata.src_node_id)
+        replies[0].metadata.__dict__["_src_node_id"] = honest[0]
+        return replies
+
+    inner.pull_messages = forged  # type: ignore[method-assign]
+    replies = list(grid.pull_messages(sent))
+    assert [reply.metadata.src_node_id // 2 for reply in replies] == honest * 2
+    assert [said for said in messages if "reply rejected" in said]
+
+
+def test_what_is_never_answered_is_kept_without_its_models() -> None:
+    grid = some_grid(nodes=1, seats=2)
+    model = ArrayRecord({"w": torch.zeros(1000)})
+    grid.push_messages([Message(RecordDict({"arrays": model}), node, "train") for node in grid.get_node_ids()])
+    ((_, clients),) = grid._open.values()
+    assert len(clients) == 2
+    assert not any(len(message.content) for message in clients.values())
 
 
 def test_a_node_that_fails_or_says_nonsense_fails_for_all_of_its_clients() -> None:
@@ -141,6 +203,7 @@ def test_a_node_that_fails_or_says_nonsense_fails_for_all_of_its_clients() -> No
     [
         ({"name": "a", "data-path": "/nowhere"}, "a node with data of its own is one client, use 1"),
         ({"partition-id": 3, "num-partitions": 2}, "partition-id: got 3"),
+        ({"name": "a", "partition-id": 0, "num-partitions": 2}, "'a' names one client, leave it out"),
     ],
 )
 def test_a_node_on_which_no_more_can_sit_says_so(node: dict[str, object], reason: str) -> None:
