@@ -191,7 +191,7 @@ def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile) -> Tensor:
         raise DataError(f"{path}: damaged; the header is cut short")
     shape = np.frombuffer(sizes, dtype=">u4").astype(int).tolist()
     announced = math.prod(shape)
-    if max(announced, *shape) > MOST_IDX_BYTES:
+    if math.prod(max(size, 1) for size in shape) > MOST_IDX_BYTES:  # beside a 0, too: torch multiplies them
         raise DataError(f"{path}: the header says {shape}; at most {MOST_IDX_BYTES} bytes are read")
     content = file.read(announced + 1)
     if len(content) != announced:

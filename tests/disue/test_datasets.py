@@ -207,6 +207,7 @@ def idx_file(path: Path, sizes: list[int], content: bytes) -> None:
     [
         ([2**31, 2**31, 2**31], b"", "at most 1073741824 bytes are read"),
         ([0, 2**32 - 1, 2**32 - 1, 2**32 - 1], b"", "at most 1073741824 bytes are read"),
+        ([0, 3584649, 3586081, 3587509], b"", "at most 1073741824 bytes are read"),
         ([4], b"abc", "the header says 4 bytes, 3 follow"),
         ([4], b"abcde", "the header says 4 bytes, more follow"),
         ([], b"", "the header is cut short"),
