@@ -1,11 +1,13 @@
 """The Ray engine: `flwr run` on a SuperLink of our own, in an environment without surprises.
 
 What could surprise: packages installed anew for every run, code loaded from the directory that an earlier
-SuperLink was started from, an exit status of 0 after a failure, threads that fight for the cores. So the
+SuperLink was started from, a Ray cluster that another started or that is no more, an exit status of 0 after a failure,
+threads that fight for the cores. So the
 SuperLink is private to the run, starts in an empty directory, and is asked at the end how the run went.
 """
 
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -91,6 +93,7 @@ def private_superlink(work: Path) -> Iterator[dict[str, str]]:
     environment = quiet_environment() | {
         "FLWR_HOME": str(flower_home),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ADDRESS": os.environ.get("RAY_ADDRESS", "local"),  # else Ray takes the last one that was started here
         "OMP_NUM_THREADS": "1",
     }
     command = [

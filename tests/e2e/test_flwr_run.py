@@ -1,12 +1,14 @@
 """Real processes: `disue simulate` on Ray, and plain `flwr run .`, against the inline engine."""
 
 import json
+import os
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -84,7 +86,20 @@ def test_sums_are_the_same_on_both_engines(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "run") == rows_of(tmp_path / "inline")
 
 
-def test_several_clients_on_a_node_are_the_same_through_ray(inline: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """Where Ray keeps its files and notes which cluster was the last: a short path, for its sockets."""
+    directory = tempfile.mkdtemp(prefix="ray")
+    yield Path(directory)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def test_several_clients_on_a_node_are_the_same_through_ray(
+    inline: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a Ray cluster that was left without a word is not waited for."""
+    monkeypatch.setenv("RAY_TMPDIR", str(place))
+    (place / "ray_current_cluster").write_text("127.0.0.1:9")
     config = RunConfig.from_flower(SMALL | {"clients-per-node": 3, "output-dir": str(tmp_path / "run")})
     run_ray(config, CLIENTS // 3, 0.0, lambda row: None)
     assert without_bytes(tmp_path / "run") == without_bytes(inline)
@@ -108,7 +123,7 @@ def is_of_ray(process: psutil.Process, port: str) -> bool:
 
 
 @contextmanager
-def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
+def ray_cluster(nodes: int, place: Path) -> Iterator[tuple[str, list[psutil.Process]]]:
     """Start a Ray cluster of so many nodes, with one CPU each; yield its address and the nodes' raylets."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -121,7 +136,9 @@ def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
 
     try:
         for first in (f"--head --port={port} --include-dashboard=false", *[f"--address={address}"] * (nodes - 1)):
-            subprocess.run([tool("ray"), "start", *first.split(), *usual], check=True, capture_output=True, timeout=120)
+            command = [tool("ray"), "start", *first.split(), *usual]
+            environment = os.environ | {"RAY_TMPDIR": str(place)}
+            subprocess.run(command, env=environment, check=True, capture_output=True, timeout=120)
         yield address, [process for process in started() if any("raylet/raylet" in word for word in words_of(process))]
     finally:
         left = started()
@@ -133,9 +150,9 @@ def ray_cluster(nodes: int) -> Iterator[tuple[str, list[psutil.Process]]]:
 
 
 def test_a_simulation_uses_all_nodes_of_a_ray_cluster(
-    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    inline: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with ray_cluster(2) as (address, raylets):
+    with ray_cluster(2, place) as (address, raylets):
         assert len(raylets) == 2
         at_work: set[int] = set()
 
