@@ -53,7 +53,7 @@ class SeatedGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """Create a message."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all clients."""
