@@ -1,10 +1,13 @@
-"""Client updates per CPU second: our inline engine beside a bare PyTorch loop over the same clients, one core each.
+"""Client updates per second: our inline engine beside a bare PyTorch loop over the same clients, one core each.
 
     python benchmarks/simulation.py
 
 Prints one JSON line. Both train the same model on the same batches of the same clients, by turns in one process, and
 both average in each round. What is measured is CPU time, so that other work on the machine hardly changes the ratio;
 the first round of each is not counted. The models that come out must be equal.
+
+With ``--device cuda`` both compute on a GPU, the time is wall time, and the models must be equal within 1e-4.
+``--clients-per-node`` is of our engines; on a GPU the clients of a node train together.
 
 With ``--ray`` the same by Flower's simulation on all cores, after the others: wall time of a round's training, to that
 of as many bare loops as there are cores. Nothing else should run on the machine then.
@@ -33,54 +36,60 @@ from benchmarks.machine import machine
 from disue.cli.ray import run_ray
 from disue.cli.simulate import nodes_for, run_inline
 from disue.config import RunConfig
-from disue.data import ClientData, Federation, build_federation
+from disue.data import Examples, Federation, build_federation
 from disue.models import Classifier, State, build_model, get_state
 from disue.naming import by_name
 from disue.seeding import torch_rng
 
 
-def bare_update(model: Classifier, start: State, data: ClientData, config: RunConfig, rng: torch.Generator) -> State:
+def bare_update(model: Classifier, start: State, data: Examples, config: RunConfig, rng: torch.Generator) -> State:
     """Train one client as a page of PyTorch would, and return its model."""
     model.load_state_dict(start)
     optimizer = torch.optim.SGD(model.parameters(), lr=config.learning_rate, momentum=config.momentum)
-    x, y = data.train.x, data.train.y
+    x, y = data.x, data.y
     for _ in range(config.local_epochs):
-        for batch in torch.randperm(len(y), generator=rng).split(config.batch_size):
+        for batch in torch.randperm(len(y), generator=rng).to(y.device).split(config.batch_size):
             optimizer.zero_grad()
             F.cross_entropy(model(x[batch]), y[batch]).backward()
             optimizer.step()
     return get_state(model)
 
 
+def clock(config: RunConfig) -> float:
+    """Return seconds: of the CPU, or of the clock where a GPU computes."""
+    return time.perf_counter() if config.device == "cuda" else time.process_time()
+
+
 def bare(config: RunConfig, federation: Federation, clients: int) -> tuple[list[float], State]:
-    """Return the CPU seconds of each round of a bare loop, and the model that it ends with."""
-    task = federation.task
-    data = {f"client-{i}": federation.client(i) for i in range(clients)}
-    model = build_model(config.model, task.shape, task.num_classes, config.seed)
+    """Return the seconds of each round of a bare loop, and the model that it ends with."""
+    task, device = federation.task, config.device
+    own = {f"client-{i}": federation.client(i).train for i in range(clients)}
+    data = {name: Examples(train.x.to(device), train.y.to(device)) for name, train in own.items()}
+    model = build_model(config.model, task.shape, task.num_classes, config.seed).to(device)
     average, seconds = get_state(model), []
     for server_round in range(1, config.num_server_rounds + 1):
-        started = time.process_time()
+        started = clock(config)
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
-        total = sum(len(own.train) for own in data.values())
+        total = sum(len(own) for own in data.values())
         for name in by_name(data):
             rng = torch_rng(config.seed, "train", name, server_round)
             state = bare_update(model, average, data[name], config, rng)
             for key, tensor in state.items():
-                sums[key].add_(tensor.double(), alpha=len(data[name].train) / total)
+                sums[key].add_(tensor.double(), alpha=len(data[name]) / total)
         average = {name: tensor.float() for name, tensor in sums.items()}
-        seconds.append(time.process_time() - started)
+        seconds.append(clock(config) - started)
     return seconds, average
 
 
 def inline(config: RunConfig, clients: int) -> tuple[list[float], State]:
-    """Return the CPU seconds of each round of the inline engine, and the model that it ends with.
+    """Return the seconds of each round of the inline engine, and the model that it ends with.
 
     The last round is left out: it evaluates, and the bare loop does not.
     """
     with tempfile.TemporaryDirectory() as directory:
         times: list[float] = []
         config = config.model_copy(update={"output_dir": str(Path(directory) / "run")})
-        run_inline(config, clients, lambda row: times.append(time.process_time()))
+        run_inline(config, clients, lambda row: times.append(clock(config)))
         state = load_file(Path(directory) / "run" / "universal.safetensors")
     return [after - before for before, after in itertools.pairwise(times[:-1])], state
 
@@ -95,6 +104,11 @@ def through_ray(config: RunConfig, clients: int) -> tuple[list[float], State]:
         return [row["seconds_local"] for row in rows], load_file(place / "universal.safetensors")
 
 
+def same(expected: State, found: State, near: float) -> bool:
+    """Return whether two models are equal within ``near``."""
+    return all(torch.allclose(expected[name], tensor, rtol=0.0, atol=near) for name, tensor in found.items())
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -102,9 +116,10 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=100, help="training images of each; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=6, help="of each turn; default: %(default)s")
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="default: %(default)s")
     parser.add_argument("--pfl", action="store_true", help="also by pfl, which must be installed (pip install pfl)")
     parser.add_argument("--ray", action="store_true", help="also by the Ray engine, on all cores")
-    parser.add_argument("--clients-per-node", type=int, default=1, help="in the Ray engine; default: %(default)s")
+    parser.add_argument("--clients-per-node", type=int, default=1, help="in our engines; default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)
@@ -122,6 +137,8 @@ def main() -> None:
             "num-server-rounds": arguments.rounds,
             "evaluate-every": 1000,
             "report": False,
+            "device": arguments.device,
+            "clients-per-node": arguments.clients_per_node,
         }
     )
     federation = build_federation(config, arguments.clients)
@@ -129,7 +146,7 @@ def main() -> None:
     for _ in range(arguments.turns):
         bare_seconds, expected = bare(config, federation, arguments.clients)
         inline_seconds, found = inline(config, arguments.clients)
-        if not all(torch.equal(expected[name], tensor) for name, tensor in found.items()):
+        if not same(expected, found, 1e-4 if arguments.device == "cuda" else 0.0):
             raise SystemExit("the inline engine and the bare loop do not end with the same model")
         seconds["bare"] += bare_seconds[1:]
         seconds["inline"] += inline_seconds
@@ -138,16 +155,15 @@ def main() -> None:
 
             seconds.setdefault("pfl", []).extend(pfl_loop.rounds(config, federation, arguments.clients))
     if arguments.ray:
-        nodes = {"clients_per_node": arguments.clients_per_node}
-        seconds["ray"], found = through_ray(config.model_copy(update=nodes), arguments.clients)
-        if not all(torch.equal(expected[name], tensor) for name, tensor in found.items()):
+        seconds["ray"], found = through_ray(config, arguments.clients)
+        if not same(expected, found, 0.0):
             raise SystemExit("the Ray engine and the bare loop do not end with the same model")
         del seconds["ray"][0]
     rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
     told = {
         "benchmark": "simulation",
-        **{key: getattr(arguments, key) for key in ("clients", "examples")},
-        **{f"{engine}_updates_per_cpu_second": round(rate, 1) for engine, rate in rates.items() if engine != "ray"},
+        **{key: getattr(arguments, key) for key in ("clients", "examples", "device", "clients_per_node")},
+        **{f"{engine}_updates_per_second": round(rate, 1) for engine, rate in rates.items() if engine != "ray"},
         **{
             f"inline_to_{engine}": round(rates["inline"] / rate, 3)
             for engine, rate in rates.items()
@@ -157,7 +173,7 @@ def main() -> None:
     }
     if arguments.ray:
         cores = int(told["cores"])
-        told |= {"clients_per_node": arguments.clients_per_node, "ray_updates_per_second": round(rates["ray"], 1)}
+        told["ray_updates_per_second"] = round(rates["ray"], 1)
         told["ray_to_bare_on_all_cores"] = round(rates["ray"] / (cores * rates["bare"]), 3)
     print(json.dumps(told))
 
