@@ -18,6 +18,7 @@ from disue.nodes import NodeConfig
 from disue.wire.bundle import Part, bundle, is_bundle, unbundle
 
 T = TypeVar("T")
+ON_A_GPU = 100  # clients that train together there unless told otherwise; with 400 each took longer
 Seats = Mapping[int, tuple[Message, Context]]
 
 
@@ -45,8 +46,8 @@ def answer_for_all(message: Message, context: Context, answer: Answer) -> Messag
 
 
 def _clients_at_once(config: RunConfig, clients: int) -> int:
-    """Return how many train together: as many as are wished, or else all on a GPU, and on a CPU each alone."""
-    usual = clients if prepare_device(config.device).type == "cuda" else 1
+    """Return how many train together: as many as are wished, or else some on a GPU, and on a CPU each alone."""
+    usual = ON_A_GPU if prepare_device(config.device).type == "cuda" else 1
     return min(config.clients_at_once or usual, clients)
 
 

@@ -123,7 +123,7 @@ class RunConfig(BaseModel):
     clients_at_once: int = Field(
         0,
         ge=0,
-        description="clients of a node that train together, as one network; 0: all on a GPU, and on a CPU each alone",
+        description="clients of a node that train together, as one network; 0: 100 on a GPU, and on a CPU each alone",
     )
     fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
     fraction_evaluate: float = Field(

@@ -30,11 +30,11 @@ def log_prior(label_counts: Tensor) -> Tensor:
     return torch.log(counts / counts.sum(dim=-1, keepdim=True))
 
 
-@torch.inference_mode()
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
     """Return logits for many inputs, (examples, classes), on the CPU."""
-    model.to(device).eval()
-    return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
+    model.to(device).eval()  # not below: parameters that move in inference mode cannot be trained any more
+    with torch.inference_mode():
+        return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
 
 
 def score(model: nn.Module, examples: Examples, device: torch.device, logit_shift: Tensor | None = None) -> Score:

@@ -36,6 +36,20 @@ def test_batches_do_not_change_logits() -> None:
     torch.testing.assert_close(predict_logits(Logits(), x, CPU, batch_size=4), x)
 
 
+def test_a_model_can_be_trained_after_it_has_moved_to_where_it_predicts() -> None:
+    """Parameters that move to a GPU in inference mode are tensors of that mode, which autograd refuses."""
+
+    class Moved(nn.Linear):
+        def to(self, *_: object) -> "Moved":  # type: ignore[override]
+            self.weight = nn.Parameter(self.weight.detach().clone())  # as a move to another device does
+            return self
+
+    model, x = Moved(2, 3), torch.randn(4, 2)
+    predict_logits(model, x, CPU)
+    (model(x) * model(x)).sum().backward()
+    assert model.weight.grad is not None
+
+
 def test_log_prior_is_a_distribution_and_stays_finite() -> None:
     prior = log_prior(torch.tensor([[9.0, 1.0, 0.0], [0.0, 0.0, 0.0]]))
     torch.testing.assert_close(prior.exp().sum(dim=1), torch.ones(2))
