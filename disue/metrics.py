@@ -32,7 +32,8 @@ def log_prior(label_counts: Tensor) -> Tensor:
 
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
     """Return logits for many inputs, (examples, classes), on the CPU."""
-    model.to(device).eval()  # not below: parameters that move in inference mode cannot be trained any more
+    # Not in inference mode, where what moves can no longer be trained; and not in the layout of a training before.
+    model.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     with torch.inference_mode():
         return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
 

@@ -40,7 +40,7 @@ def test_a_model_can_be_trained_after_it_has_moved_to_where_it_predicts() -> Non
     """Parameters that move to a GPU in inference mode are tensors of that mode, which autograd refuses."""
 
     class Moved(nn.Linear):
-        def to(self, *_: object) -> "Moved":  # type: ignore[override]
+        def to(self, *_: object, **__: object) -> "Moved":
             self.weight = nn.Parameter(self.weight.detach().clone())  # as a move to another device does
             return self
 
