@@ -4,7 +4,7 @@ The members of a cluster share their secrets out among their neighbours, mask th
 off the sum. Who drops out before its vector came is not in the sum; who drops out later is.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -58,8 +58,10 @@ class Circle:
         How many must give their share of a secret, so that it is known.
     parcels : dict of client to dict of client to bytes
         What the one encrypted for the other, of those who shared their secrets out.
-    masked : dict of client to words
-        The vectors that came.
+    masked : set of client
+        Those whose vectors came.
+    total : words, optional
+        The sum of these vectors, with all masks: modulo 2^64 it does not depend on the order in which they came.
     shares : dict of client to dict of client to bytes
         Of the secret of the one, what the other gave.
     """
@@ -68,8 +70,14 @@ class Circle:
     members: dict[str, Member]
     needed: int
     parcels: dict[str, Mapping[str, bytes]] = field(default_factory=dict)
-    masked: dict[str, Words] = field(default_factory=dict)
+    masked: set[str] = field(default_factory=set)
+    total: Words | None = None
     shares: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    @property
+    def came(self) -> list[str]:
+        """The members whose vectors came, in their order."""
+        return [name for name in self.members if name in self.masked]
 
     def near(self, name: str) -> list[str]:
         """Return a member's neighbours."""
@@ -83,14 +91,20 @@ class Circle:
         """Return a member's neighbours with whom it has a mask in common, and whose vectors did not come."""
         return [other for other in self.near(name) if other in self.parcels and other not in self.masked]
 
-    def require(self, names: Mapping[str, object], did: str) -> None:
+    def require(self, names: Collection[str], did: str) -> None:
         """Raise `LostSumError` if too few members did something, in the cluster or around one of them."""
         if len(names) < self.needed:
             raise LostSumError(f"{len(names)} of its {len(self.members)} members {did} and {self.needed} are needed")
+        present = set(names)
         for name in names:
-            left = 1 + sum(other in names for other in self.near(name))
+            left = 1 + sum(other in present for other in self.near(name))
             if left < self.needed:
                 raise LostSumError(f"{left} around {name} {did} and {self.needed} are needed")
+
+    def add(self, name: str, words: Words) -> None:
+        """Add the vector of a member."""
+        self.masked.add(name)
+        self.total = words.copy() if self.total is None else np.add(self.total, words, out=self.total)
 
     def take_in(self, holder: str, shares: Mapping[str, bytes]) -> None:
         """Enter the shares that a member gave; raise `WireError` if one cannot be what it was given."""
@@ -104,12 +118,11 @@ class Circle:
 
     def sum(self, length: int) -> Words:
         """Return the sum of the vectors that came, without masks; raise `LostSumError` if they do not come off."""
-        total = np.zeros(length, dtype=np.uint64)
-        for name, words in self.masked.items():
-            total += words
-            total -= own_mask(self._secret(name), length)
+        total = np.zeros(length, dtype=np.uint64) if self.total is None else self.total
+        for name in self.came:
+            total = total - own_mask(self._secret(name), length)
         names = list(self.members)
-        for name in self.parcels.keys() - self.masked.keys():
+        for name in self.parcels.keys() - self.masked:
             key = self._key(name)
             for other in self.present(name):
                 pair = pair_mask(key, self.members[other].keys.mask, length)
@@ -216,7 +229,7 @@ class SecureSums:
             return Parcels(circle.turn, own).to_request(circle.members[name].node_id)
 
         def take_vector(circle: Circle, name: str, reply: Message) -> None:
-            circle.masked[name] = MaskedReply.from_message(reply, circle.turn, length).words
+            circle.add(name, MaskedReply.from_message(reply, circle.turn, length).words)
 
         self._circles = [
             self._circle(Turn(server_round, cluster), own) for cluster, own in members_of(updates, clusters).items()
@@ -225,7 +238,7 @@ class SecureSums:
         self._step(lambda circle: circle.members, share, take_parcels, ask)
         self._each(lambda circle: circle.require(circle.parcels, "shared their secrets out"))
         self._step(lambda circle: circle.parcels, mask, take_vector, ask)
-        self._each(lambda circle: circle.require(circle.masked, "sent their vectors"))
+        self._each(lambda circle: circle.require(circle.came, "sent their vectors"))
 
     def unmask(self, like: State, with_signature: bool, ask: Ask) -> list[ClientUpdate]:
         """Return one update for each cluster whose sum can be had, under the name of its first client.
@@ -248,7 +261,7 @@ class SecureSums:
             owners = [*circle.present(name), *circle.missing(name)]
             circle.take_in(name, Parcels.from_message(reply, circle.turn, owners).content)
 
-        self._step(lambda circle: circle.masked, unmask, take_shares, ask)
+        self._step(lambda circle: circle.came, unmask, take_shares, ask)
         sums: list[ClientUpdate] = []
         self._each(lambda circle: sums.append(_update(circle, like, with_signature)))
         self.rejected -= self.present
@@ -300,7 +313,7 @@ def _update(circle: Circle, like: State, with_signature: bool) -> ClientUpdate:
     except ValueError as error:
         raise LostSumError(f"the sum cannot be one of clients' updates: {error}") from None
     return ClientUpdate(
-        name=next(iter(circle.masked)),
+        name=circle.came[0],
         start=like,
         state=own.state,
         num_examples=own.num_examples,

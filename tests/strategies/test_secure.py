@@ -1,5 +1,6 @@
 """Secure sums on the server, with the client's own steps and clients that drop out, lie or come too late."""
 
+import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -16,11 +17,11 @@ from disue.errors import FederationError
 from disue.models import State, build_model, get_state
 from disue.naming import client_name
 from disue.secure import KEY_SHARE_BYTES, Contribution, pair_mask, to_words
-from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, UnmaskRequest
+from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, Turn, UnmaskRequest
 from strategies.clustered import ClusteredStrategy
 from strategies.outcome import Participation
 from strategies.roster import Roster
-from strategies.secure import SecureSums
+from strategies.secure import Circle, SecureSums
 from strategies.updates import ClientUpdate
 
 STAGES = ("train", "share", "mask", "unmask")
@@ -166,6 +167,22 @@ def test_the_sum_of_a_cluster_is_the_weighted_mean_of_its_clients(sizes: tuple[i
     assert strategy.outcome.train_loss == pytest.approx(0.5)
     if len(sizes) > 1:  # in the second round each starts from its own cluster's model
         assert shift_of(strategy.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
+
+
+def test_of_a_clusters_vectors_only_their_sum_is_kept() -> None:
+    rng = np.random.default_rng(0)
+    vectors = {name: rng.integers(2**64, size=1000, dtype=np.uint64) for name in named(*range(50))}
+    kept = []
+    for names in (list(vectors), list(reversed(vectors))):
+        circle = Circle(Turn(1, 0), {}, 3)
+        for name in names:
+            circle.add(name, vectors[name])
+        kept.append(circle)
+    assert kept[0].total is not None
+    assert np.array_equal(kept[0].total, sum(vectors.values(), np.zeros(1000, dtype=np.uint64)))
+    assert np.array_equal(kept[0].total, kept[1].total)
+    assert kept[0].masked == vectors.keys()
+    assert len(pickle.dumps(kept[0])) < 3 * 8 * 1000
 
 
 def drops(at: str, who: Sequence[str]) -> Reply:
