@@ -21,6 +21,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
 
 import torch
+from torch.profiler import profile
 
 from benchmarks.machine import machine
 from client_app.together import train_together
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("--model", default="lenet", help="default: %(default)s")
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda; default: %(default)s")
     parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
+    parser.add_argument("--profile", action="store_true", help="also where the time goes together, on stderr")
     parser.add_argument("--noise", action="store_true", help="images of noise, where Fashion-MNIST is not at hand")
     arguments = parser.parse_args()
     device = prepare_device(arguments.device).type
@@ -93,6 +95,10 @@ def main() -> None:
         "equal": mean(equal),
         **machine(),
     }
+    if arguments.profile:
+        with profile() as seen:
+            together(model, start, data, config, device)
+        print(seen.key_averages().table(sort_by="self_cpu_time_total", row_limit=12), file=sys.stderr)
     print(json.dumps(told))
 
 

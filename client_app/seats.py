@@ -18,7 +18,7 @@ from disue.nodes import NodeConfig
 from disue.wire.bundle import Part, bundle, is_bundle, unbundle
 
 T = TypeVar("T")
-ON_A_GPU = 100  # clients that train together there unless told otherwise; with 400 each took longer
+ON_A_GPU = 100  # clients that train together there unless told otherwise: what they need of its memory grows with them
 Seats = Mapping[int, tuple[Message, Context]]
 
 
