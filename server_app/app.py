@@ -1,14 +1,16 @@
 """The Flower ServerApp."""
 
 import signal
+from logging import INFO
 
 from flwr.app import Context
+from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
 from disue.config import RunConfig
 from server_app.recorder import default_directory
 from server_app.run import execute
-from server_app.stopping import signals_stop
+from server_app.stopping import OVER, signals_stop
 from strategies.exchange import streaming
 
 app = ServerApp()
@@ -21,3 +23,4 @@ def main(grid: Grid, context: Context) -> None:
     directory = default_directory(config)
     with signals_stop(directory, [signal.SIGTERM]), streaming(grid):
         execute(config.model_copy(update={"output_dir": str(directory)}), grid)
+    log(INFO, OVER)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from server_app.hold import is_held
 
+OVER = "the run is over"  # the last words of a ServerApp that did not fail
 STOP = Path("checkpoint", "stop")
 """In a run directory; where it is, the run ends after its round."""
 NOTICE = b"disue: the run ends after this round; a second signal ends it at once\n"

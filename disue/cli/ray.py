@@ -27,6 +27,7 @@ import tomli_w
 from disue.cli.flower import copy_app, quiet_environment, raised, run_status, started_run, tool
 from disue.config import RunConfig
 from disue.errors import FederationError
+from server_app.stopping import OVER
 
 CONNECTION = "disue"
 START_TIMEOUT = 60.0
@@ -66,8 +67,9 @@ def run_ray(
             command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
             command += ["--run-config", str(overrides), "--federation-config", federation]
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
-            status = run_status(started_run(log), CONNECTION, environment, work)
-        if status != "finished:completed":
+            over = any(OVER in line for line in log)  # to ask is a process of its own: seconds
+            status = "" if over else run_status(started_run(log), CONNECTION, environment, work)
+        if not over and status != "finished:completed":
             _keep(log, Path(config.output_dir))
             raise raised(log) or _with_log(f"the run ended as '{status}'", "\n".join(log[-20:]))
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())
