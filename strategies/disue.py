@@ -19,13 +19,13 @@ from strategies.base import FederatedStrategy
 from strategies.client_guard import fitted_better_by_average
 from strategies.distiller import Distiller
 from strategies.experts import Team, members_of, renew, teams_of
-from strategies.generator import Centres, Experts
 from strategies.groupings import Grouping
 from strategies.outcome import Participation
+from strategies.panel import Panel
 from strategies.probation import Probation
-from strategies.prototypes import Prototypes, believed_counts, coverage, in_common_units, prototype_vote
+from strategies.prototypes import Prototypes, believed_counts, prototype_vote
 from strategies.roster import Roster
-from strategies.server import ProxySet, ProxySource, Server
+from strategies.server import ProxySource, Server
 from strategies.signatures import SignatureBook
 from strategies.teachers import Evidence, estimated_log_priors, lesson, log_priors_of, teacher_logits
 from strategies.updates import ClientUpdate
@@ -325,12 +325,13 @@ class DisUE(FederatedStrategy):
         students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
         if not students or self.distiller.steps == 0:
             return self.averages
-        proxy = self.proxy.draw(self._all_experts(), self.outcome)
-        features = self._features(proxy)
-        evidence = self._evidence(proxy, features)
+        panel = Panel(self.server, self.voters, self.knowledge)
+        proxy = self.proxy.draw(panel.experts(self.average, self._priors_to_take_out()), self.outcome)
+        features = panel.features(proxy.x)
+        evidence = panel.evidence(proxy, features)
         targets = self._vote(evidence)
         if self.foreign_proxy:
-            self.covered = self.outcome.extra["proxy_coverage"] = self._coverage(features)
+            self.covered = self.outcome.extra["proxy_coverage"] = panel.coverage(features)
         distiller = replace(self.distiller, student_share=self.distiller.student_share * self.covered)
         believed = prototype_vote(evidence.distances).argmax(dim=1) if proxy.labels is None else proxy.labels
         taught = {
@@ -362,61 +363,6 @@ class DisUE(FederatedStrategy):
         self.outcome.extra["guard_kept_average"] += len(kept)
         return taught | {model: self.averages[model] for model in kept}
 
-    def _all_experts(self) -> Experts:
-        """Return what a generator learns from."""
-        networks = [self.server.network(expert, team.model) for team, expert in self.voters.items()]
-        return Experts(
-            networks,
-            self._label_counts(),
-            self.server.network(self.average),
-            self._priors_to_take_out(),
-            [self._centres(own) for own in self._by_feature_space().values()],
-        )
-
-    def _by_feature_space(self) -> dict[int, list[Team]]:
-        """Return the teams whose prototypes are in one feature space, by the identity of its model.
-
-        The prototypes of a cluster that was not sampled are in the space of an earlier universal expert.
-        """
-        spaces: dict[int, list[Team]] = {}
-        for team in self.voters:
-            spaces.setdefault(id(self.knowledge[team].model), []).append(team)
-        return spaces
-
-    def _centres(self, teams: Sequence[Team]) -> Centres:
-        pooled = Prototypes.joined([self.knowledge[team] for team in teams])
-        return Centres(self.server.network(pooled.model, teams[0].model), pooled.centres, pooled.pooled_counts)
-
-    def _features(self, proxy: ProxySet) -> dict[int, Tensor]:
-        """Return the proxy set's features in each feature space, (samples, features)."""
-        return {
-            space: self.server.features(self.knowledge[team].model, proxy.x, team.model)
-            for space, (team, *_) in self._by_feature_space().items()
-        }
-
-    def _coverage(self, features: Mapping[int, Tensor]) -> float:
-        """Return the mean over the feature spaces, each weighted by the examples of its clients."""
-        spaces = {
-            space: Prototypes.joined([self.knowledge[team].pooled() for team in teams])
-            for space, teams in self._by_feature_space().items()
-        }
-        examples = sum(float(known.label_counts.sum()) for known in spaces.values())
-        shares = {space: float(known.label_counts.sum()) / examples for space, known in spaces.items()}
-        return sum(share * coverage(features[space], spaces[space]) for space, share in shares.items())
-
-    def _evidence(self, proxy: ProxySet, features: Mapping[int, Tensor]) -> Evidence:
-        known = {team: self.knowledge[team] for team in self.voters}
-        spaces = [features[id(own.model)] for own in known.values()]
-        distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
-        return Evidence(
-            expert_logits=torch.stack(
-                [self.server.logits(expert, proxy.x, team.model) for team, expert in self.voters.items()]
-            ),
-            label_counts=self._label_counts(),
-            distances=in_common_units(distances, spaces),
-            labels=proxy.labels,
-        )
-
     def _vote(self, evidence: Evidence) -> Tensor:
         """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated."""
         if not self.label_counts_shared:
@@ -435,9 +381,6 @@ class DisUE(FederatedStrategy):
             )
             log(WARNING, what, self.outcome.server_round)
             self._warned = True
-
-    def _label_counts(self) -> Tensor:
-        return torch.stack([self.knowledge[team].pooled_counts for team in self.voters])
 
     def _priors_to_take_out(self) -> Tensor | None:
         """Return log label shares, (experts, classes), if they are wished and known."""

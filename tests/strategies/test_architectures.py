@@ -121,14 +121,13 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Distances here from scratch: what differs between architectures is one factor for each space."""
     seen = []
-    original = DisUE._evidence
+    original = DisUE._vote
 
-    def watch(self, proxy, features):  # type: ignore[no-untyped-def]
-        evidence = original(self, proxy, features)
-        seen.append((dict(self.knowledge), dict(self.universals), proxy.x, evidence))
-        return evidence
+    def watch(self, evidence):  # type: ignore[no-untyped-def]
+        seen.append((dict(self.knowledge), dict(self.universals), self.proxy.x, evidence))
+        return original(self, evidence)
 
-    monkeypatch.setattr(DisUE, "_evidence", watch)
+    monkeypatch.setattr(DisUE, "_vote", watch)
     run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
     knowledge, universals, x, evidence = seen[-1]
     ratios = []

@@ -19,7 +19,8 @@ from strategies.disue import DisUE
 from strategies.experts import Team
 from strategies.prototypes import Prototypes
 from strategies.robust import Aggregator, mean
-from strategies.teachers import TEACHERS
+from strategies.server import FixedProxy
+from strategies.teachers import TEACHERS, Evidence
 from strategies.updates import ClientUpdate
 
 
@@ -328,15 +329,16 @@ def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> Non
 
 def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
-    original = DisUE._evidence
+    original = DisUE._vote
 
-    def watch(self: DisUE, proxy, features):  # type: ignore[no-untyped-def]
-        found.append((self.priors, self.team_experts, proxy.x))
+    def watch(self: DisUE, evidence: Evidence) -> torch.Tensor:
+        assert isinstance(self.proxy, FixedProxy)
+        found.append((self.priors, self.team_experts, self.proxy.x))
         watched.append(self)
-        return original(self, proxy, features)
+        return original(self, evidence)
 
     watched: list[DisUE] = []
-    monkeypatch.setattr(DisUE, "_evidence", watch)
+    monkeypatch.setattr(DisUE, "_vote", watch)
     run(clients=8, num_clusters=2, share_label_counts=False, seed=5)
     strategy, (_, experts, x) = watched[-1], found[-1]
     for team, expert in experts.items():
@@ -353,15 +355,15 @@ def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkey
     """With few clients a round most clusters were last sampled earlier, under another universal expert."""
     seen: list[tuple[dict[Team, Prototypes], torch.Tensor, torch.Tensor]] = []
     opened: list[dict[str, torch.Tensor]] = []
-    original = DisUE._evidence
+    original = DisUE._vote
 
-    def watch(self: DisUE, proxy, features):  # type: ignore[no-untyped-def]
-        evidence = original(self, proxy, features)
+    def watch(self: DisUE, evidence: Evidence) -> torch.Tensor:
+        assert isinstance(self.proxy, FixedProxy)
         opened.append(self.universal)
-        seen.append((dict(self.knowledge), proxy.x, evidence.distances))
-        return evidence
+        seen.append((dict(self.knowledge), self.proxy.x, evidence.distances))
+        return original(self, evidence)
 
-    monkeypatch.setattr(DisUE, "_evidence", watch)
+    monkeypatch.setattr(DisUE, "_vote", watch)
     run(clients=16, num_groups=4, num_clusters=4, fraction_train=0.125, num_server_rounds=5, seed=3)
     knowledge, x, distances = seen[-1]
     ages = {next(age for age, state in enumerate(reversed(opened)) if state is own.model) for own in knowledge.values()}
