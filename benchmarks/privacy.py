@@ -13,8 +13,9 @@ from statistics import mean
 from typing import Any
 
 from client_app.privacy import Private
+from disue.assignments import parse_assignments
 from disue.cli.simulate import run_inline
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.wire import EvaluateReply
 
 COLUMNS = ("dp-noise", "epsilon", "releases", "universal", "own expert", "clusters", "ari")

@@ -27,9 +27,10 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
+from disue.assignments import parse_assignments
 from disue.cli.cells import THREAD_VARIABLES, prepare_worker
 from disue.cli.inline import InlineGrid, simulated_nodes
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.data import Federation, build_federation
 from disue.errors import DisueError
 from disue.metrics import predict_logits

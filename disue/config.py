@@ -1,7 +1,6 @@
 """The run config: every key with its type, its default, its allowed values and its meaning."""
 
 import re
-import tomllib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -428,33 +427,3 @@ def _words(text: str) -> list[str]:
 def _expectation(error: Any) -> str:
     message = str(error["msg"]).removeprefix("Value error, ")
     return message[0].lower() + message[1:]
-
-
-def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """Parse ``key=value`` words as TOML values, where a bare word is a string.
-
-    Examples
-    --------
-    >>> parse_assignments(["alpha=0.3", "dataset=digits", "prior-correction=false"])
-    {'alpha': 0.3, 'dataset': 'digits', 'prior-correction': False}
-
-    Raises
-    ------
-    ConfigError
-        For a word without ``=``.
-    """
-    values: dict[str, Any] = {}
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator or not key.strip():
-            raise ConfigError(f"--set: got '{assignment}'; expected key=value")
-        values[key.strip()] = _toml_value(text.strip())
-    return values
-
-
-def _toml_value(text: str) -> Any:
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError):  # no TOML, or none that Python takes
-        return text
-    return value if isinstance(value, bool | int | float | str) else text

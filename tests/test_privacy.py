@@ -17,8 +17,9 @@ import client_app.client as client
 from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import Draw
+from disue.assignments import parse_assignments
 from disue.cli.inline import InlineGrid, simulated_nodes
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state

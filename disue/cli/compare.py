@@ -12,11 +12,12 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from disue.assignments import parse_assignments
 from disue.cli.cells import Cell, Summary, run_cells, seconds_left
 from disue.cli.presets import preset
 from disue.cli.tables import write_results, write_table
 from disue.cli.views import is_live, number
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
 
 T = TypeVar("T", int, str)

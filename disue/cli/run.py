@@ -14,8 +14,9 @@ from typing import Any
 import tomli_w
 import typer
 
+from disue.assignments import parse_assignments
 from disue.cli.flower import copy_app, quiet_environment, raised, run_status, tool
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 
 POLL_SECONDS = 1.0

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from disue.assignments import parse_assignments
 from disue.cli.views import number, view_of
 from disue.cli.watching import followed
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.errors import ConfigError
 
 Row = dict[str, Any]

@@ -3,7 +3,8 @@
 import shlex
 from typing import Any
 
-from disue.config import RunConfig, parse_assignments
+from disue.assignments import parse_assignments
+from disue.config import RunConfig
 from disue.naming import client_name
 from server_app.report.reading import RunRecord
 

@@ -17,11 +17,12 @@ import psutil
 import pytest
 from PIL import Image
 
+from disue.assignments import parse_assignments
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue.cli.compare import METHOD_KEYS, _locked, compare, make_cells, parse_seeds
 from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from server_app.methods import check_names
 

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from disue.config import RunConfig, parse_assignments
+from disue.assignments import parse_assignments
+from disue.config import RunConfig
 from disue.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.live import Live
 
 from client_app.app import app as client_app
+from disue.assignments import parse_assignments
 from disue.cli import certs as certs_command
 from disue.cli.cells import Cell
 from disue.cli.inline import FIRST_NODE_ID, InlineGrid, simulated_nodes
@@ -28,7 +29,7 @@ from disue.cli.main import main
 from disue.cli.simulate import run_inline
 from disue.cli.views import LiveView, PlainView
 from disue.cli.watching import look
-from disue.config import RunConfig, parse_assignments
+from disue.config import RunConfig
 from disue.data.datasets import load_dataset, read_idx
 from disue.data.images import read_image
 from disue.data.inputs import read_inputs

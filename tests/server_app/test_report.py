@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from synthetic import CHARTS, HOSTILE, write_run
 
-from disue.config import RunConfig, parse_assignments
+from disue.assignments import parse_assignments
+from disue.config import RunConfig
 from disue.errors import DataError
 from server_app.report import read_run, write_comparison, write_report
 from server_app.report.charts import charts
