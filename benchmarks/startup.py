@@ -4,6 +4,9 @@
 
 Prints one JSON line. The yardstick is a process that imports torch and Flower and does nothing, which a run cannot be
 without; children's CPU time, by turns, medians.
+
+With ``--ray`` also how long the user waits for a simulation through Flower and Ray: until its clients take part, its
+first round and its end, in wall time, to that of the yardstick. Nothing else should run on the machine then.
 """
 
 import argparse
@@ -12,6 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from statistics import median
 
@@ -42,10 +46,49 @@ def cpu_seconds(name: str) -> float:
     return after.children_user - before.children_user + after.children_system - before.children_system
 
 
+def waits_for_ray() -> dict[str, float]:
+    """Return the wall seconds until a run's directory is there, its first round is over, and it has ended."""
+    with tempfile.TemporaryDirectory() as directory:
+        place = Path(directory) / "run"
+        settings = [word for setting in ("num-server-rounds=2", "report=false") for word in ("--set", setting)]
+        command = [sys.executable, "-c", DISUE, "simulate", "--engine", "ray", "--output", str(place), *settings]
+        signs = {"ray_start": place / "config.toml", "ray_first_round": place / "metrics.jsonl"}
+        found: dict[str, float] = {}
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            for name, path in signs.items():
+                if name not in found and path.exists() and path.stat().st_size:
+                    found[name] = time.perf_counter() - started
+            time.sleep(0.05)
+        if process.returncode or found.keys() != signs.keys():
+            raise SystemExit(
+                f"the run through Ray ended with status {process.returncode}, and {sorted(found)} were seen"
+            )
+        return found | {"ray_end": time.perf_counter() - started}
+
+
+def waits_compared(turns: int) -> dict[str, float]:
+    """Return the typical waits, and to that for the yardstick."""
+    waits: dict[str, list[float]] = {}
+    for _ in range(turns):
+        started = time.perf_counter()
+        cpu_seconds("imports")
+        waits.setdefault("imports", []).append(time.perf_counter() - started)
+        for name, value in waits_for_ray().items():
+            waits.setdefault(name, []).append(value)
+    typical = {name: median(values) for name, values in waits.items()}
+    yardstick = typical.pop("imports")
+    return {f"{name}_seconds": round(value, 1) for name, value in typical.items()} | {
+        f"{name}_to_imports": round(value / yardstick, 1) for name, value in typical.items()
+    }
+
+
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3, help="default: %(default)s")
+    parser.add_argument("--ray", action="store_true", help="also a simulation through Flower and Ray")
     arguments = parser.parse_args()
     seconds: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(arguments.turns):
@@ -58,6 +101,8 @@ def main() -> None:
         **{f"{name}_to_imports": round(typical[name] / typical["imports"], 3) for name in ("help", "bad_input", "run")},
         **machine(),
     }
+    if arguments.ray:
+        told |= waits_compared(arguments.turns)
     print(json.dumps(told))
 
 

@@ -102,12 +102,8 @@ def test_several_clients_on_a_node_are_the_same_through_ray(
     (place / "ray_current_cluster").write_text("127.0.0.1:9")
     config = RunConfig.from_flower(SMALL | {"clients-per-node": 3, "output-dir": str(tmp_path / "run")})
     run_ray(config, CLIENTS // 3, 0.0, lambda row: None)
-    assert without_bytes(tmp_path / "run") == without_bytes(inline)
+    assert rows_of(tmp_path / "run") == rows_of(inline)
     assert (tmp_path / "run" / "clients.csv").read_bytes() == (inline / "clients.csv").read_bytes()
-
-
-def without_bytes(directory: Path) -> list[dict[str, Any]]:
-    return [{k: v for k, v in row.items() if not k.startswith("bytes_")} for row in rows_of(directory)]
 
 
 def words_of(process: psutil.Process) -> list[str]:
