@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.device import mixed_precision
+from disue.device import mixed_precision, prepare_device
 from disue.models import Classifier, build_model, get_state
 from disue.seeding import torch_rng
 from strategies.distiller import Distiller
@@ -83,8 +83,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    device, shape = torch.device(arguments.device), (1, arguments.side, arguments.side)
+    device, shape = prepare_device(arguments.device), (1, arguments.side, arguments.side)
     server = Server(lambda name: build_model(name, shape, CLASSES), arguments.model, device, 0)
     experts = [get_state(build_model(arguments.model, shape, CLASSES, seed)) for seed in range(arguments.experts)]
     x = torch.randn(arguments.samples, *shape, generator=torch_rng("proxy"))

@@ -37,6 +37,7 @@ from disue.cli.ray import run_ray
 from disue.cli.simulate import nodes_for, run_inline
 from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
+from disue.device import prepare_device
 from disue.models import Classifier, State, build_model, get_state
 from disue.naming import by_name
 from disue.seeding import torch_rng
@@ -121,7 +122,9 @@ def main() -> None:
     parser.add_argument("--ray", action="store_true", help="also by the Ray engine, on all cores")
     parser.add_argument("--clients-per-node", type=int, default=1, help="in our engines; default: %(default)s")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    if arguments.ray and arguments.device != "cpu":
+        parser.error("--ray is for the CPU")
+    prepare_device(arguments.device)  # bare loops multiply as ours do
     logging.disable(logging.WARNING)
     config = RunConfig.from_flower(
         {

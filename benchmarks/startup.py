@@ -56,11 +56,14 @@ def waits_for_ray() -> dict[str, float]:
         found: dict[str, float] = {}
         started = time.perf_counter()
         process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while process.poll() is None:
-            for name, path in signs.items():
-                if name not in found and path.exists() and path.stat().st_size:
-                    found[name] = time.perf_counter() - started
-            time.sleep(0.05)
+        try:
+            while process.poll() is None:
+                for name, path in signs.items():
+                    if name not in found and path.exists() and path.stat().st_size:
+                        found[name] = time.perf_counter() - started
+                time.sleep(0.05)
+        finally:
+            process.terminate()  # where it was interrupted here; it ends what it started
         if process.returncode or found.keys() != signs.keys():
             raise SystemExit(
                 f"the run through Ray ended with status {process.returncode}, and {sorted(found)} were seen"
@@ -69,7 +72,7 @@ def waits_for_ray() -> dict[str, float]:
 
 
 def waits_compared(turns: int) -> dict[str, float]:
-    """Return the typical waits, and to that for the yardstick."""
+    """Return the typical waits in seconds, and their ratios to that for the yardstick."""
     waits: dict[str, list[float]] = {}
     for _ in range(turns):
         started = time.perf_counter()

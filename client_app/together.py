@@ -1,7 +1,8 @@
 """Local training of several clients as one network: their parameters are stacked, and one call computes for all.
 
 A GPU is idle most of the time where each of many clients trains a small network on few examples. Each client goes the
-way that it goes alone, up to rounding.
+way that it goes alone, up to rounding: where a number is that near to a kink (ReLU, the largest of a pool), one of a
+hundred may go another.
 """
 
 from collections.abc import Iterator, Sequence

@@ -410,7 +410,7 @@ class FederatedStrategy(Strategy):
         grid = self._grid
         sums.tell = self.dialogue.tell_problem
 
-        def ask(messages: list[Message]) -> list[Message]:
+        def ask(messages: list[Message]) -> Iterable[Message]:
             return self.dialogue.ask(grid, messages, self.outcome)
 
         with self.outcome.timed("local"):

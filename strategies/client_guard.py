@@ -1,7 +1,7 @@
 """The guard's other evidence, for proxy sets of other data than the task's: what clients say of both models."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from logging import WARNING
 
 from flwr.app import Message
@@ -15,7 +15,7 @@ from disue.task import Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
 from strategies.roster import Client
 
-Ask = Callable[[list[Message]], list[Message]]
+Ask = Callable[[list[Message]], Iterable[Message]]
 
 
 def fitted_better_by_average(

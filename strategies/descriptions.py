@@ -1,7 +1,7 @@
 """What clients say of their data before they train."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar
 
 from flwr.app import Message
@@ -51,7 +51,7 @@ class Descriptions(Mapping[str, Tensor]):
         self._asked |= {client.name for client in asked}
         return [DescribeRequest(description, self.roster.task).to_message(client.node_id) for client in asked]
 
-    def take_in(self, replies: Sequence[Message]) -> None:
+    def take_in(self, replies: Iterable[Message]) -> None:
         """Keep what was said; a description of another shape than most clients' is refused."""
         fresh: dict[str, Tensor] = {}
         for reply in replies:

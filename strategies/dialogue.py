@@ -51,17 +51,19 @@ class Dialogue:
         yield from self._fitting(replies)
         outcome.seconds[phase] += time.perf_counter() - self._began
 
-    def ask(self, grid: Grid, messages: list[Message], outcome: RoundOutcome, phase: str = "local") -> list[Message]:
-        """Send messages and return the answers; their bytes are counted as the phase's."""
-        sent = self.begin(messages)
-        replies = list(self._fitting(grid.send_and_receive(sent, timeout=self.roster.timeout)))
-        down, up = (sum(map(message_bytes, sent)) for sent in (messages, replies))
+    def ask(
+        self, grid: Grid, messages: list[Message], outcome: RoundOutcome, phase: str = "local"
+    ) -> Iterator[Message]:
+        """Send messages, and yield the answers as they come; their bytes are counted as the phase's."""
+        down, up = sum(map(message_bytes, messages)), 0
+        for reply in self._fitting(grid.send_and_receive(self.begin(messages), timeout=self.roster.timeout)):
+            up += message_bytes(reply)
+            yield reply
         if phase == "evaluation":
             outcome.bytes_evaluation += down + up
         else:
             outcome.bytes_down += down
             outcome.bytes_up += up
-        return replies
 
     def tell_problem(self, what: str) -> None:
         """Log a problem with a client, and remember it."""

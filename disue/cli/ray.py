@@ -3,11 +3,13 @@
 What could surprise: packages installed anew for every run, code loaded from the directory that an earlier
 SuperLink was started from, a Ray cluster that another started or that is no more, an exit status of 0 after a failure,
 threads that fight for the cores. So the
-SuperLink is private to the run, starts in an empty directory, and is asked at the end how the run went.
+SuperLink is private to the run, starts in an empty directory, and is asked at the end how the run went, unless the app
+has said so itself.
 """
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -67,9 +69,11 @@ def run_ray(
             command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
             command += ["--run-config", str(overrides), "--federation-config", federation]
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
-            over = any(OVER in line for line in log)  # to ask is a process of its own: seconds
-            status = "" if over else run_status(started_run(log), CONNECTION, environment, work)
-        if not over and status != "finished:completed":
+            if any(re.search(rf":\s+{OVER}$", line) for line in log):
+                status = "finished:completed"  # to ask is a process of its own: seconds
+            else:
+                status = run_status(started_run(log), CONNECTION, environment, work)
+        if status != "finished:completed":
             _keep(log, Path(config.output_dir))
             raise raised(log) or _with_log(f"the run ended as '{status}'", "\n".join(log[-20:]))
     summary: dict[str, Any] = json.loads((Path(config.output_dir) / "summary.json").read_text())

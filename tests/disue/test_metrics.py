@@ -36,6 +36,13 @@ def test_batches_do_not_change_logits() -> None:
     torch.testing.assert_close(predict_logits(Logits(), x, CPU, batch_size=4), x)
 
 
+def test_predictions_do_not_depend_on_the_layout_that_a_training_left() -> None:
+    model, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    predict_logits(model, x, CPU)
+    assert model.weight.is_contiguous()
+
+
 def test_a_model_can_be_trained_after_it_has_moved_to_where_it_predicts() -> None:
     """Parameters that move to a GPU in inference mode are tensors of that mode, which autograd refuses."""
 

@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
-from client_app import work
+from client_app import seats, work
 from client_app.app import app as client_app
 from client_app.seats import answer_for_all
 from disue.cli.inline import InlineGrid, simulated_nodes
@@ -44,6 +44,15 @@ def test_a_run_is_the_same_however_many_clients_sit_on_a_node(run, settings: dic
     assert len(tables[0]) == settings["clients"]
     models = [load_file(result.directory / "universal.safetensors") for result in (apart, together)]
     assert all((models[1][name] == tensor).all() for name, tensor in models[0].items())
+
+
+@pytest.mark.parametrize(("device", "wished", "found"), [("cpu", 0, 1), ("cuda", 0, 100), ("cuda", 300, 250)])
+def test_how_many_clients_of_a_node_train_together(
+    monkeypatch: pytest.MonkeyPatch, device: str, wished: int, found: int
+) -> None:
+    monkeypatch.setattr(seats, "prepare_device", lambda name: torch.device(device))
+    assert seats._clients_at_once(RunConfig(clients_at_once=wished), 250) == found
+    assert seats._clients_at_once(RunConfig(clients_at_once=wished), 1) == 1
 
 
 @pytest.fixture

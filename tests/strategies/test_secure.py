@@ -16,7 +16,7 @@ from client_app.secure import keep, mask, share_out, unmask
 from disue.errors import FederationError
 from disue.models import State, build_model, get_state
 from disue.naming import client_name
-from disue.secure import KEY_SHARE_BYTES, Contribution, pair_mask, to_words
+from disue.secure import KEY_SHARE_BYTES, Contribution, Words, pair_mask, to_words
 from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, Turn, UnmaskRequest
 from strategies.clustered import ClusteredStrategy
 from strategies.outcome import Participation
@@ -167,6 +167,22 @@ def test_the_sum_of_a_cluster_is_the_weighted_mean_of_its_clients(sizes: tuple[i
     assert strategy.outcome.train_loss == pytest.approx(0.5)
     if len(sizes) > 1:  # in the second round each starts from its own cluster's model
         assert shift_of(strategy.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
+
+
+def test_vectors_are_summed_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    add = Circle.add
+
+    def watch(circle: Circle, name: str, words: Words) -> None:
+        events.append("add")
+        add(circle, name, words)
+
+    def change(stage: str, name: str, reply: Message) -> None:
+        events.append(stage)
+
+    monkeypatch.setattr(Circle, "add", watch)
+    rounds(change)
+    assert [event for event in events if event in ("mask", "add")] == ["mask", "add"] * 5
 
 
 def test_of_a_clusters_vectors_only_their_sum_is_kept() -> None:
