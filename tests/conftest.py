@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
@@ -16,6 +17,8 @@ from disue.models import build_model
 from strategies.updates import ClientUpdate
 
 pytest.register_assert_rewrite("deployment")
+settings.register_profile("on a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("on a busy machine")
 
 FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20, "report": False}
 

@@ -11,7 +11,7 @@ from disue.errors import DataError
 
 
 @given(st.sampled_from(sorted(SCENARIOS)), st.integers(2, 30), st.integers(1, 5), st.integers(0, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_five_sets_are_disjoint(scenario: str, clients: int, groups: int, seed: int) -> None:
     config = RunConfig(scenario=scenario, num_groups=groups, seed=seed, train_examples=30, test_examples=5)
     federation = build_federation(config, clients)

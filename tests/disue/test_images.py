@@ -23,7 +23,7 @@ shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 12), st.integers(4, 1
     shapes,
     st.integers(0, 99),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_any_array_becomes_pixels_of_the_shape(
     count: int, size: tuple[int, int], layout: str, kind: str, shape: tuple[int, int, int], seed: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_any_array_becomes_pixels_of_the_shape(
 
 
 @given(st.integers(1, 300), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_bytes_and_the_same_floats_become_the_same(count: int, seed: int) -> None:
     x = np.random.default_rng(seed).integers(0, 256, (count, 5, 6, 3), dtype=np.uint8)
     made = from_array(x, (3, 5, 6))
@@ -53,7 +53,7 @@ def test_bytes_and_the_same_floats_become_the_same(count: int, seed: int) -> Non
 
 
 @given(shapes, st.integers(0, 255))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_an_even_image_stays_even(shape: tuple[int, int, int], value: int) -> None:
     made = from_array(np.full((2, 9, 7, 3), value, dtype=np.uint8), shape)
     torch.testing.assert_close(made, torch.full((2, *shape), value / 255.0), atol=1e-5, rtol=0.0)

@@ -29,7 +29,7 @@ def with_header(header: str, data: bytes = b"") -> bytes:
     st.sampled_from(["|u1", "<f4", ">f8", "<i8", "|b1", "<c8", "<U3", "|S2", "<f2"]),
     st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_it_is_what_numpy_reads(shape: list[int], kind: str, fortran_order: bool) -> None:
     array = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(kind)
     array = np.asfortranarray(array) if fortran_order else array

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -88,7 +88,6 @@ def test_the_server_is_told_of_training_examples_only(tmp_path: Path) -> None:
     st.integers(0, 2**40),
     st.text(min_size=1, max_size=5),
 )
-@settings(deadline=None)
 def test_the_split_is_disjoint_complete_and_leaves_every_class_to_train_on(
     labels: list[int], fraction: float, seed: int, name: str
 ) -> None:

@@ -33,7 +33,7 @@ sizes = st.tuples(
 
 
 @given(sizes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_shares_are_a_division_of_every_class(drawn: tuple[str, int, int, float, int]) -> None:
     name, clients, groups, alpha, seed = drawn
     scenario = SCENARIOS[name](scenario_input(clients, groups, alpha, seed))
@@ -51,7 +51,7 @@ def test_shares_are_a_division_of_every_class(drawn: tuple[str, int, int, float,
 
 
 @given(sizes)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_splits_are_disjoint_and_complete_and_follow_the_shares(
     drawn: tuple[str, int, int, float, int],
 ) -> None:
@@ -71,7 +71,7 @@ def test_splits_are_disjoint_and_complete_and_follow_the_shares(
 
 
 @given(st.integers(2, 12), st.integers(0, 1000))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_larger_alpha_makes_clients_more_alike(clients: int, seed: int) -> None:
     counts = np.full(10, 100)
 

@@ -9,7 +9,7 @@ import torch
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from disue.models import build_model, get_state
@@ -34,7 +34,6 @@ from disue.secure import (
 from disue.signature import Signature
 
 
-@settings(deadline=None)
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=20))
 def test_sums_in_fixed_point_are_sums(rows: list[list[float]]) -> None:
     values = torch.tensor(rows, dtype=torch.float64)
@@ -84,7 +83,6 @@ def test_a_key_of_another_curve_and_no_key_at_all_are_refused() -> None:
             read_public_key(bad)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 60), st.integers(2, 20).map(lambda half: 2 * half))
 def test_neighbourhood_is_mutual_and_of_the_size_asked_for(count: int, most: int) -> None:
     members = [f"client-{i}" for i in range(count)]

@@ -129,7 +129,7 @@ shapes = st.lists(st.integers(1, 4), max_size=3)
 @given(
     st.dictionaries(st.text("abc.", min_size=1), shapes, min_size=1), st.integers(0, 10**6), st.booleans(), st.data()
 )
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, flag: bool, data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 99))
     model = {name: torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for name, shape in drawn.items()}
@@ -144,7 +144,6 @@ names = st.text(st.characters().filter(str.isprintable), min_size=1, max_size=10
 
 
 @given(names, st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6), names)
-@settings(deadline=None)
 def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions: int, model: str) -> None:
     sent = HelloReply(name, examples, group, partitions, model)
     assert HelloReply.from_message(sent.to_message(reply_to())) == sent
@@ -165,7 +164,6 @@ def test_every_request_carries_the_task(task: Task | None) -> None:
 
 
 @given(st.lists(names, min_size=1, max_size=5, unique=True), st.lists(st.floats(0.0, 0.5), min_size=1, max_size=3))
-@settings(deadline=None)
 def test_what_a_client_says_of_its_own_data_survives_the_wire(class_names: list[str], values: list[float]) -> None:
     summary = DataSummary(tuple(class_names), tuple(values), tuple(reversed(values)))
     sent = HelloReply("a", 5, -1, 0, "cnn", summary)

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies import aggregators
@@ -23,7 +23,6 @@ def test_closed_form() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.integers(1, 10_000)), min_size=1, max_size=20))
-@settings(deadline=None)
 def test_against_numpy(members: list[tuple[float, int]]) -> None:
     average = weighted_average([update([value], count) for value, count in members])
     values, counts = zip(*members, strict=True)

@@ -33,7 +33,7 @@ def equal(first: State, second: State) -> bool:
 
 
 def test_small_and_large_models_train_together_and_leave_all_their_artefacts(run) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=12, model="cnn", client_models="mlp,cnn", num_server_rounds=8, local_epochs=2)
+    result = run(clients=12, model="cnn", client_models="mlp,cnn", num_server_rounds=5, local_epochs=2)
     directory, summary = result.directory, result.summary
     assert summary["universal_accuracy"] > 0.6
     assert summary["universal_accuracy_mlp"] > 0.6

@@ -1,7 +1,7 @@
 """Experts of clusters and of the architectures in them, against loops."""
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from strategies.experts import Team, members_of, renew, teams_of
@@ -20,7 +20,6 @@ def update(name: str, model: str, examples: int) -> ClientUpdate:
 
 
 @given(clients)
-@settings(deadline=None)
 def test_a_team_is_averaged_alone_and_nobody_is_left_out(drawn: list[tuple[int, str, int, bool]]) -> None:
     names = [f"client-{i}" for i in range(len(drawn))]
     clusters = {name: cluster for name, (cluster, *_) in zip(names, drawn, strict=True)}

@@ -55,7 +55,6 @@ def test_without_a_past_numbers_start_at_zero() -> None:
 
 
 @given(assignments, assignments)
-@settings(deadline=None)
 def test_the_partition_is_kept_and_names_are_one_to_one(previous: dict[str, int], labels: dict[str, int]) -> None:
     matched = match_clusters(previous, labels)
     assert partition(matched) == partition(labels)
@@ -63,7 +62,7 @@ def test_the_partition_is_kept_and_names_are_one_to_one(previous: dict[str, int]
 
 
 @given(assignments, assignments)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_no_renaming_keeps_more_clients(previous: dict[str, int], labels: dict[str, int]) -> None:
     found = overlap(previous, match_clusters(previous, labels))
     new = sorted(set(labels.values()))

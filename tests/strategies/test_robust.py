@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
@@ -40,13 +40,11 @@ POINTS = st.lists(st.lists(st.floats(-100, 100, width=16), min_size=3, max_size=
 
 
 @given(POINTS)
-@settings(deadline=None)
 def test_the_median_is_numpys(points: list[list[float]]) -> None:
     np.testing.assert_allclose(aggregated("median", points), np.median(np.array(points), axis=0), rtol=1e-6)
 
 
 @given(POINTS, st.sampled_from([0.0, 0.1, 0.2, 0.4]))
-@settings(deadline=None)
 def test_the_trimmed_mean_leaves_out_the_extremes(points: list[list[float]], share: float) -> None:
     cut = wrong_models(len(points), share)
     kept = [sorted(column)[cut : len(points) - cut] for column in zip(*points, strict=True)]
@@ -55,7 +53,6 @@ def test_the_trimmed_mean_leaves_out_the_extremes(points: list[list[float]], sha
 
 
 @given(POINTS, st.sampled_from([0.0, 0.2, 0.4]))
-@settings(deadline=None)
 def test_krum_by_hand(points: list[list[float]], share: float) -> None:
     """A loop over all pairs; the candidates are told apart by score, so that ties may go either way."""
     count = len(points)
