@@ -1,10 +1,16 @@
-"""Local training: plain mini-batch SGD over tensors in memory."""
+"""Local training: plain mini-batch SGD over tensors in memory.
 
+By the functional form of `torch.optim.SGD`: with the first optimizer object that is made, all of PyTorch's compiler is
+imported, which takes a client's process as long again as importing PyTorch.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from disue.config import RunConfig
 from disue.data import Examples
@@ -56,11 +62,9 @@ def train(
     model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
     x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
     shift = log_prior(label_counts(examples.y, num_classes)).to(device) if objective.local_loss == "balanced" else None
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    momenta: list[Tensor | None] = [None] * len(parameters)
     anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
-    optimizer = torch.optim.SGD(
-        parameters, lr=config.learning_rate, momentum=config.momentum, weight_decay=config.weight_decay
-    )
     losses: list[Tensor] = []
     steps = 0
     for _ in range(config.local_epochs):
@@ -70,18 +74,37 @@ def train(
                 logits = model(x[batch])
             logits = logits.float()
             loss = F.cross_entropy(logits if shift is None else logits + shift, y[batch])
-            optimizer.zero_grad()
-            loss.backward()
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             if anchors is not None:
-                _add_proximal_gradient(parameters, anchors, objective.prox_mu)
-            optimizer.step()
+                gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
+            _step(parameters, gradients, momenta, config)
             losses.append(loss.detach() * len(batch))
             steps += 1
     return TrainingResult(loss=float(torch.stack(losses).sum()) / len(y), steps=steps)
 
 
 @torch.no_grad()
-def _add_proximal_gradient(parameters: list[nn.Parameter], anchors: list[Tensor], mu: float) -> None:
-    for parameter, anchor in zip(parameters, anchors, strict=True):
-        assert parameter.grad is not None
-        parameter.grad.add_(parameter - anchor, alpha=mu)
+def _with_proximal_gradient(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], anchors: Sequence[Tensor], mu: float
+) -> tuple[Tensor, ...]:
+    triples = zip(gradients, parameters, anchors, strict=True)
+    return tuple(torch.add(gradient, parameter - anchor, alpha=mu) for gradient, parameter, anchor in triples)
+
+
+@torch.no_grad()
+def _step(
+    parameters: list[nn.Parameter], gradients: Sequence[Tensor], momenta: list[Tensor | None], config: RunConfig
+) -> None:
+    """Take a step in place; the momenta, None before the first, are renewed."""
+    sgd(
+        list(parameters),
+        list(gradients),
+        momenta,
+        foreach=True,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        lr=config.learning_rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )

@@ -69,10 +69,8 @@ def run_ray(
             command = [tool("flwr"), "run", str(app), CONNECTION, "--stream"]
             command += ["--run-config", str(overrides), "--federation-config", federation]
             log = _follow(command, environment, work, Path(config.output_dir) / "metrics.jsonl", on_round)
-            if any(re.search(rf":\s+{OVER}$", line) for line in log):
-                status = "finished:completed"  # to ask is a process of its own: seconds
-            else:
-                status = run_status(started_run(log), CONNECTION, environment, work)
+            over = _is_over(log)
+            status = "finished:completed" if over else run_status(started_run(log), CONNECTION, environment, work)
         if status != "finished:completed":
             _keep(log, Path(config.output_dir))
             raise raised(log) or _with_log(f"the run ended as '{status}'", "\n".join(log[-20:]))
@@ -128,7 +126,10 @@ def _follow(
     metrics: Path,
     on_round: Callable[[dict[str, Any]], None],
 ) -> list[str]:
-    """Run ``command``, hand over rows as they are written, and return the lines that it printed."""
+    """Run ``command``, hand over rows as they are written, and return the lines that it printed.
+
+    When the run is over it is not waited for: Flower takes seconds to say so, and again to be asked how it went.
+    """
     process = subprocess.Popen(  # in a session of its own: Ctrl-C is for this process, which ends it when it wants
         command,
         cwd=work,
@@ -144,7 +145,7 @@ def _follow(
     seen = 0
     try:
         while True:
-            ended = process.poll() is not None
+            ended = process.poll() is not None or _is_over(lines)
             rows = _complete_lines(metrics)
             for row in rows[seen:]:
                 on_round(json.loads(row))
@@ -157,6 +158,10 @@ def _follow(
         process.wait()
     reader.join()
     return lines
+
+
+def _is_over(log: list[str]) -> bool:
+    return any(re.search(rf":\s+{OVER}$", line) for line in log)
 
 
 def _keep(log: list[str], directory: Path) -> None:
@@ -188,17 +193,16 @@ def _with_log(what: str, log: str) -> FederationError:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and all its descendants: Flower's and Ray's lead sessions of their own."""
+    """Kill a process and its descendants: Flower's and Ray's lead sessions of their own, and take seconds to end."""
     try:
         tree = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     except psutil.NoSuchProcess:
         return
-    for kill in (psutil.Process.terminate, psutil.Process.kill):
-        for member in tree:
-            with suppress(psutil.NoSuchProcess):
-                kill(member)
-        _, tree = psutil.wait_procs(tree, timeout=10.0)
+    for member in tree:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    psutil.wait_procs(tree, timeout=10.0)
 
 
 def _free_port() -> int:

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -188,3 +191,37 @@ def test_training_leaves_the_start_as_it_was() -> None:
     train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.num_classes)
     assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
     assert not torch.equal(before["head.weight"], get_state(model)["head.weight"])
+
+
+def test_a_client_does_not_import_pytorchs_compiler() -> None:
+    """With an optimizer object it would, which takes as long again as importing PyTorch."""
+    code = """
+import sys, torch
+from client_app.training import train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.models import build_model
+from disue.objective import PLAIN
+model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
+train(model, data, RunConfig(), PLAIN, torch.Generator(), torch.device("cpu"), 3)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:
+    """Also where a part of the model is frozen, and with decay."""
+    config = RunConfig.from_flower({"weight-decay": 0.01, "batch-size": 4, "local-epochs": 2})
+    ours, theirs = (build_model("mlp", (1, 4, 4), 3) for _ in range(2))
+    for model in (ours, theirs):
+        next(model.parameters()).requires_grad_(False)
+    data = examples()
+    train(ours, data, config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cpu"), 3)
+    optimizer = torch.optim.SGD(theirs.parameters(), config.learning_rate, config.momentum, weight_decay=0.01)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for batch in torch.randperm(len(data), generator=rng).split(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(theirs(data.x[batch]), data.y[batch]).backward()
+            optimizer.step()
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())
