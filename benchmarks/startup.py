@@ -1,4 +1,4 @@
-"""CPU time until something happens: the help, bad input, and a whole small run.
+"""CPU time until something happens: the help, bad input, a client's first training, and a whole small run.
 
     python benchmarks/startup.py
 
@@ -26,9 +26,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 from benchmarks.machine import machine
 
 DISUE = "from disue.cli.main import main; main()"
+CLIENT = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
+import client_app.app
+from client_app.client import LocalClient
+from disue.config import RunConfig
+from disue.objective import PLAIN
+from flwr.app import Context, RecordDict
+node = {{"partition-id": 0, "num-partitions": 12}}
+client = LocalClient(Context(1, 1, node, RecordDict(), RunConfig().to_flower()), None)
+client.train(client.initial_model().state_dict(), PLAIN, client.rng("train", 1))
+"""
 COMMANDS = {
     "imports": ["import torch, flwr.serverapp, flwr.clientapp"],
     "help": [DISUE, "--help"],
+    "client": [CLIENT],
     "bad_input": [DISUE, "simulate", "--engine", "inline", "--set", "alpha=0"],
     "run": [DISUE, "simulate", "--engine", "inline", "--output"],
 }
@@ -101,7 +114,10 @@ def main() -> None:
     told = {
         "benchmark": "startup",
         **{f"{name}_seconds": round(value, 2) for name, value in typical.items()},
-        **{f"{name}_to_imports": round(typical[name] / typical["imports"], 3) for name in ("help", "bad_input", "run")},
+        **{
+            f"{name}_to_imports": round(typical[name] / typical["imports"], 3)
+            for name in ("help", "bad_input", "client", "run")
+        },
         **machine(),
     }
     if arguments.ray:
