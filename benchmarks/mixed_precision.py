@@ -60,9 +60,7 @@ def main() -> None:
             config = RunConfig.from_flower({**settings, "mixed-precision": mixed})
             fill(model, start)
             started = clock()
-            train(
-                model, data, config, PLAIN, torch_rng("train"), device, CLASSES
-            )  # it reads the loss: kernels are done
+            train(model, data, config, PLAIN, torch_rng("train"), device, CLASSES)  # reads the loss: kernels are done
             seconds[mixed].append(clock() - started)
             losses[mixed] = score(model, data, device).loss
     if not all(loss < at_first for loss in losses.values()):
