@@ -166,7 +166,8 @@ def test_a_secure_round_goes_on_without_one_who_is_killed_and_the_run_ends_witho
 ) -> None:
     """Of four, three are needed. The one has shared its secrets out by then, so that its masks are in the others'."""
     directory = deployment.work / "runs" / "killed"
-    usual = rows_of(deployment.work / "runs" / "secure")[0]["seconds_local"] / MESSAGES_OF_A_ROUND
+    earlier_rows = rows_of(deployment.work / "runs" / "secure")  # none, where this test runs alone
+    usual = max((row["seconds_local"] for row in earlier_rows), default=0.0) / MESSAGES_OF_A_ROUND
     settings = SECURE | {"num-server-rounds": 2, "evaluate-every": 2, "round-timeout": max(SHORTEST_TIMEOUT, 2 * usual)}
     moments = [("clinic-b", "query.mask", 1), ("clinic-d", "train", 2)]
     before = [received(deployment, name, kind) for name, kind, _ in moments]
