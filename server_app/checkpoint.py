@@ -11,12 +11,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor, nn
+from torch import Tensor
 
 from disue.errors import DataError
 from disue.files import NOT_PARSED, write_whole
@@ -39,6 +39,17 @@ RECORDS: dict[str, Any] = {
 }
 """The dataclasses and named tuples that a state may hold."""
 COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set)}
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A network or an optimiser, as PyTorch's are."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return what is to be known of it."""
+
+    def load_state_dict(self, state: Any, /) -> object:
+        """Take it up."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ def state_of(part: object) -> dict[str, Any]:
 def _state(value: object) -> Any:
     if _is_part(value):
         return state_of(value)
-    if isinstance(value, nn.Module | torch.optim.Optimizer):
+    if isinstance(value, HasState):
         return dict(value.state_dict())
     return value
 
@@ -154,7 +165,7 @@ def restore(part: object, state: Mapping[str, Any]) -> None:
         value = getattr(part, name)
         if _is_part(value):
             restore(value, state[name])
-        elif isinstance(value, nn.Module | torch.optim.Optimizer):
+        elif isinstance(value, HasState):
             value.load_state_dict(state[name])
         else:
             setattr(part, name, state[name])

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import State, get_state, interpolate
+from strategies.adam import Adam, cosine
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,8 @@ class Distiller:
                 x[used].to(device),
                 F.log_softmax(targets[used].to(device) / self.temperature, dim=1),
             )
-            optimizer = torch.optim.Adam(student.parameters(), lr=self.learning_rate)
-            schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=self.steps)
+            optimizer = Adam(student.parameters())
+            learning_rates = cosine(self.learning_rate, self.steps)
             looks_left = self.patience
             batches = iter(_endless_batches(len(used), self.batch_size, generator))
             while taken < self.steps and looks_left:
@@ -123,10 +124,7 @@ class Distiller:
                     with mixed_precision(device):
                         logits = student(inputs[batch])
                     loss = self._loss(logits.float(), soft[batch])
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
+                    optimizer.step(torch.autograd.grad(loss, optimizer.parameters), next(learning_rates))
                     taken += 1
                 value = self._divergence(predict_logits(student, x[held_out], device), targets[held_out])
                 looks_left = self.patience if value < best_loss else looks_left - 1

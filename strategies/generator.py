@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from disue.models import Classifier, Shape, State
+from strategies.adam import Adam
 from strategies.teachers import Evidence, class_weights, teacher_logits
 
 LATENT_DIM = 100
@@ -239,7 +240,7 @@ class GeneratorTrainer:
         self.normalise = normalise
         self.settings = settings
         self.device = device
-        self.optimizer = torch.optim.Adam(self.generator.parameters(), lr=settings.learning_rate)
+        self.optimizer = Adam(self.generator.parameters())
 
     def train(self, experts: Experts, rng: torch.Generator) -> dict[str, float]:
         """Train against the experts and return the losses of the last step by name.
@@ -273,9 +274,7 @@ class GeneratorTrainer:
                 + self.settings.diversity_weight * last["generator_diversity"]
                 + self.settings.prototype_weight * last.get("generator_prototypes", torch.zeros(()))
             )
-            self.optimizer.zero_grad()
-            loss.backward()
-            self.optimizer.step()
+            self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters), self.settings.learning_rate)
         return {name: float(value.detach()) for name, value in last.items()}
 
     @torch.no_grad()
