@@ -2,9 +2,10 @@
 
     python benchmarks/simulation.py
 
-Prints one JSON line. Both train the same model on the same batches of the same clients, by turns in one process, and
-both average in each round. What is measured is CPU time, so that other work on the machine hardly changes the ratio;
-the first round of each is not counted. The models that come out must be equal.
+Prints one JSON line. Both train the same model on the same batches of the same clients, a round by turns in one
+process, and both average in each round. What is measured is CPU time; the ratio is the median of those of two rounds
+that follow each other, so that other work on the machine hardly changes it. The first round and the last, in which the
+engine evaluates, are not counted. The models that come out must be equal.
 
 With ``--device cuda`` both compute on a GPU, the time is wall time, and the models must be equal within 1e-4.
 ``--clients-per-node`` is of our engines; on a GPU the clients of a node train together.
@@ -14,13 +15,14 @@ of as many bare loops as there are cores. Nothing else should run on the machine
 """
 
 import argparse
-import itertools
 import json
 import logging
 import os
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
@@ -61,13 +63,13 @@ def clock(config: RunConfig) -> float:
     return time.perf_counter() if config.device == "cuda" else time.process_time()
 
 
-def bare(config: RunConfig, federation: Federation, clients: int) -> tuple[list[float], State]:
-    """Return the seconds of each round of a bare loop, and the model that it ends with."""
+def bare(config: RunConfig, federation: Federation, clients: int) -> Iterator[tuple[float, State]]:
+    """Yield the seconds of each round of a bare loop, and the model after it."""
     task, device = federation.task, config.device
     own = {f"client-{i}": federation.client(i).train for i in range(clients)}
     data = {name: Examples(train.x.to(device), train.y.to(device)) for name, train in own.items()}
     model = build_model(config.model, task.shape, task.num_classes, config.seed).to(device)
-    average, seconds = get_state(model), []
+    average = get_state(model)
     for server_round in range(1, config.num_server_rounds + 1):
         started = clock(config)
         sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in average.items()}
@@ -78,21 +80,42 @@ def bare(config: RunConfig, federation: Federation, clients: int) -> tuple[list[
             for key, tensor in state.items():
                 sums[key].add_(tensor.double(), alpha=len(data[name]) / total)
         average = {name: tensor.float() for name, tensor in sums.items()}
-        seconds.append(clock(config) - started)
-    return seconds, average
+        yield clock(config) - started, average
 
 
-def inline(config: RunConfig, clients: int) -> tuple[list[float], State]:
-    """Return the seconds of each round of the inline engine, and the model that it ends with.
+@dataclass
+class Turns:
+    """A run of the inline engine, and a round of the bare loop after each of its rounds.
 
-    The last round is left out: it evaluates, and the bare loop does not.
+    The machine's speed, which other work changes, is then nearly the same for both.
     """
-    with tempfile.TemporaryDirectory() as directory:
-        times: list[float] = []
-        config = config.model_copy(update={"output_dir": str(Path(directory) / "run")})
-        run_inline(config, clients, lambda row: times.append(clock(config)))
-        state = load_file(Path(directory) / "run" / "universal.safetensors")
-    return [after - before for before, after in itertools.pairwise(times[:-1])], state
+
+    config: RunConfig
+    federation: Federation
+    clients: int
+    inline_seconds: list[float] = field(default_factory=list)
+    bare_seconds: list[float] = field(default_factory=list)
+
+    def run(self) -> tuple[State, State]:
+        """Measure, and return the models that the two end with."""
+        loop, started = bare(self.config, self.federation, self.clients), clock(self.config)
+        bare_state: State = {}
+
+        def take_turn(row: object) -> None:
+            nonlocal bare_state, started
+            self.inline_seconds.append(clock(self.config) - started)
+            seconds, bare_state = next(loop)
+            self.bare_seconds.append(seconds)
+            started = clock(self.config)
+
+        with tempfile.TemporaryDirectory() as directory:
+            place = Path(directory) / "run"
+            run_inline(self.config.model_copy(update={"output_dir": str(place)}), self.clients, take_turn)
+            return bare_state, load_file(place / "universal.safetensors")
+
+    def counted(self) -> list[tuple[float, float]]:
+        """Return the seconds of the bare loop and of the engine in each round but the first and the last."""
+        return list(zip(self.bare_seconds, self.inline_seconds, strict=True))[1:-1]
 
 
 def through_ray(config: RunConfig, clients: int) -> tuple[list[float], State]:
@@ -145,14 +168,14 @@ def main() -> None:
         }
     )
     federation = build_federation(config, arguments.clients)
-    seconds: dict[str, list[float]] = {"bare": [], "inline": []}
+    pairs: list[tuple[float, float]] = []
+    seconds: dict[str, list[float]] = {}
     for _ in range(arguments.turns):
-        bare_seconds, expected = bare(config, federation, arguments.clients)
-        inline_seconds, found = inline(config, arguments.clients)
+        turns = Turns(config, federation, arguments.clients)
+        expected, found = turns.run()
         if not same(expected, found, 1e-4 if arguments.device == "cuda" else 0.0):
             raise SystemExit("the inline engine and the bare loop do not end with the same model")
-        seconds["bare"] += bare_seconds[1:]
-        seconds["inline"] += inline_seconds
+        pairs += turns.counted()
         if arguments.pfl:
             from benchmarks import pfl_loop
 
@@ -162,16 +185,14 @@ def main() -> None:
         if not same(expected, found, 0.0):
             raise SystemExit("the Ray engine and the bare loop do not end with the same model")
         del seconds["ray"][0]
+    seconds["bare"], seconds["inline"] = ([pair[side] for pair in pairs] for side in (0, 1))
     rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
     told = {
         "benchmark": "simulation",
         **{key: getattr(arguments, key) for key in ("clients", "examples", "device", "clients_per_node")},
         **{f"{engine}_updates_per_second": round(rate, 1) for engine, rate in rates.items() if engine != "ray"},
-        **{
-            f"inline_to_{engine}": round(rates["inline"] / rate, 3)
-            for engine, rate in rates.items()
-            if engine not in ("inline", "ray")
-        },
+        "inline_to_bare": round(median(bare_seconds / inline_seconds for bare_seconds, inline_seconds in pairs), 3),
+        **({"inline_to_pfl": round(rates["inline"] / rates["pfl"], 3)} if arguments.pfl else {}),
         **machine(),
     }
     if arguments.ray:

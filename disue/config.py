@@ -359,7 +359,7 @@ class RunConfig(BaseModel):
         ConfigError
             On the first unknown key or bad value: one line with the key, the value and what is allowed.
         """
-        known = {_to_kebab(name) for name in cls.model_fields}
+        known = {str(field.alias) for field in cls.model_fields.values()}
         for key in run_config:
             if key not in known:
                 raise ConfigError(

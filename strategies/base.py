@@ -28,7 +28,7 @@ from disue.wire import (
 )
 from strategies.descriptions import Descriptions
 from strategies.dialogue import Dialogue
-from strategies.limits import Limits, length
+from strategies.limits import Lengths, Limits
 from strategies.outcome import Participation, RoundOutcome
 from strategies.robust import Aggregator, mean
 from strategies.roster import Client, Roster
@@ -373,7 +373,7 @@ class FederatedStrategy(Strategy):
     def _read_updates(self, replies: Iterable[Message]) -> list[ClientUpdate]:
         """Return the updates that may touch a model, sorted by client, and count the others."""
         read: dict[str, ClientUpdate] = {}
-        lengths: dict[str, float] = {}
+        measure, lengths = Lengths(), dict[str, float]()
         rejected: dict[str, str] = {}
         for message in replies:
             self.outcome.bytes_up += message_bytes(message)
@@ -386,7 +386,7 @@ class FederatedStrategy(Strategy):
             except WireError as error:
                 rejected[name] = str(error)
             else:  # now, while its model is at hand
-                lengths[name] = length(read[name]) if self.limits.measuring else math.nan
+                lengths[name] = measure.of(read[name]) if self.limits.measuring else math.nan
         updates = [read[name] for name in by_name(read)]
         rejected |= self.limits.implausible(updates, lengths)
         for name, reason in rejected.items():

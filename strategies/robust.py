@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from disue.models import State
+from disue.models import State, flatten
 from disue.registry import Registry
 from strategies.aggregators import weighted_average, weighted_averages
 from strategies.updates import ClientUpdate
@@ -163,7 +163,7 @@ def _middle(values: Tensor) -> Tensor:
 
 def flat(state: State) -> Tensor:
     """Return all parameters as one float64 vector."""
-    return torch.cat([tensor.double().reshape(-1) for tensor in state.values()])
+    return flatten(list(state.values())).double()
 
 
 def _shaped(vector: Tensor, like: State) -> State:

@@ -1,5 +1,9 @@
 """Models as records, and back."""
 
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message
 from flwr.common.constant import SType
@@ -15,8 +19,13 @@ def to_record(state: State) -> ArrayRecord:
     record = ArrayRecord()
     for name, tensor in state.items():
         array = tensor.detach().cpu().numpy()
-        record[name] = Array(str(array.dtype), tuple(array.shape), SType.NUMPY, encode_npy(array))
+        record[name] = Array(_type_name(array.dtype), tuple(array.shape), SType.NUMPY, encode_npy(array))
     return record
+
+
+@lru_cache(maxsize=32)  # numpy takes longer for it than for the bytes
+def _type_name(dtype: np.dtype[Any]) -> str:
+    return str(dtype)
 
 
 class Records:

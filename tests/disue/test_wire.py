@@ -268,6 +268,10 @@ def broken(**changes: object) -> Message:
             {"arrays": ArrayRecord(state() | {"a": torch.tensor([0.0, float("inf")])})},
             "a has values that are not finite",
         ),
+        (
+            {"arrays": ArrayRecord(state() | {"a": torch.tensor([float("-inf"), 0.0])})},
+            "a has values that are not finite",
+        ),
         ({"metrics": None}, "no 'metrics' record"),
         ({"metrics": MetricRecord({"num-examples": [3]})}, r"num-examples is \[3\]"),
         ({"metrics": MetricRecord({"num-examples": 3, "train-loss": [0.1], "steps": 1})}, r"train-loss is \[0.1\]"),

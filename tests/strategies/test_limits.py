@@ -10,14 +10,25 @@ from tests_support import ChangingGrid, answering_app, honest, shifted
 
 from disue.wire import TrainReply, TrainRequest
 from strategies.fedavg import FedAvg
-from strategies.limits import Limits, length
+from strategies.limits import Lengths, Limits
 from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
 
 
 def measured(updates: list[ClientUpdate]) -> tuple[list[ClientUpdate], dict[str, float]]:
-    return updates, {update.name: length(update) for update in updates}
+    lengths = Lengths()
+    return updates, {update.name: lengths.of(update) for update in updates}
+
+
+def test_a_length_is_to_the_updates_own_start(make_updates) -> None:  # type: ignore[no-untyped-def]
+    """Also where the one before had another, of the same values even."""
+    updates = make_updates(4)
+    updates[1] = replace(updates[1], start=shifted(updates[1].start, 1.0))
+    updates[3] = replace(updates[3], start=dict(updates[3].start))
+    for update, found in zip(updates, measured(updates)[1].values(), strict=True):
+        squares = [(update.state[key].double() - start.double()).square().sum() for key, start in update.start.items()]
+        assert found == pytest.approx(float(sum(squares)) ** 0.5)
 
 
 def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]
