@@ -1,5 +1,6 @@
 """One client in the process that answers for it: its name, its data, its device, and a model to work with."""
 
+import json
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -26,7 +27,7 @@ class LocalClient:
     """This client: its name, its data, its device, and a model to work with."""
 
     def __init__(self, context: Context, task: Task | None) -> None:
-        self.config = RunConfig.from_flower(context.run_config)
+        self.config = _checked(json.dumps(context.run_config))
         node = NodeConfig.from_flower(context.node_config)
         self.context = context
         self.name = node.client
@@ -96,6 +97,12 @@ class LocalClient:
 def _workpiece(model: str, shape: Shape, num_classes: int) -> Classifier:
     """Return a model to be filled: to build one for each message takes as long as a training step."""
     return build_model(model, shape, num_classes)
+
+
+@lru_cache(maxsize=8)
+def _checked(run_config: str) -> RunConfig:
+    """Return the config of JSON: a process checks the same one once, not for each message."""
+    return RunConfig.from_flower(json.loads(run_config))
 
 
 def own_model(node: NodeConfig, config: RunConfig) -> str:

@@ -14,7 +14,7 @@ from torch.optim.sgd import sgd
 
 from disue.config import RunConfig
 from disue.data import Examples
-from disue.device import memory_format, mixed_precision
+from disue.device import memory_format, mixed_precision, place
 from disue.metrics import log_prior
 from disue.objective import LocalObjective
 
@@ -59,7 +59,8 @@ def train(
     num_classes : int
     """
     layout = memory_format(device, config.mixed_precision)
-    model.to(device, memory_format=layout).train()  # type: ignore[call-overload]
+    place(model, device, layout)
+    model.train()
     x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
     shift = log_prior(label_counts(examples.y, num_classes)).to(device) if objective.local_loss == "balanced" else None
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from disue.data.datasets import Examples
+from disue.device import place
 
 PRIOR_PSEUDO_COUNT = 0.1
 
@@ -32,8 +33,8 @@ def log_prior(label_counts: Tensor) -> Tensor:
 
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
     """Return logits for many inputs, (examples, classes), on the CPU."""
-    # Not in inference mode, where what moves can no longer be trained; and not in the layout of a training before.
-    model.to(device, memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    place(model, device)  # and not in the layout of a training before
+    model.eval()
     with torch.inference_mode():
         return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
 

@@ -52,7 +52,10 @@ def test_a_model_can_be_trained_after_it_has_moved_to_where_it_predicts() -> Non
             return self
 
     model, x = Moved(2, 3), torch.randn(4, 2)
+    model.weight = nn.Parameter(torch.randn(2, 3).T)  # in another layout, so that it moves
+    before = model.weight
     predict_logits(model, x, CPU)
+    assert model.weight is not before
     (model(x) * model(x)).sum().backward()
     assert model.weight.grad is not None
 
