@@ -1,6 +1,6 @@
 """The clients and the work of benchmarks/simulation.py, simulated by pfl (Granqvist et al. 2024)."""
 
-import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -36,22 +36,22 @@ class Learner(nn.Module):
         return {"loss": Weighted(float(self.loss(x, y)) * len(y), len(y))}
 
 
-class Clock(TrainingProcessCallback):  # type: ignore[misc]
-    """Notes the CPU time after every round."""
+class AfterRound(TrainingProcessCallback):  # type: ignore[misc]
+    """Calls something after every round."""
 
-    def __init__(self) -> None:
-        self.times: list[float] = []
+    def __init__(self, call: Callable[[], None]) -> None:
+        self.call = call
 
     def after_central_iteration(
         self, aggregate_metrics: Metrics, model: PyTorchModel, *, central_iteration: int
     ) -> tuple[bool, Metrics]:
-        """Note it, and go on."""
-        self.times.append(time.process_time())
+        """Call it, and go on."""
+        self.call()
         return False, Metrics()
 
 
-def rounds(config: RunConfig, federation: Federation, clients: int) -> list[float]:
-    """Return the CPU seconds of each round but the first."""
+def run(config: RunConfig, federation: Federation, clients: int, after_round: Callable[[], None]) -> None:
+    """Train for as many rounds as the config says."""
     users = [federation.client(i).train for i in range(clients)]
     data = FederatedDataset(
         lambda user: PyTorchTensorDataset((users[user].x, users[user].y)),
@@ -64,7 +64,6 @@ def rounds(config: RunConfig, federation: Federation, clients: int) -> list[floa
         local_optimizer_create=partial(torch.optim.SGD, momentum=config.momentum),
         central_optimizer=torch.optim.SGD(learner.parameters(), lr=1.0),
     )
-    clock = Clock()
     FederatedAveraging().run(
         NNAlgorithmParams(
             central_num_iterations=config.num_server_rounds,
@@ -79,6 +78,5 @@ def rounds(config: RunConfig, federation: Federation, clients: int) -> list[floa
             local_learning_rate=config.learning_rate,
             local_batch_size=config.batch_size,
         ),
-        callbacks=[clock],
+        callbacks=[AfterRound(after_round)],
     )
-    return [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]

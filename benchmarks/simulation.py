@@ -10,6 +10,8 @@ engine evaluates, are not counted. The models that come out must be equal.
 With ``--device cuda`` both compute on a GPU, the time is wall time, and the models must be equal within 1e-4.
 ``--clients-per-node`` is of our engines; on a GPU the clients of a node train together.
 
+With ``--pfl`` also pfl, beside the bare loop in the same way; it draws other batches.
+
 With ``--ray`` the same by Flower's simulation on all cores, after the others: wall time of a round's training, to that
 of as many bare loops as there are cores. Nothing else should run on the machine then.
 """
@@ -21,8 +23,8 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -43,6 +45,8 @@ from disue.device import prepare_device
 from disue.models import Classifier, State, build_model, get_state
 from disue.naming import by_name
 from disue.seeding import torch_rng
+
+MODEL = "universal.safetensors"
 
 
 def bare_update(model: Classifier, start: State, data: Examples, config: RunConfig, rng: torch.Generator) -> State:
@@ -83,39 +87,44 @@ def bare(config: RunConfig, federation: Federation, clients: int) -> Iterator[tu
         yield clock(config) - started, average
 
 
-@dataclass
-class Turns:
-    """A run of the inline engine, and a round of the bare loop after each of its rounds.
+def by_turns(
+    config: RunConfig, federation: Federation, clients: int, engine: Callable[[Callable[[], None]], None]
+) -> tuple[list[tuple[float, float]], State]:
+    """Run an engine, and a round of the bare loop after each of its own.
 
     The machine's speed, which other work changes, is then nearly the same for both.
+
+    Parameters
+    ----------
+    engine : callable
+        Runs, and calls what it is given after each round.
+
+    Returns
+    -------
+    pairs : list of (float, float)
+        The seconds of the bare loop and of the engine, in each round but the first and the last.
+    state : State
+        The model that the bare loop ends with.
     """
+    loop, started = bare(config, federation, clients), clock(config)
+    pairs: list[tuple[float, float]] = []
+    state: State = {}
 
-    config: RunConfig
-    federation: Federation
-    clients: int
-    inline_seconds: list[float] = field(default_factory=list)
-    bare_seconds: list[float] = field(default_factory=list)
+    def take_turn() -> None:
+        nonlocal state, started
+        own = clock(config) - started
+        seconds, state = next(loop)
+        pairs.append((seconds, own))
+        started = clock(config)
 
-    def run(self) -> tuple[State, State]:
-        """Measure, and return the models that the two end with."""
-        loop, started = bare(self.config, self.federation, self.clients), clock(self.config)
-        bare_state: State = {}
+    engine(take_turn)
+    return pairs[1:-1], state
 
-        def take_turn(row: object) -> None:
-            nonlocal bare_state, started
-            self.inline_seconds.append(clock(self.config) - started)
-            seconds, bare_state = next(loop)
-            self.bare_seconds.append(seconds)
-            started = clock(self.config)
 
-        with tempfile.TemporaryDirectory() as directory:
-            place = Path(directory) / "run"
-            run_inline(self.config.model_copy(update={"output_dir": str(place)}), self.clients, take_turn)
-            return bare_state, load_file(place / "universal.safetensors")
-
-    def counted(self) -> list[tuple[float, float]]:
-        """Return the seconds of the bare loop and of the engine in each round but the first and the last."""
-        return list(zip(self.bare_seconds, self.inline_seconds, strict=True))[1:-1]
+def inline(config: RunConfig, clients: int, directory: Path, after_round: Callable[[], None]) -> None:
+    """Run the inline engine into a directory."""
+    config = config.model_copy(update={"output_dir": str(directory)})
+    run_inline(config, clients, lambda row: after_round())
 
 
 def through_ray(config: RunConfig, clients: int) -> tuple[list[float], State]:
@@ -125,7 +134,7 @@ def through_ray(config: RunConfig, clients: int) -> tuple[list[float], State]:
         rows: list[dict[str, float]] = []
         nodes = nodes_for(config, clients)
         run_ray(config.model_copy(update={"output_dir": str(place)}), nodes, 0.0, rows.append)
-        return [row["seconds_local"] for row in rows], load_file(place / "universal.safetensors")
+        return [row["seconds_local"] for row in rows], load_file(place / MODEL)
 
 
 def same(expected: State, found: State, near: float) -> bool:
@@ -168,37 +177,37 @@ def main() -> None:
         }
     )
     federation = build_federation(config, arguments.clients)
-    pairs: list[tuple[float, float]] = []
-    seconds: dict[str, list[float]] = {}
+    pairs: dict[str, list[tuple[float, float]]] = {"inline": []}
     for _ in range(arguments.turns):
-        turns = Turns(config, federation, arguments.clients)
-        expected, found = turns.run()
-        if not same(expected, found, 1e-4 if arguments.device == "cuda" else 0.0):
-            raise SystemExit("the inline engine and the bare loop do not end with the same model")
-        pairs += turns.counted()
+        with tempfile.TemporaryDirectory() as directory:
+            place = Path(directory) / "run"
+            measured, expected = by_turns(
+                config, federation, arguments.clients, partial(inline, config, arguments.clients, place)
+            )
+            pairs["inline"] += measured
+            if not same(expected, load_file(place / MODEL), 1e-4 if arguments.device == "cuda" else 0.0):
+                raise SystemExit("the inline engine and the bare loop do not end with the same model")
         if arguments.pfl:
             from benchmarks import pfl_loop
 
-            seconds.setdefault("pfl", []).extend(pfl_loop.rounds(config, federation, arguments.clients))
-    if arguments.ray:
-        seconds["ray"], found = through_ray(config, arguments.clients)
-        if not same(expected, found, 0.0):
-            raise SystemExit("the Ray engine and the bare loop do not end with the same model")
-        del seconds["ray"][0]
-    seconds["bare"], seconds["inline"] = ([pair[side] for pair in pairs] for side in (0, 1))
-    rates = {engine: arguments.clients / median(rounds) for engine, rounds in seconds.items()}
+            engine = partial(pfl_loop.run, config, federation, arguments.clients)
+            pairs.setdefault("pfl", []).extend(by_turns(config, federation, arguments.clients, engine)[0])
+    bare_seconds = [seconds for measured in pairs.values() for seconds, _ in measured]
+    ratios = {engine: median(loop / own for loop, own in measured) for engine, measured in pairs.items()}
     told = {
         "benchmark": "simulation",
         **{key: getattr(arguments, key) for key in ("clients", "examples", "device", "clients_per_node")},
-        **{f"{engine}_updates_per_second": round(rate, 1) for engine, rate in rates.items() if engine != "ray"},
-        "inline_to_bare": round(median(bare_seconds / inline_seconds for bare_seconds, inline_seconds in pairs), 3),
-        **({"inline_to_pfl": round(rates["inline"] / rates["pfl"], 3)} if arguments.pfl else {}),
+        "bare_updates_per_second": round(arguments.clients / median(bare_seconds), 1),
+        **{f"{engine}_to_bare": round(ratio, 3) for engine, ratio in ratios.items()},
+        **({"inline_to_pfl": round(ratios["inline"] / ratios["pfl"], 3)} if arguments.pfl else {}),
         **machine(),
     }
     if arguments.ray:
+        rounds, found = through_ray(config, arguments.clients)
+        if not same(expected, found, 0.0):
+            raise SystemExit("the Ray engine and the bare loop do not end with the same model")
         cores = int(told["cores"])
-        told["ray_updates_per_second"] = round(rates["ray"], 1)
-        told["ray_to_bare_on_all_cores"] = round(rates["ray"] / (cores * rates["bare"]), 3)
+        told["ray_to_bare_on_all_cores"] = round(median(bare_seconds) / (cores * median(rounds[1:])), 3)
     print(json.dumps(told))
 
 
