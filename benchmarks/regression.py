@@ -41,7 +41,7 @@ class Expected:
 
 ROUND_OF_300 = ("--clients", "300", "--rounds", "1", "--reply-memory", "100")
 EXPECTED = [
-    Expected("simulation.py", ("--rounds", "4", "--turns", "2"), "inline_to_bare", 0.93, more_is_better=True),
+    Expected("simulation.py", ("--rounds", "8", "--turns", "1"), "inline_to_bare", 0.92, more_is_better=True),
     Expected("distillation.py", ("--turns", "3"), "ours_to_bare", 1.08, more_is_better=False),
     Expected("distillation.py", ("--turns", "3"), "teaching_to_bare", 0.54, more_is_better=False),
     Expected("startup.py", (), "client_to_imports", 1.65, more_is_better=False),
