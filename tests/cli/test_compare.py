@@ -237,7 +237,7 @@ def test_an_error_of_any_kind_costs_one_run_only(tmp_path: Path) -> None:
     blocked.parent.mkdir(parents=True)
     blocked.write_text("a file where the run directory should be")
     with pytest.raises(FederationError, match="1 of 2 runs failed, the first was digits-label-groups-local-seed7"):
-        compare(**options(tmp_path / "out", methods="local,fedavg", scenarios="label-groups", seeds="7,"))
+        compare(**options(tmp_path / "out", methods="local,fedavg", scenarios="label-groups", seeds="7,", workers=1))
     assert [row["method"] for row in rows_of(tmp_path / "out")] == ["fedavg"]
 
 

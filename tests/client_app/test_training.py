@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -191,22 +188,6 @@ def test_training_leaves_the_start_as_it_was() -> None:
     train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.num_classes)
     assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
     assert not torch.equal(before["head.weight"], get_state(model)["head.weight"])
-
-
-def test_a_client_does_not_import_pytorchs_compiler() -> None:
-    """With an optimizer object it would, which takes as long again as importing PyTorch."""
-    code = """
-import sys, torch
-from client_app.training import train
-from disue.config import RunConfig
-from disue.data import Examples
-from disue.models import build_model
-from disue.objective import PLAIN
-model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
-train(model, data, RunConfig(), PLAIN, torch.Generator(), torch.device("cpu"), 3)
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:

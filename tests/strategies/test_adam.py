@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -41,18 +38,3 @@ def test_it_goes_on_from_a_state_and_leaves_that_alone() -> None:
     assert [tensor.item() for tensor in third.state_dict()["steps"]] == [1.0]
     first.step(gradients, 0.1)
     assert torch.equal(start[0], other[0])
-
-
-def test_a_run_does_not_import_pytorchs_compiler() -> None:
-    """With an optimizer object it would, which takes as long again as importing PyTorch."""
-    code = """
-import sys, torch
-from disue.models import build_model
-from strategies.distiller import Distiller
-from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
-model, cpu = build_model("mlp", (1, 4, 4), 3), torch.device("cpu")
-Distiller().distil(model, torch.randn(6, 1, 4, 4), torch.randn(6, 3), torch.Generator(), cpu)
-GeneratorTrainer(Generator((1, 4, 4), 3), lambda x: x, GeneratorSettings(), cpu)
-assert "torch._dynamo" not in sys.modules
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

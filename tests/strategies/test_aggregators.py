@@ -1,5 +1,5 @@
-import gc
 from dataclasses import replace
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -65,10 +65,12 @@ def test_the_means_of_groups_and_of_all_are_those_taken_one_by_one_bit_for_bit(m
 
 def test_a_group_of_its_own_for_each_client_needs_one_sum_at_a_time(make_updates, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     alive: list[int] = []
+    sums: WeakSet[aggregators._Sum] = WeakSet()
     original = aggregators._Sum.add
 
     def watch(self, *rest):  # type: ignore[no-untyped-def]
-        alive.append(sum(isinstance(other, aggregators._Sum) for other in gc.get_referrers(aggregators._Sum)))
+        sums.add(self)
+        alive.append(len(sums))
         return original(self, *rest)
 
     monkeypatch.setattr(aggregators._Sum, "add", watch)

@@ -1,0 +1,28 @@
+"""What is not imported, because it takes too long."""
+
+import subprocess
+import sys
+
+TRAIN_AND_DISTIL = """
+import sys, torch
+from client_app.training import train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.models import build_model
+from disue.objective import PLAIN
+from strategies.distiller import Distiller
+from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
+
+cpu = torch.device("cpu")
+model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
+train(model, data, RunConfig(), PLAIN, torch.Generator(), cpu, 3)
+assert "torch._dynamo" not in sys.modules, "by a client"
+Distiller().distil(model, data.x, torch.randn(6, 3), torch.Generator(), cpu)
+GeneratorTrainer(Generator((1, 4, 4), 3), lambda x: x, GeneratorSettings(), cpu)
+assert "torch._dynamo" not in sys.modules, "by the server"
+"""
+
+
+def test_neither_client_nor_server_imports_pytorchs_compiler() -> None:
+    """With an optimizer object they would, which takes as long again as importing PyTorch."""
+    subprocess.run([sys.executable, "-c", TRAIN_AND_DISTIL], check=True)
