@@ -42,7 +42,8 @@ def place(model: nn.Module, device: torch.device, layout: torch.memory_format = 
     Not to be called in inference mode: what moves there can no longer be trained.
     """
     for tensor in chain(model.parameters(), model.buffers()):
-        if tensor.device != device or not tensor.is_contiguous(memory_format=layout):
+        there = tensor.device.type == device.type and device.index in (None, tensor.device.index)
+        if not there or not tensor.is_contiguous(memory_format=layout):
             model.to(device, memory_format=layout)  # type: ignore[call-overload]
             return
 

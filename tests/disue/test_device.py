@@ -1,0 +1,36 @@
+"""Where a model is, and what it takes to find out."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from disue.device import place
+
+
+class Watched(nn.Conv2d):
+    moves = 0
+
+    def to(self, *arguments: Any, **options: Any) -> "Watched":
+        self.moves += 1
+        return super().to(*arguments, **options)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_a_model_is_moved_once(device: str) -> None:
+    model = Watched(3, 4, 3)
+    for _ in range(3):
+        place(model, torch.device(device))
+    assert model.moves == (device != "cpu")
+    assert model.weight.device.type == device
+
+
+def test_a_model_comes_back_from_another_layout() -> None:
+    model = Watched(3, 4, 3)
+    weight = model.weight.detach().clone()
+    place(model, torch.device("cpu"), torch.channels_last)
+    assert not model.weight.is_contiguous()
+    place(model, torch.device("cpu"))
+    assert model.weight.is_contiguous()
+    assert torch.equal(model.weight, weight)
