@@ -18,6 +18,10 @@ class Adam:
     Parameters
     ----------
     parameters : iterable of nn.Parameter
+
+    References
+    ----------
+    Kingma and Ba, "Adam: A Method for Stochastic Optimization", ICLR 2015, algorithm 1.
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
@@ -28,7 +32,7 @@ class Adam:
 
     @torch.no_grad()
     def step(self, gradients: Iterable[Tensor], learning_rate: float) -> None:
-        """Move the parameters, in place, against their gradients."""
+        """Move the parameters, in place, against their gradients, which have their shapes."""
         adam(
             list(self.parameters),
             list(gradients),
@@ -50,7 +54,7 @@ class Adam:
         return {"steps": self._steps, "means": self._means, "squares": self._squares}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from such a state, on the device of the parameters."""
+        """Go on from such a state, on the device of the parameters; raise ValueError if it is of fewer or more."""
         for name, tensors in self.state_dict().items():
             for own, saved in zip(tensors, state[name], strict=True):
                 own.copy_(saved)
@@ -59,7 +63,8 @@ class Adam:
 def cosine(learning_rate: float, steps: int) -> Iterator[float]:
     """Yield the learning rates of so many steps as `torch.optim.lr_scheduler.CosineAnnealingLR` has them.
 
-    From the first, the one given, down towards 0; each is made of the one before, as there, for the same bits.
+    From the first, the one given, down towards 0 (Loshchilov and Hutter, ICLR 2017, eq. 5, without restarts); each is
+    made of the one before, as there, for the same bits.
     """
     for step in range(1, steps + 1):
         yield learning_rate

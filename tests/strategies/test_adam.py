@@ -38,3 +38,9 @@ def test_it_goes_on_from_a_state_and_leaves_that_alone() -> None:
     assert [tensor.item() for tensor in third.state_dict()["steps"]] == [1.0]
     first.step(gradients, 0.1)
     assert torch.equal(start[0], other[0])
+
+
+def test_the_state_of_another_model_is_an_error() -> None:
+    state = Adam([torch.nn.Parameter(torch.zeros(2))]).state_dict()
+    with pytest.raises(ValueError, match="shorter"):
+        Adam([torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]).load_state_dict(state)
