@@ -182,6 +182,13 @@ class RunConfig(BaseModel):
     max_examples: int = Field(
         10**7, ge=1, description="an update that claims to stand for more training examples is rejected"
     )
+    max_weight: float = Field(
+        10.0,
+        ge=0.0,
+        le=10**9,
+        description="a client's numbers of examples, and its losses where a mean is reported, count up to so many "
+        "times the median of the others'; 0: as it says",
+    )
     reply_memory: int = Field(
         1024,
         ge=0,
@@ -309,7 +316,7 @@ class RunConfig(BaseModel):
             raise ValueError("use 0 or more, or -1 for the method's own")
         return value
 
-    @field_validator("max_norm", "prototype_limit")
+    @field_validator("max_norm", "max_weight", "prototype_limit")
     @classmethod
     def _no_less_than_usual(cls, value: float) -> float:
         if 0.0 < value < 1.0:

@@ -39,6 +39,21 @@ class DiskError(DisueError):
     """A file cannot be written: the disk is full, or is failing."""
 
 
+def quoted_value(value: object, longest: int = 100) -> str:
+    """Return a value from outside as a person would write it; of a long one the ends.
+
+    Examples
+    --------
+    >>> quoted_value([1] * 10**6), quoted_value(0.5), quoted_value(None)
+    ('a list of 1000000', '0.5', 'missing')
+    """
+    if value is None:
+        return "missing"
+    if isinstance(value, list | tuple | dict | set | str | bytes) and len(value) > longest:
+        return f"a {type(value).__name__} of {len(value)}"
+    return one_line(repr(value), longest)
+
+
 def one_line(text: str, longest: int = LONGEST_LINE) -> str:
     """Return text from anywhere as one line that a terminal shows as it is; of a very long one the ends.
 

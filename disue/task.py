@@ -3,11 +3,13 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from disue.errors import DataError
+from disue.errors import DataError, WireError
+from disue.fields import Reals, Texts, fields_of
 from disue.naming import LONGEST_NAME, by_name
 
 Shape = tuple[int, int, int]
@@ -18,6 +20,7 @@ SMALLEST_SIDE = 4
 LARGEST_SIDE = 2048
 MOST_CLASSES = 2**16
 SMALLEST_STD = 1e-3
+PIXELS = "part of all clients' mean and deviation, by which inputs are normalised; weighted as `num-examples` says"
 
 
 @dataclass(frozen=True)
@@ -93,18 +96,28 @@ class DataSummary:
         If there is no class, a name is not printable text or comes twice, or the numbers cannot be those of pixels.
     """
 
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    class_names: Annotated[
+        tuple[str, ...],
+        Texts(
+            "the run's classes, where `classes` names none; a client that names far more than the others is refused",
+            record="config",
+            most=MOST_CLASSES,
+        ),
+    ]
+    mean: Annotated[tuple[float, ...], Reals(PIXELS, high=1.0, most=3)]
+    std: Annotated[tuple[float, ...], Reals(PIXELS, high=0.5, most=3)]
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names)
         if not len(self.mean) == len(self.std) > 0:
             raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} channels")
         # Values in 0..1 deviate from their mean by no more than one half; a hair more is rounding.
-        for key, values, most in (("mean", self.mean, 1.0), ("std", self.std, 0.5)):
-            if not all(math.isfinite(value) and -1e-6 <= value <= most + 1e-6 for value in values):
-                raise ValueError(f"the pixels' {key} is {list(values)!r}; expected numbers from 0 to {most:g}")
+        for key in ("mean", "std"):
+            field, _ = fields_of(DataSummary)[key]
+            try:
+                field.check(list(getattr(self, key)), f"the pixels' {key}")
+            except WireError as error:
+                raise ValueError(str(error)) from None
 
 
 def check_class_names(names: Sequence[str]) -> None:
@@ -135,15 +148,15 @@ def quoted(names: Sequence[str], most: int = 20) -> str:
     return f"{shown} and {len(names) - most} more" if len(names) > most else shown
 
 
-def agree(summaries: Sequence[tuple[int, DataSummary]], shape: Shape, class_names: Sequence[str] = ()) -> Task:
+def agree(summaries: Sequence[tuple[float, DataSummary]], shape: Shape, class_names: Sequence[str] = ()) -> Task:
     """Return the task of clients with data of their own.
 
     The mean and the deviation are those of all clients' training pixels together.
 
     Parameters
     ----------
-    summaries : sequence of (int, DataSummary)
-        Each client's number of training examples, and what it says of its data.
+    summaries : sequence of (float, DataSummary)
+        Each client's number of training examples, or what counts for it, and what it says of its data.
     shape : tuple of int
         Channels, height and width that all clients convert their images to.
     class_names : sequence of str, optional

@@ -141,7 +141,7 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
     """Build the configured method."""
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
-    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm)
+    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, config.max_weight)
     if config.privacy == "secure":
         strategy.sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
         strategy.limits = Limits()  # there is no single update whose length could be seen

@@ -135,7 +135,12 @@ def _carry_out(config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Ro
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if test is None:
-                scores = by_clients(strategy.outcome.evaluations, roster.models, config.model)
+                scores = by_clients(
+                    strategy.outcome.evaluations,
+                    roster.models,
+                    config.model,
+                    config.max_weight,
+                )
             else:
                 scores = on_test_set(strategy, build, config.model, test, device)
             portrait.after_round(strategy.outcome)

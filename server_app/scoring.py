@@ -1,7 +1,7 @@
 """How good the universal models are: on the server's test set, or where there is none, as the clients say."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +11,7 @@ from disue.metrics import Score, score
 from disue.models import Classifier, State
 from disue.wire import EvaluateReply
 from strategies.base import FederatedStrategy
+from strategies.limits import USUAL_LOSS, capped, tell_capped
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,12 @@ def on_test_set(
     return Scores(universal, average, others)
 
 
-def by_clients(evaluations: Mapping[str, EvaluateReply], models: Mapping[str, str], main: str) -> Scores:
+def by_clients(
+    evaluations: Mapping[str, EvaluateReply],
+    models: Mapping[str, str],
+    main: str,
+    max_weight: float = 0.0,
+) -> Scores:
     """Return the mean over the clients' own test examples, of the clients that were evaluated.
 
     Parameters
@@ -62,19 +68,28 @@ def by_clients(evaluations: Mapping[str, EvaluateReply], models: Mapping[str, st
         Their architectures; each client evaluated the universal model of its own.
     main : str
         The run's own architecture.
+    max_weight : float (default: 0.0)
+        No client counts for more than so many times the median of the others' examples, and no loss for more than so
+        many times the larger of the median of the others' and `USUAL_LOSS`; 0: as they say.
     """
-    replies: dict[str, list[EvaluateReply]] = {}
-    for name, reply in evaluations.items():
-        replies.setdefault(models[name], []).append(reply)
-    means = {model: _mean(own) for model, own in sorted(replies.items())}
+    claimed = {name: float(reply.num_examples) for name, reply in evaluations.items()}
+    examples = capped(claimed, max_weight)
+    tell_capped("num-examples to test on", claimed, examples, set())
+    losses = {name: reply.universal_loss for name, reply in evaluations.items() if reply.universal_loss is not None}
+    losses = capped(losses, max_weight, usual=USUAL_LOSS)
+    teams: dict[str, list[str]] = {}
+    for name in evaluations:
+        teams.setdefault(models[name], []).append(name)
+    means = {
+        model: Score(
+            _mean([(examples[name], evaluations[name].universal_accuracy) for name in names]),
+            _mean([(examples[name], losses.get(name, math.nan)) for name in names]),
+        )
+        for model, names in sorted(teams.items())
+    }
     universal = means.pop(main, None)
     return Scores(universal, None, means)
 
 
-def _mean(replies: list[EvaluateReply]) -> Score:
-    total = sum(reply.num_examples for reply in replies)
-    losses = [math.nan if reply.universal_loss is None else reply.universal_loss for reply in replies]
-    return Score(
-        sum(reply.universal_accuracy * reply.num_examples for reply in replies) / total,
-        sum(loss * reply.num_examples for loss, reply in zip(losses, replies, strict=True)) / total,
-    )
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    return sum(weight * value for weight, value in weighted) / sum(weight for weight, _ in weighted)

@@ -11,11 +11,15 @@ from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError, FederationError
 from disue.files import user_path
 from disue.task import DataSummary, Task, agree, quoted, require_known
+from strategies.limits import capped, tell_capped
 from strategies.proxies import find_images
-from strategies.roster import Client, Roster
+from strategies.roster import Roster
 
 DISTILLING = ("disue", "feddf")
 """Methods that need a proxy set."""
+
+FEW_CLASSES = 10.0
+"""So many, times ``max-weight``, every client may have, however few the others have."""
 
 NO_HOLDOUT = (
     f"proxy: got 'holdout'; with dataset '{OWN}' the server has no data to hold out, "
@@ -93,21 +97,40 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     DataError
         If a dataset is missing or too small, or the clients have fewer than two classes.
     FederationError
-        If clients disagree on how many they are.
+        If too few clients are left without those that name far too many classes.
     """
     clients = roster.clients
     if config.dataset != OWN:
-        return build_federation(config, _agreed_partitions(clients))
-    told = [(max(client.num_examples, 1), client.summary) for client in clients if client.summary is not None]
-    roster.task = roster.task or agree(told, config.shape, config.class_names)
+        return build_federation(config, clients[0].num_partitions)  # the same for all: `Roster` sees to it
+    roster.task = roster.task or _agreed_task(config, roster)
     log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
     return AgreedData(roster.task)
 
 
-def _agreed_partitions(clients: list[Client]) -> int:
-    partitions = {client.num_partitions for client in clients}
-    if len(partitions) > 1:
+def _agreed_task(config: RunConfig, roster: Roster) -> Task:
+    _refuse_too_many_classes(config, roster)
+    clients = roster.clients
+    told = {client.name: client.summary for client in clients if client.summary is not None}
+    claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}
+    counted = capped(claimed, config.max_weight)
+    tell_capped("num-examples", claimed, counted, set())
+    return agree([(counted[name], summary) for name, summary in told.items()], config.shape, config.class_names)
+
+
+def _refuse_too_many_classes(config: RunConfig, roster: Roster) -> None:
+    """Go on without clients that name far more classes than the others, by which every model would grow."""
+    if config.classes:
+        return  # who names another than these was refused
+    named = {client.name: float(len(client.summary.class_names)) for client in roster.clients if client.summary}
+    for name, most in capped(named, config.max_weight, usual=FEW_CLASSES).items():
+        if named[name] > most:
+            roster.refuse(
+                name,
+                f"it has {named[name]:.0f} classes; max-weight allows {most:.0f} beside the others', "
+                "or name all of them with the run config key 'classes'",
+            )
+    if len(roster.clients) < config.min_clients:
         raise FederationError(
-            f"num-partitions: the clients disagree on it ({sorted(partitions)}); give all nodes the same"
+            f"min-clients: {len(roster.clients)} clients take part and {config.min_clients} are needed; "
+            "the others have too many classes"
         )
-    return partitions.pop()

@@ -391,7 +391,7 @@ class FederatedStrategy(Strategy):
         rejected |= self.limits.implausible(updates, lengths)
         for name, reason in rejected.items():
             self.dialogue.tell_problem(f"{name}: update rejected: {reason}")
-        updates = [update for update in updates if update.name not in rejected]
+        updates = self.limits.weighed([update for update in updates if update.name not in rejected])
         self.outcome.count(updates, len(self._sampled) + self._left_out, len(self.dialogue.misfits) + len(rejected))
         return self.limits.clipped(updates, lengths, self.shelf.put)
 

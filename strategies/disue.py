@@ -3,6 +3,7 @@
 "Distilled Universal Expert", arXiv:2506.20285.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from logging import WARNING
@@ -15,11 +16,13 @@ from torch import Tensor
 
 from disue.models import State, interpolate
 from disue.objective import PLAIN, LocalObjective
+from disue.signature import Signature
 from strategies.base import FederatedStrategy
 from strategies.client_guard import fitted_better_by_average
 from strategies.distiller import Distiller
 from strategies.experts import Team, members_of, renew, teams_of
 from strategies.groupings import Grouping
+from strategies.limits import bounded_fits
 from strategies.outcome import Participation
 from strategies.panel import Panel
 from strategies.probation import Probation
@@ -237,17 +240,19 @@ class DisUE(FederatedStrategy):
         return made[3]
 
     def _learn_shares(self) -> None:
-        """Set each team's share to γ L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated.
+        """Set each team's share to γ L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated,
+        bounded by each other (`bounded_fits`).
 
         Without γ, half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer
         to one. γ is the proxy set's coverage: models that start apart are of use as one only if they can be reconciled.
         """
+        guessing = math.log(len(self.universal["head.bias"]))
         fits: dict[Team, list[tuple[float, float]]] = {}
         for name, reply in self.outcome.evaluations.items():
             if reply.universal_fit is not None and reply.expert_fit is not None and name in self.clusters:
                 fits.setdefault(self._team_of(name), []).append((reply.universal_fit, reply.expert_fit))
         for team, pairs in fits.items():
-            universal, expert = (sum(losses) ** 2 for losses in zip(*pairs, strict=True))
+            universal, expert = (sum(bounded_fits(losses, guessing)) ** 2 for losses in zip(*pairs, strict=True))
             self.expert_shares[team] = self.covered * universal / max(universal + expert, 1e-12)
         shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
         self.outcome.extra["expert_share"] = sum(shares) / len(shares)
@@ -298,16 +303,26 @@ class DisUE(FederatedStrategy):
         return {team: fresh[team] for team in members}, averages
 
     def _believed(self, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
-        """Return the clients' label counts, less those of prototypes that lie too far from what others call so."""
+        """Return the clients' label counts, less those of prototypes that lie too far from what others call so.
+
+        A class that a client counts and has no prototype of, as only zeros stand there, it does not have.
+        """
         told = {update.name: update.signature for update in updates if update.signature is not None}
+        counts = {name: self._counted(signature) for name, signature in told.items()}
         if not self.prototype_limit:
-            return {name: signature.label_counts for name, signature in told.items()}
-        counts: dict[str, Tensor] = {}
+            return counts
         for model in sorted({self.roster.models[name] for name in told}):
             names = [name for name in told if self.roster.models[name] == model]
-            believed = believed_counts([told[name] for name in names], self.prototype_limit)
+            points = [told[name].prototypes for name in names]
+            believed = believed_counts([counts[name] for name in names], points, self.prototype_limit)
             counts |= dict(zip(names, believed, strict=True))
         return counts
+
+    def _counted(self, signature: Signature) -> Tensor:
+        """Return the label counts, (classes,), of the classes that it has a prototype of: other than zeros."""
+        has_point = (signature.prototypes != 0).any(dim=1)
+        counts = signature.label_counts if self.label_counts_shared else (signature.label_counts > 0).float()
+        return counts * has_point
 
     def _remembering(self, team: Team, fresh: State) -> State:
         """Return the running mean of a team's models; of a new team, and of the only one, the last model itself."""

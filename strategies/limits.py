@@ -1,14 +1,74 @@
-"""What an update may be: how many examples it may stand for, and how far from its start it may lie."""
+"""What an update may be and weigh: how many examples it may stand for, and how far from its start it may lie."""
 
+import math
 import statistics
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from logging import WARNING
 
+from flwr.common.logger import log
 from torch import Tensor
 
 from disue.models import State
+from disue.privacy import FITS_UP_TO
+from disue.signature import Signature
 from strategies.robust import flat
 from strategies.updates import ClientUpdate
+
+USUAL_LOSS = 1.0
+"""Nats. A loss that is only reported counts at least up to `max-weight` times so much."""
+
+FIT_LIMIT = 2.0
+"""A loss on training data counts up to so many times the median of the others'."""
+
+
+def capped(values: Mapping[str, float], times: float, usual: float = 0.0) -> dict[str, float]:
+    """Return numbers of clients, none of them above so many times the median of the others'; 0 times: as they are.
+
+    Where that median is below ``usual``, this counts in its place. A number that stands alone is as it is.
+
+    Examples
+    --------
+    >>> capped({"a": 100, "b": 120, "c": 10**7}, 10.0)
+    {'a': 100, 'b': 120, 'c': 1100.0}
+    """
+    if not times or len(values) < 2:
+        return dict(values)
+    ordered = sorted(values.values())
+    most = {value: times * max(_median_without(ordered, bisect_left(ordered, value)), usual) for value in set(ordered)}
+    return {name: min(value, most[value] or value) for name, value in values.items()}
+
+
+def bounded_fits(losses: Sequence[float], guessing: float) -> list[float]:
+    """Return losses of a cluster's clients, each up to twice the median of the others', so that one alone moves little.
+
+    A loss up to half of that of ``guessing`` counts as it is, and none counts for more than twice that.
+    """
+    told = {str(i): min(loss, FITS_UP_TO * guessing) for i, loss in enumerate(losses)}
+    return list(capped(told, FIT_LIMIT, usual=guessing / (2.0 * FIT_LIMIT)).values())
+
+
+def tell_capped(what: str, claimed: Mapping[str, float], counted: Mapping[str, float], known: set[str]) -> None:
+    """Log whose number counts for less than it says, of the clients that are not known for it, and remember them."""
+    for name, number in claimed.items():
+        if counted[name] < number and name not in known:
+            known.add(name)
+            log(
+                WARNING,
+                "%s says %s of %.6g; it counts as %.6g, max-weight bounds it by the others'",
+                name,
+                what,
+                number,
+                counted[name],
+            )
+
+
+def _median_without(ordered: Sequence[float], left_out: int) -> float:
+    """Return the median of all but one of at least two ordered numbers."""
+    middle = (len(ordered) - 1) / 2 - 0.5  # of the others, between these two
+    low, high = math.floor(middle), math.ceil(middle)
+    return (ordered[low + (low >= left_out)] + ordered[high + (high >= left_out)]) / 2
 
 
 @dataclass(frozen=True)
@@ -25,11 +85,16 @@ class Limits:
         to learn, one with much more data is a thousand times as long.
     clip_norm : float (default: 0.0)
         An update longer than so many times the median is shortened to that; 0: none is.
+    max_weight : float (default: 0.0)
+        An update stands for no more than so many times the median examples of the others'; 0: for all that it claims.
     """
 
     max_examples: int = 10**7
     max_norm: float = 0.0
     clip_norm: float = 0.0
+    max_weight: float = 0.0
+    known_for_much: set[str] = field(default_factory=set, compare=False)
+    """Who has been logged for standing for more than counts."""
 
     @property
     def measuring(self) -> bool:
@@ -69,6 +134,26 @@ class Limits:
             for own in (lengths[update.name],)
         ]
 
+    def weighed(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+        """Return updates that stand for no more examples than ``max_weight`` allows, with label counts in proportion.
+
+        A training loss, which is only reported, counts up to so many times the others' median, or `USUAL_LOSS`.
+        """
+        claimed = {update.name: float(update.num_examples) for update in updates}
+        counted = capped(claimed, self.max_weight)
+        tell_capped("num-examples", claimed, counted, self.known_for_much)
+        losses = {update.name: update.train_loss for update in updates if math.isfinite(update.train_loss)}
+        losses = capped(losses, self.max_weight, usual=USUAL_LOSS)
+        return [
+            replace(
+                update,
+                num_examples=math.floor(counted[update.name]),
+                train_loss=losses.get(update.name, math.nan),
+                signature=update.signature and _counting(update.signature, counted[update.name]),
+            )
+            for update in updates
+        ]
+
 
 class Lengths:
     """The Euclidean norm of what each update changes in the model that it started from."""
@@ -81,6 +166,12 @@ class Lengths:
         if self._last_start is None or self._last_start[0] is not update.start:
             self._last_start = update.start, flat(update.start)
         return float((flat(update.state) - self._last_start[1]).norm())
+
+
+def _counting(signature: Signature, most: float) -> Signature:
+    """Return a signature whose label counts are no more than so many together."""
+    total = float(signature.label_counts.sum())
+    return signature if total <= most else replace(signature, label_counts=signature.label_counts * (most / total))
 
 
 def _shortened(update: ClientUpdate, share: float) -> State:

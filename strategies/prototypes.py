@@ -66,7 +66,7 @@ class Prototypes:
         return nearest_prototypes(features, self.label_counts, self.points)
 
 
-def believed_counts(signatures: Sequence[Signature], limit: float) -> list[Tensor]:
+def believed_counts(counts: Sequence[Tensor], points: Sequence[Tensor], limit: float) -> list[Tensor]:
     """Return label counts, (classes,) each, less those of prototypes that lie far from what others call that class.
 
     Of each class, the distances to the median point of all clients' prototypes are compared with their own median. What
@@ -75,20 +75,20 @@ def believed_counts(signatures: Sequence[Signature], limit: float) -> list[Tenso
 
     Parameters
     ----------
-    signatures : list of Signature
-        All under the same model.
+    counts : list of (classes,) tensor
+    points : list of (classes, features) tensor
+        Class prototypes, all under the same model.
     limit : float
         At least 1, so that at least half of the prototypes of a class count.
     """
-    counts = torch.stack([signature.label_counts for signature in signatures])
-    points = torch.stack([signature.prototypes for signature in signatures])
-    for label in range(counts.shape[1]):
-        holders = (counts[:, label] > 0).nonzero().flatten()
+    believed, where = torch.stack(list(counts)), torch.stack(list(points))
+    for label in range(believed.shape[1]):
+        holders = (believed[:, label] > 0).nonzero().flatten()
         if len(holders) > 2:
-            own = points[holders, label]
+            own = where[holders, label]
             distances = (own - own.quantile(0.5, dim=0)).norm(dim=1)
-            counts[holders[distances > limit * distances.quantile(0.5)], label] = 0.0
-    return list(counts)
+            believed[holders[distances > limit * distances.quantile(0.5)], label] = 0.0
+    return list(believed)
 
 
 def coverage(samples: Tensor, known: Prototypes) -> float:

@@ -1,6 +1,7 @@
 """Who takes part: clients by stable name, sampled with the run seed."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from logging import INFO, WARNING
@@ -86,6 +87,7 @@ class Roster:
         self._asked: dict[int, float] = {}
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
+        self._partitions: int | None = None
 
     @property
     def clients(self) -> list[Client]:
@@ -114,8 +116,8 @@ class Roster:
         Raises
         ------
         FederationError
-            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello, or one has
-            an architecture that it may not have.
+            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello, or as many
+            say one number of partitions as another.
         """
         deadline = time.monotonic() + join_timeout
         while (joined := len(list(grid.get_node_ids()))) < min_clients:
@@ -125,10 +127,11 @@ class Roster:
                     "start more clients (num-supernodes in a simulation) or lower min-clients"
                 )
             time.sleep(JOIN_POLL_SECONDS)
-        problems = self._ask_at_the_start(grid)
+        problems = self.refresh(grid)
         while (len(self._clients) < min_clients or self.away) and time.monotonic() < deadline:
             time.sleep(JOIN_POLL_SECONDS)
-            problems = self._ask_at_the_start(grid) or problems
+            problems = self.refresh(grid) or problems
+        problems += self._settle_partitions()
         if len(self._clients) < min_clients:
             raise FederationError(
                 f"min-clients: {len(self._clients)} clients answered and {min_clients} are needed"
@@ -172,12 +175,31 @@ class Roster:
             self.away[client.name] = self._clients.pop(client.name)
             log(WARNING, "client %s %s; going on without it", client.name, reason)
 
-    def _ask_at_the_start(self, grid: Grid) -> list[DisueError]:
-        problems = self.refresh(grid)
-        for problem in problems:
-            if isinstance(problem, FederationError):
-                raise problem
-        return problems
+    def refuse(self, name: str, reason: str) -> DataError:
+        """Go on without a client that said hello; it is asked again in later rounds."""
+        client = self._clients.pop(name)
+        error = DataError(f"{name}: {reason}")
+        self._refusals[client.node_id] = str(error)
+        log(WARNING, "node %s cannot take part: %s", client.node_id, error)
+        return error
+
+    def _settle_partitions(self) -> list[DataError]:
+        """Take the number of partitions that most clients say, from now on too, and refuse who says another."""
+        told = Counter(client.num_partitions for client in self.clients).most_common(2)
+        if len(told) > 1 and told[0][1] == told[1][1]:
+            raise FederationError(
+                f"num-partitions: the clients disagree on it ({sorted(number for number, _ in told)}); "
+                "give all nodes the same"
+            )
+        self._partitions = told[0][0] if told else None
+        return [
+            self.refuse(client.name, self._other_partitions(client.num_partitions))
+            for client in self.clients
+            if client.num_partitions != self._partitions
+        ]
+
+    def _other_partitions(self, number: int) -> str:
+        return f"num-partitions: got {number}; the other clients have {self._partitions}, give all nodes the same"
 
     def _take_in(self, reply: Message, node_id: int) -> list[DisueError]:
         """Enter a client, or return and, if it is not known yet, log why it cannot take part."""
@@ -208,6 +230,8 @@ class Roster:
             self.check_model(hello.model)
         except ConfigError as error:
             raise FederationError(f"{hello.name}: {error}") from None
+        if self._partitions is not None and hello.num_partitions != self._partitions:
+            raise DataError(f"{hello.name}: {self._other_partitions(hello.num_partitions)}")
         try:
             self.check_summary(hello.summary, self.task)
         except DataError as error:

@@ -50,7 +50,8 @@ def answering_app(train: Behaviour = honest, on_hello: Callable[[str], None] = l
     def hello(message: Message, context: Context) -> Message:
         on_hello(client_name(context.node_config))
         model = str(context.node_config.get("model", "mlp"))
-        return HelloReply(client_name(context.node_config), 10, -1, 0, model).to_message(message)
+        partitions = int(context.node_config.get("partitions", 0))  # type: ignore[arg-type]
+        return HelloReply(client_name(context.node_config), 10, -1, partitions, model).to_message(message)
 
     @app.train()
     def fit(message: Message, context: Context) -> Message:

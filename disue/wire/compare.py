@@ -2,15 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from disue.errors import WireError
+from disue.fields import LARGEST_LOSS, Real, read_fields
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
 from disue.wire.arrays import read_state, to_record
-from disue.wire.reading import make_config, number, read_config, read_metrics, read_objective, read_task, setting
+from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
+
+GUARDS = (
+    "part of the sum by which the student or the average is kept, one vote of all clients; counts up to 2 ln C, "
+    "C the number of classes"
+)
 
 
 @dataclass(frozen=True)
@@ -46,8 +52,8 @@ class CompareRequest:
 class CompareReply:
     """Mean cross-entropies (nats) on the client's training data, with its own label prior."""
 
-    student_fit: float
-    average_fit: float
+    student_fit: Annotated[float, Real(GUARDS, high=LARGEST_LOSS)]
+    average_fit: Annotated[float, Real(GUARDS, high=LARGEST_LOSS)]
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -56,9 +62,5 @@ class CompareReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "CompareReply":
-        """Read the reply; raise `WireError` if it lacks a number, or one is negative."""
-        metrics = read_metrics(message)
-        fits = cls(number(metrics, "student-fit"), number(metrics, "average-fit"))
-        if min(fits.student_fit, fits.average_fit) < 0.0:
-            raise WireError(f"losses are {fits.student_fit:g} and {fits.average_fit:g}; expected none below 0")
-        return fits
+        """Read the reply; raise `WireError` if it lacks a number, or one is not allowed."""
+        return cls(**read_fields(cls, message))

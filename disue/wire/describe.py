@@ -1,12 +1,13 @@
 """What a client's data are like, before it trains."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
-import torch
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
 from disue.errors import WireError
+from disue.fields import LARGEST_FEATURE, Arrays, fields_of
 from disue.source import source_hash
 from disue.task import Task
 from disue.wire.arrays import read_state, to_record
@@ -46,7 +47,15 @@ class DescribeRequest:
 class DescribeReply:
     """What one client's data are like: a matrix of floats."""
 
-    signature: Tensor
+    signature: Annotated[
+        Tensor,
+        Arrays(
+            "what the client is clustered by, as a direction: its length counts for nothing",
+            record="signature",
+            high=LARGEST_FEATURE,
+            shape="a matrix of the shape that most clients send",
+        ),
+    ]
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -54,14 +63,11 @@ class DescribeReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "DescribeReply":
-        """Read the reply; raise `WireError` if it is not a matrix of finite float32."""
+        """Read the reply; raise `WireError` if it is no matrix of float32, or a value is out of range."""
         signature = read_state(message, "signature").get("description")
         if signature is None:
             raise WireError("the signature lacks 'description'")
-        if signature.ndim != 2 or signature.dtype != torch.float32 or not signature.numel():
-            raise WireError(
-                f"the description is {signature.dtype} {tuple(signature.shape)}; expected a matrix of float32"
-            )
-        if not bool(torch.isfinite(signature).all()):
-            raise WireError("the description has values that are not finite")
-        return cls(signature)
+        if signature.ndim != 2 or not signature.numel():
+            raise WireError(f"the description has shape {tuple(signature.shape)}; expected a matrix of float32")
+        field, _ = fields_of(DescribeReply)["signature"]
+        return cls(field.check(signature, "description"))

@@ -2,26 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from disue.errors import WireError
+from disue.fields import LARGEST_LOSS, MOST_EXAMPLES, MOST_STEPS, Real, Whole, read_fields
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
-from disue.wire.reading import (
-    integer,
-    make_config,
-    number,
-    read_config,
-    read_metrics,
-    read_objective,
-    read_task,
-    setting,
-    share,
-)
+from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
+
+OWN_ROW = "reported for this client, and one of all clients' in means that count every client once"
+FITS = "part of the mean from which its cluster's blend is learnt; counts up to 2 ln C, C the number of classes"
 
 
 @dataclass(frozen=True)
@@ -103,14 +98,28 @@ class EvaluateReply:
     ``universal_loss`` is None where it is kept back.
     """
 
-    num_examples: int
-    universal_accuracy: float
-    universal_loss: float | None
-    expert_accuracy: float
-    personal_accuracy: float | None = None
-    personal_steps: int = 0
-    universal_fit: float | None = None
-    expert_fit: float | None = None
+    num_examples: Annotated[
+        int,
+        Whole(
+            "weight of its accuracy and loss in the universal expert's where the server has no test set; counts up to "
+            "`max-weight` times the median of the others'",
+            low=1,
+            high=MOST_EXAMPLES,
+        ),
+    ]
+    universal_accuracy: Annotated[float, Real(OWN_ROW, high=1.0)]
+    universal_loss: Annotated[
+        float | None,
+        Real(
+            "reported as a mean where the server has no test set; counts up to `max-weight` times the median",
+            high=LARGEST_LOSS,
+        ),
+    ]
+    expert_accuracy: Annotated[float, Real(OWN_ROW, high=1.0)]
+    personal_accuracy: Annotated[float | None, Real(OWN_ROW, high=1.0)] = None
+    personal_steps: Annotated[int, Whole("added up in `personal_steps`", high=MOST_STEPS)] = 0
+    universal_fit: Annotated[float | None, Real(FITS, high=LARGEST_LOSS)] = None
+    expert_fit: Annotated[float | None, Real(FITS, high=LARGEST_LOSS)] = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -135,15 +144,5 @@ class EvaluateReply:
 
     @classmethod
     def from_message(cls, message: Message) -> "EvaluateReply":
-        """Read the reply; raise `WireError` if it lacks a number, or an accuracy is none."""
-        metrics = read_metrics(message)
-        return cls(
-            num_examples=integer(metrics, "num-examples", at_least=1),
-            universal_accuracy=share(metrics, "universal-accuracy"),
-            universal_loss=number(metrics, "universal-loss") if "universal-loss" in metrics else None,
-            expert_accuracy=share(metrics, "expert-accuracy"),
-            personal_accuracy=share(metrics, "personal-accuracy") if "personal-accuracy" in metrics else None,
-            personal_steps=integer(metrics, "personal-steps", at_least=0),
-            universal_fit=number(metrics, "universal-fit") if "universal-fit" in metrics else None,
-            expert_fit=number(metrics, "expert-fit") if "expert-fit" in metrics else None,
-        )
+        """Read the reply; raise `WireError` if it lacks a number, or one is not allowed."""
+        return cls(**{"universal_loss": None} | read_fields(cls, message))

@@ -1,14 +1,17 @@
 """Who a node is."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from disue.errors import WireError
-from disue.naming import LONGEST_NAME
+from disue.fields import MOST_EXAMPLES, Text, Whole, read_fields
 from disue.source import source_hash
 from disue.task import DataSummary
-from disue.wire.reading import integer, read_config, read_metrics
+from disue.wire.reading import read_config
+
+MOST_PARTITIONS = 10**7
 
 
 @dataclass(frozen=True)
@@ -45,11 +48,25 @@ class HelloReply:
         What it says of data that are its own; None where they are a part of a dataset.
     """
 
-    name: str
-    num_examples: int
-    group: int
-    num_partitions: int
-    model: str
+    name: Annotated[str, Text("what the client is known by; a second client of the name is refused", record="config")]
+    num_examples: Annotated[
+        int,
+        Whole(
+            "reported; with own data the weight of its `mean` and `std`, up to `max-weight` times the median of the "
+            "others'",
+            high=MOST_EXAMPLES,
+        ),
+    ]
+    group: Annotated[
+        int,
+        Whole("reported in `ari` and `nmi`; `method=oracle` believes it, which is for simulations", low=-1, high=10**6),
+    ]
+    num_partitions: Annotated[
+        int, Whole("a client that says another number than most others is refused", high=MOST_PARTITIONS)
+    ]
+    model: Annotated[
+        str, Text("the architecture that it is sent; one that the run does not know is refused", record="config")
+    ]
     summary: DataSummary | None = None
 
     def to_message(self, reply_to: Message) -> Message:
@@ -66,35 +83,10 @@ class HelloReply:
     @classmethod
     def from_message(cls, message: Message) -> "HelloReply":
         """Read the reply; raise `WireError` if it has another form."""
-        config = message.content.config_records.get("config", ConfigRecord())
-        metrics = read_metrics(message)
-        return cls(
-            name=_text(config, "name"),
-            num_examples=integer(metrics, "num-examples", at_least=0),
-            group=integer(metrics, "group", at_least=-1),
-            num_partitions=integer(metrics, "num-partitions", at_least=0),
-            model=_text(config, "model"),
-            summary=_read_summary(config, metrics),
-        )
-
-
-def _read_summary(config: ConfigRecord, metrics: MetricRecord) -> DataSummary | None:
-    if "class-names" not in config:
-        return None
-    names, mean, std = config["class-names"], metrics.get("mean"), metrics.get("std")
-    if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise WireError(f"the hello reply's class-names are {names!r}; expected texts")
-    if not (isinstance(mean, list) and isinstance(std, list)):
-        raise WireError("the hello reply lacks the pixels' mean and std")
-    try:
-        return DataSummary(tuple(map(str, names)), tuple(map(float, mean)), tuple(map(float, std)))
-    except ValueError as error:
-        raise WireError(f"the hello reply is refused: {error}") from None
-
-
-def _text(config: ConfigRecord, key: str) -> str:
-    if not isinstance(value := config.get(key), str):
-        raise WireError(f"the hello reply's {key} is {value!r}; expected text")
-    if not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
-        raise WireError(f"the hello reply's {key} is {value[:LONGEST_NAME]!r}; expected 1 to {LONGEST_NAME} letters")
-    return value
+        told = read_fields(cls, message)
+        own_data = "class-names" in message.content.config_records["config"]
+        try:
+            summary = DataSummary(**read_fields(DataSummary, message)) if own_data else None
+        except ValueError as error:
+            raise WireError(f"the hello reply is refused: {error}") from None
+        return cls(**told, summary=summary)

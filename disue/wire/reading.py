@@ -1,6 +1,5 @@
 """What the records share: a request's config, and reading what came, with the reason where it is refused."""
 
-import math
 import re
 from typing import TypeVar, get_args
 
@@ -80,39 +79,6 @@ def setting(config: ConfigRecord, key: str, kind: type[T]) -> T:
     value = config.get(key)
     if type(value) is not kind:
         raise WireError(f"the request's {key} is {value!r}; expected {kind.__name__}")
-    return value
-
-
-def read_metrics(message: Message) -> MetricRecord:
-    """Return the numbers; raise `WireError` if the message has none."""
-    try:
-        return message.content.metric_records["metrics"]
-    except KeyError:
-        raise WireError("the message has no 'metrics' record") from None
-
-
-def integer(metrics: MetricRecord, key: str, at_least: int, at_most: int | None = None) -> int:
-    """Return an integer; raise `WireError` if it is missing, of another type, too small or too large."""
-    value = metrics.get(key)
-    if not isinstance(value, int) or value < at_least or (at_most is not None and value > at_most):
-        limit = f"at least {at_least}" if at_most is None else f"from {at_least} to {at_most}"
-        raise WireError(f"{key} is {value!r}; expected an integer, {limit}")
-    return value
-
-
-def number(metrics: MetricRecord, key: str) -> float:
-    """Return a number; raise `WireError` if it is missing, of another type or not finite."""
-    value = metrics.get(key)
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise WireError(f"{key} is {value!r}; expected a finite number")
-    return float(value)
-
-
-def share(metrics: MetricRecord, key: str) -> float:
-    """Return a number from 0 to 1; raise `WireError` if it is anything else."""
-    value = number(metrics, key)
-    if not 0.0 <= value <= 1.0:
-        raise WireError(f"{key} is {value!r}; expected a number from 0 to 1")
     return value
 
 

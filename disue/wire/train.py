@@ -1,29 +1,30 @@
 """Local training: where to start, and what came out."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Annotated
 
-import torch
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from torch import Tensor
 
-from disue.errors import WireError
+from disue.errors import WireError, quoted_value
+from disue.fields import (
+    LARGEST_LOSS,
+    LARGEST_PARAMETER,
+    MOST_EXAMPLES,
+    MOST_STEPS,
+    Arrays,
+    Real,
+    Whole,
+    fields_of,
+    read_fields,
+    wire_name,
+)
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.task import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
-from disue.wire.reading import (
-    integer,
-    make_config,
-    number,
-    read_config,
-    read_metrics,
-    read_objective,
-    read_task,
-    setting,
-)
+from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,33 @@ class TrainReply:
     ``choice`` is the candidate that the client chose; ``train_loss`` is None where it is kept back.
     """
 
-    state: State
-    num_examples: int
-    train_loss: float | None
-    steps: int
+    state: Annotated[
+        State,
+        Arrays(
+            "averaged into the models of its cluster and of all, `max-norm`, `clip-norm` and `aggregator` permitting",
+            record="arrays",
+            high=LARGEST_PARAMETER,
+            shape="names and shapes of the model that was sent",
+        ),
+    ]
+    num_examples: Annotated[
+        int,
+        Whole(
+            "weight of the model in means, and of `train-loss`; more than `max-examples` are refused, and it counts up "
+            "to `max-weight` times the median of the others'",
+            low=1,
+            high=MOST_EXAMPLES,
+        ),
+    ]
+    train_loss: Annotated[
+        float | None,
+        Real("reported as a mean; counts up to `max-weight` times the median of the others'", high=LARGEST_LOSS),
+    ]
+    steps: Annotated[int, Whole("added up in `client_steps`", high=MOST_STEPS)]
     signature: Signature | None = None
-    choice: int | None = None
+    choice: Annotated[
+        int | None, Whole("the client's cluster; at least the number of candidates is refused", high=10**6)
+    ] = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -112,7 +134,7 @@ class TrainReply:
         content = RecordDict({"arrays": to_record(self.state), "metrics": metrics})
         if self.signature is not None:
             content["signature"] = to_record(
-                {field.name.replace("_", "-"): getattr(self.signature, field.name) for field in fields(Signature)}
+                {wire_name(name): getattr(self.signature, name) for name in fields_of(Signature)}
             )
         return Message(content, reply_to=reply_to)
 
@@ -130,31 +152,27 @@ class TrainReply:
         Raises
         ------
         WireError
-            If names, shapes or types differ from ``like``, a value is not finite, ``num-examples`` is not a
-            positive integer or above ``max_examples``, the signature is missing or counts more examples, or the
-            choice is not one of the candidates.
+            If names, shapes or types differ from ``like``, a value is not allowed, ``num-examples`` is above
+            ``max_examples``, the signature is missing or counts more examples, or the choice is not one of the
+            candidates.
         """
         state = read_state(message, "arrays")
         _check_state(state, like)
-        metrics = read_metrics(message)
-        num_examples = integer(metrics, "num-examples", at_least=1, at_most=max_examples)
+        told = {"train_loss": None, "choice": None} | read_fields(cls, message)
+        if max_examples is not None and told["num_examples"] > max_examples:
+            raise WireError(f"num-examples is {told['num_examples']}; max-examples allows {max_examples}")
+        if not num_candidates:
+            told["choice"] = None
+        elif told["choice"] is None or told["choice"] >= num_candidates:
+            raise WireError(f"choice is {quoted_value(told['choice'])}; there were {num_candidates} candidates")
         tensors = read_state(message, "signature") if wants_signature else None
-        choice = integer(metrics, "choice", at_least=0) if num_candidates else None
-        if choice is not None and choice >= num_candidates:
-            raise WireError(f"choice is {choice}; there were {num_candidates} candidates")
-        return cls(
-            state=state,
-            num_examples=num_examples,
-            train_loss=number(metrics, "train-loss") if "train-loss" in metrics else None,
-            steps=integer(metrics, "steps", at_least=0),
-            signature=None if tensors is None else _read_signature(tensors, like, num_examples),
-            choice=choice,
-        )
+        signature = None if tensors is None else _read_signature(tensors, like, told["num_examples"])
+        return cls(state=state, signature=signature, **told)
 
 
 def _read_signature(tensors: State, like: State, num_examples: int) -> Signature:
     try:
-        signature = Signature(**{field.name: tensors[field.name.replace("_", "-")] for field in fields(Signature)})
+        signature = Signature(**{name: tensors[wire_name(name)] for name in fields_of(Signature)})
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:
@@ -164,6 +182,8 @@ def _read_signature(tensors: State, like: State, num_examples: int) -> Signature
             f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
             f"expected {tuple(like['head.weight'].shape)} (classes, features)"
         )
+    for name, (field, _) in fields_of(Signature).items():
+        field.check(getattr(signature, name), wire_name(name))
     if float(signature.label_counts.sum()) > num_examples:
         raise WireError(f"the signature counts more than the {num_examples} examples")
     return signature
@@ -178,11 +198,8 @@ def _check_state(state: State, like: State) -> None:
                 f"parameter {name} is {tensor.dtype} {tuple(tensor.shape)}; "
                 f"expected {like[name].dtype} {tuple(like[name].shape)}"
             )
-    if not _is_finite(flatten(list(state.values()))):  # a look at all together takes a fraction of one at each
-        name = next(name for name, tensor in state.items() if not _is_finite(tensor))
-        raise WireError(f"parameter {name} has values that are not finite")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """In a tenth of the time of a look at each value; where one is not a number, both ends are not."""
-    return all(math.isfinite(end) for end in torch.aminmax(tensor))
+    field, _ = fields_of(TrainReply)["state"]
+    assert isinstance(field, Arrays)
+    if not field.has_room_for(flatten(list(state.values()))):  # a look at all takes a fraction of one at each
+        for name, tensor in state.items():
+            field.check(tensor, f"parameter {name}")

@@ -79,7 +79,7 @@ def test_where_nobody_learned_anything_the_model_is_the_measure(make_updates) ->
     ("amount", "examples", "reason"),
     [
         (100.0, 4, "its norm is 265; 10 times 2.65 is allowed"),
-        (1.0, 11, "from 1 to 10"),
+        (1.0, 11, "num-examples is 11; max-examples allows 10"),
     ],
 )
 def test_an_implausible_client_is_named_counted_and_touches_no_model(

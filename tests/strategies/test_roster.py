@@ -148,16 +148,33 @@ def only_mlp(model: str) -> None:
         raise ConfigError(f"model: got '{model}'; all must have mlp")
 
 
-def test_an_architecture_that_cannot_take_part_ends_the_run_before_it_starts() -> None:
+def test_an_architecture_that_cannot_take_part_costs_that_client_alone(messages: list[str]) -> None:
     nodes = ChangingGrid(answering_app(), {}, [{"name": "a"}, {"name": "b", "model": "cnn"}])
     made = Roster(0)
     made.gather(nodes, 2, 1.0)
     assert [client.model for client in made.clients] == ["mlp", "cnn"]
-    with pytest.raises(FederationError, match="^b: model: got 'cnn'; all must have mlp$"):
-        Roster(0, check_model=only_mlp).gather(nodes, 1, 1.0)
     nodes.add_node({"name": "c", "model": "mpl"})
-    with pytest.raises(FederationError, match="^c: model: 'mpl' does not exist .*; choose from mlp, cnn"):
-        Roster(0).gather(nodes, 1, 1.0)
+    made = Roster(0, check_model=only_mlp)
+    made.gather(nodes, 1, 1.0)
+    assert [client.name for client in made.clients] == ["a"]
+    assert any("cannot take part: b: model: got 'cnn'; all must have mlp" in said for said in messages)
+    with pytest.raises(FederationError, match="1 clients answered and 2 .*: b: model: got 'cnn'; all must have mlp$"):
+        Roster(0, check_model=only_mlp).gather(nodes, 2, 0.3)
+
+
+def test_another_number_of_partitions_costs_that_client_alone(messages: list[str]) -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": name, "partitions": 4} for name in "abc"])
+    nodes.add_node({"name": "d", "partitions": 10**6})
+    made = Roster(0)
+    made.gather(nodes, 3, 1.0)
+    assert [client.name for client in made.clients] == ["a", "b", "c"]
+    nodes.add_node({"name": "e", "partitions": 5})  # later, too
+    nodes.add_node({"name": "f", "partitions": 4})
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b", "c", "f"]
+    said = "cannot take part: {}: num-partitions: got {}; the other clients have 4, give all nodes the same"
+    for name, number in (("d", 10**6), ("e", 5)):
+        assert any(said.format(name, number) in line for line in messages)
 
 
 def test_a_newcomer_with_an_architecture_that_cannot_take_part_does_not() -> None:
