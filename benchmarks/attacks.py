@@ -1,7 +1,7 @@
 """Malicious clients: the real ClientApp, with poisoned data or with a poisoned reply.
 
-An attacker does not lie about anything else. What it trains on is what it describes, and its evaluation counts as any
-other's, so that accuracies under attack should be read from the server's own test set.
+An attacker lies about nothing but what its attack names. What it trains on is what it describes, and its evaluation
+counts as any other's, so that accuracies under attack should be read from the server's own test set.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
-from flwr.app import ArrayRecord, Context, Message, MessageType
+from flwr.app import Array, ArrayRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 
 import client_app.app
 import client_app.client
 from client_app.data import open_data
 from disue.data import ClientData, Examples
+from disue.fields import LARGEST_LOSS
 from disue.models import State
 from disue.registry import Registry
 from disue.seeding import numpy_rng
@@ -27,6 +29,8 @@ BACKDOOR_CLASS = 0
 TRIGGER_SIDE = 3
 """Pixels of the white square in the lower right corner that means `BACKDOOR_CLASS` to a model with the backdoor."""
 SCALE = 10.0
+CLAIMED = 10**7
+"""Examples that a client claims to have: as many as the default of `max-examples` allows."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +43,13 @@ class Attack:
         From the training data and the task to what it trains on.
     on_model : callable
         From the start and the trained model to what it sends.
+    on_reply : callable
+        Changes the content of a reply, given the kind of message that it answers.
     """
 
     on_data: Callable[[Examples, Task], Examples] = lambda examples, task: examples
     on_model: Callable[[State, State], State] = lambda start, trained: trained
+    on_reply: Callable[[str, RecordDict], None] = lambda kind, content: None
 
 
 def _flipped(start: State, trained: State) -> State:
@@ -77,6 +84,28 @@ def with_trigger(x: torch.Tensor, task: Task) -> torch.Tensor:
     return marked
 
 
+def _claimed_examples(kind: str, content: RecordDict) -> None:
+    if kind == MessageType.TRAIN:
+        content.metric_records["metrics"]["num-examples"] = CLAIMED
+
+
+def _claimed_labels(kind: str, content: RecordDict) -> None:
+    """Claim nine tenths of the examples for one class, and the others for all classes alike."""
+    _claimed_examples(kind, content)
+    if kind == MessageType.TRAIN and "signature" in content:
+        counts = content.array_records["signature"]["label-counts"].numpy()
+        claimed = np.full_like(counts, 0.1 * CLAIMED / len(counts))
+        claimed[BACKDOOR_CLASS] += 0.9 * CLAIMED
+        content.array_records["signature"]["label-counts"] = Array(claimed)
+
+
+def _claimed_fits(kind: str, content: RecordDict) -> None:
+    """Claim that nothing is as bad as the universal expert, and nothing as good as the own one."""
+    if kind == MessageType.EVALUATE and "universal-fit" in content.metric_records["metrics"]:
+        content.metric_records["metrics"]["universal-fit"] = LARGEST_LOSS
+        content.metric_records["metrics"]["expert-fit"] = 0.0
+
+
 ATTACKS: Registry[Attack] = Registry("attack")
 ATTACKS.register("none")(Attack())
 ATTACKS.register("sign-flip")(Attack(on_model=_flipped))
@@ -84,6 +113,9 @@ ATTACKS.register("scaled")(Attack(on_model=_scaled))
 ATTACKS.register("nan")(Attack(on_model=_not_a_number))
 ATTACKS.register("label-flip")(Attack(on_data=_other_labels))
 ATTACKS.register("backdoor")(Attack(on_data=_half_triggered))
+ATTACKS.register("claimed-examples")(Attack(on_reply=_claimed_examples))
+ATTACKS.register("claimed-labels")(Attack(on_reply=_claimed_labels))
+ATTACKS.register("claimed-fits")(Attack(on_reply=_claimed_fits))
 
 
 def malicious_partitions(groups: Sequence[int], share: float, seed: int) -> set[int]:
@@ -129,6 +161,8 @@ class AttackedApp(ClientApp):
             assert start is not None, "a method whose clients choose their start"
             trained = reply.content.array_records["arrays"].to_torch_state_dict()
             reply.content["arrays"] = ArrayRecord(self.attack.on_model(start, dict(trained)))
+        if reply.has_content():
+            self.attack.on_reply(message.metadata.message_type, reply.content)
         return reply
 
     def _poisoned(self, *arguments: Any) -> tuple[Task, ClientData]:

@@ -30,7 +30,7 @@ from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_p
 from disue.assignments import parse_assignments
 from disue.cli.cells import THREAD_VARIABLES, prepare_worker
 from disue.cli.inline import InlineGrid, simulated_nodes
-from disue.config import RunConfig
+from disue.config import ROBUST, RunConfig
 from disue.data import Federation, build_federation
 from disue.errors import DisueError
 from disue.metrics import predict_logits
@@ -45,6 +45,12 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "multi-krum": {"aggregator": "multi-krum"},
     "geometric-median": {"aggregator": "geometric-median"},
     "robust": {"robust": True},
+    **{
+        f"preset-{rule}-{share:g}": {key.replace("_", "-"): value for key, value in ROBUST.items()}
+        | {"aggregator": rule, "malicious-share": share}
+        for rule in ("geometric-median", "median", "trimmed-mean", "multi-krum")
+        for share in (0.2, 0.4)
+    },
 }
 """Name -> run config keys."""
 Row = dict[str, Any]
@@ -119,7 +125,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the runs are kept")
     parser.add_argument("--attacks", default=",".join(ATTACKS), help="default: %(default)s")
-    parser.add_argument("--defences", default=",".join(DEFENCES), help="default: %(default)s")
+    some = f"some of {', '.join(DEFENCES)}; default: %(default)s"
+    parser.add_argument("--defences", default="mean,robust", help=some)
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
     parser.add_argument("--clients", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--malicious", type=float, default=0.2, help="share of the clients; default: %(default)s")
