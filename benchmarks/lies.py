@@ -4,7 +4,8 @@
 
 Twelve clients share scikit-learn's digits. One of them puts an extreme value into one field of all its messages of one
 kind, and is honest otherwise. Numbers and label counts are tried with ``aggregator=mean``, models and prototypes
-with ``robust=true``. With ``privacy=secure`` nothing bounds what a client adds to a sum: there the run must end well. Every run is kept in DIR/runs.jsonl and is not run again when the command is repeated.
+with ``robust=true``. With ``privacy=secure`` nothing bounds what a client adds to a sum: there the run must end well.
+Every run is kept in DIR/runs.jsonl and is not run again when the command is repeated.
 
 The accuracy of an honest client is that of its own expert, with its own label prior, on the test data of all clients of
 its planted group.
@@ -47,9 +48,25 @@ SETTINGS: dict[str, Any] = {"model": "mlp", "num-server-rounds": 5, "report": Fa
 MODES: dict[str, dict[str, Any]] = {"plain": {}, "ifca": {"clusterer": "ifca"}, "secure": {"privacy": "secure"}}
 """Name -> run config keys. Of a mode only the fields are tried that no mode before it has."""
 LONG = 10**6
-NUMBERS: tuple[Any, ...] = (0, -1, 5e-324, 1.0, 1e9, 1e38, 2**63 - 1, float("nan"), float("inf"), [], [1.0] * LONG)
+NUMBERS: tuple[Any, ...] = (
+    0,
+    -1,
+    5e-324,
+    1.0,
+    1e9,
+    1e38,
+    10**7,
+    10**12,
+    2**63 - 1,
+    float("nan"),
+    float("inf"),
+    [],
+    [1.0] * LONG,
+)
 TEXTS: tuple[Any, ...] = ("", "nobody", "a" * LONG, "\0", [], ["a"] * LONG, 1, b"")
-FILLS = (0.0, -1.0, 1e-45, 1.0, 1e6, 1e38, float("nan"), float("inf"))
+ONE = "all in the first"
+"""Of a tensor: the sum of its values in the first entry, and zeros."""
+FILLS = (ONE, 0.0, -1.0, 1e-45, 1.0, 1e6, 1e38, float("nan"), float("inf"))
 SHAPES: tuple[tuple[int, ...], ...] = ((0,), (LONG,))
 MISSING = "missing"
 
@@ -57,7 +74,7 @@ MISSING = "missing"
 class Lie(NamedTuple):
     """What a client says, in all its messages of a kind in one of the `MODES`.
 
-    ``value`` is a number or a text, `MISSING`, or for tensors a number to fill them with, or a shape.
+    ``value`` is a number or a text, `MISSING`, or for tensors a number to fill them with, a shape, or `ONE`.
     """
 
     kind: str
@@ -123,8 +140,13 @@ def tell(content: RecordDict, lie: Lie) -> None:
             record[key] = Array(np.ones(lie.value, np.float32))
         else:
             own = record[key].numpy()
-            with np.errstate(all="ignore"):
-                record[key] = Array(np.full_like(own, lie.value))
+            if lie.value == ONE:
+                claimed = np.zeros_like(own)
+                claimed.flat[0] = own.sum()
+            else:
+                with np.errstate(all="ignore"):
+                    claimed = np.full_like(own, lie.value)
+            record[key] = Array(claimed)
 
 
 def all_lies(place: Path) -> list[Lie]:

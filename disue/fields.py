@@ -40,10 +40,13 @@ class Field:
         What the value does on the other side, and what bounds that.
     record : str
         The record of the message that it is in.
+    key : str
+        What it is called there; empty: as the attribute.
     """
 
     effect: str
     record: str = "metrics"
+    key: str = ""
 
     @property
     def allowed(self) -> str:

@@ -345,6 +345,8 @@ class DisUE(FederatedStrategy):
         features = panel.features(proxy.x)
         evidence = panel.evidence(proxy, features)
         targets = self._vote(evidence)
+        if targets is None:
+            return self.averages
         if self.foreign_proxy:
             self.covered = self.outcome.extra["proxy_coverage"] = panel.coverage(features)
         distiller = replace(self.distiller, student_share=self.distiller.student_share * self.covered)
@@ -378,12 +380,19 @@ class DisUE(FederatedStrategy):
         self.outcome.extra["guard_kept_average"] += len(kept)
         return taught | {model: self.averages[model] for model in kept}
 
-    def _vote(self, evidence: Evidence) -> Tensor:
-        """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated."""
+    def _vote(self, evidence: Evidence) -> Tensor | None:
+        """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated.
+
+        None: it has no numbers, as where an expert's parameters are beyond all measure. Nobody teaches then.
+        """
         if not self.label_counts_shared:
             self.priors = dict(zip(self.voters, estimated_log_priors(evidence.expert_logits), strict=True))
         weights = self.teacher(evidence)
         targets = teacher_logits(evidence, weights, self._priors_to_take_out(), self.prototype_weight)
+        if not bool(torch.isfinite(targets).all()):
+            what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
+            log(WARNING, what, self.outcome.server_round)
+            return None
         self.lesson = lesson([team.label(self.model) for team in self.voters], weights, targets)
         return targets
 

@@ -52,6 +52,7 @@ class DescribeReply:
         Arrays(
             "what the client is clustered by, as a direction: its length counts for nothing",
             record="signature",
+            key="description",
             high=LARGEST_FEATURE,
             shape="a matrix of the shape that most clients send",
         ),

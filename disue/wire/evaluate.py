@@ -16,7 +16,10 @@ from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
 
 OWN_ROW = "reported for this client, and one of all clients' in means that count every client once"
-FITS = "part of the mean from which its cluster's blend is learnt; counts up to 2 ln C, C the number of classes"
+FITS = (
+    "part of the sum from which its cluster's blend is learnt; counts up to twice the median of the cluster's others, "
+    "or half of ln C where that is more, and never for more than 2 ln C, C the number of classes"
+)
 
 
 @dataclass(frozen=True)

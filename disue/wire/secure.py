@@ -5,6 +5,7 @@ Members of a sum know each other by name; the server passes on what they encrypt
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -12,7 +13,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
 from disue.errors import WireError
-from disue.secure import Words, read_public_key
+from disue.fields import LARGEST_FEATURE, Arrays, Other, fields_of
+from disue.secure import CURVE, Words, read_public_key
 from disue.source import source_hash
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import read_config, setting
@@ -21,13 +23,15 @@ SHARE = f"{MessageType.QUERY}.share"
 MASK = f"{MessageType.QUERY}.mask"
 UNMASK = f"{MessageType.QUERY}.unmask"
 
+SUM = "a wrong one costs its cluster the round's sum at most"
+
 
 @dataclass(frozen=True)
 class Turn:
     """Which round and which cluster a message is about."""
 
-    server_round: int
-    cluster: int
+    server_round: Annotated[int, Other(SUM, record="config", must_be="the request's")]
+    cluster: Annotated[int, Other(SUM, record="config", must_be="the request's")]
 
     def request(self, kind: str, node_id: int, values: Mapping[str, object]) -> Message:
         """Return a request of a kind for one node."""
@@ -68,8 +72,8 @@ class Turn:
 class PublicKeys:
     """Of one member in one round: for masks, and for what only another member may read."""
 
-    mask: bytes
-    share: bytes
+    mask: Annotated[bytes, Other(SUM, record="config", key="mask-key", must_be=f"a public key of {CURVE.name}")]
+    share: Annotated[bytes, Other(SUM, record="config", key="share-key", must_be="another public key")]
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,15 @@ class KeptReply:
     """
 
     keys: PublicKeys
-    sketch: Tensor | None = None
+    sketch: Annotated[
+        Tensor | None,
+        Arrays(
+            "what the client is clustered by, as a direction: its length counts for nothing",
+            record="signature",
+            high=LARGEST_FEATURE,
+            shape="(1, `sketch-size`)",
+        ),
+    ] = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -140,7 +152,10 @@ class Parcels:
     """Bytes by member: what one encrypted for others, or shares of their secrets."""
 
     turn: Turn
-    content: Mapping[str, bytes]
+    content: Annotated[
+        Mapping[str, bytes],
+        Other(SUM, record="config", key="members, bytes", must_be="one of each neighbour, of the length of a share"),
+    ]
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -174,7 +189,15 @@ class MaskedReply:
     """A client's vector under its masks: uniform numbers, for whoever does not know them."""
 
     turn: Turn
-    words: Words
+    words: Annotated[
+        Words,
+        Other(
+            "added to its cluster's sum, with any weight and content: no cap can act on what nobody sees",
+            record="arrays",
+            key="masked",
+            must_be="as many int64 as the sum has",
+        ),
+    ]
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -246,6 +269,6 @@ def _read_sketch(message: Message, dimension: int) -> Tensor:
         raise WireError("the signature lacks 'sketch'")
     if told.dtype != torch.float32 or tuple(told.shape) != (1, dimension):
         raise WireError(f"the sketch is {told.dtype} {tuple(told.shape)}; expected torch.float32 (1, {dimension})")
-    if not bool(torch.isfinite(told).all()):
-        raise WireError("the sketch has values that are not finite")
-    return told
+    field, _ = fields_of(KeptReply)["sketch"]
+    checked: Tensor = field.check(told, "sketch")
+    return checked

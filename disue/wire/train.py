@@ -101,6 +101,7 @@ class TrainReply:
         Arrays(
             "averaged into the models of its cluster and of all, `max-norm`, `clip-norm` and `aggregator` permitting",
             record="arrays",
+            key="*",
             high=LARGEST_PARAMETER,
             shape="names and shapes of the model that was sent",
         ),
