@@ -20,6 +20,7 @@ from flwr.common.logger import log
 from torch import Tensor
 from torch.nn import functional as F
 
+from client_app.budget import Budget
 from client_app.secure import keep
 from client_app.signature import make_signature
 from disue.comparing import FROM_UPDATE, Trained
@@ -127,14 +128,25 @@ class Private(Plain):
         ``dp-clip``, ``dp-noise``.
     draw : callable
         Where the noise comes from.
+    budget : Budget, optional
+        What the node allows; all there is if there is none.
     """
 
-    def __init__(self, config: RunConfig, draw: Draw) -> None:
+    def __init__(self, config: RunConfig, draw: Draw, budget: Budget | None = None) -> None:
         super().__init__(config)
         self.draw = draw
+        self.budget = budget
 
     def hello(self, reply: HelloReply) -> HelloReply:
-        """Say nothing of data that are the client's own but how many there are."""
+        """Say nothing of data that are the client's own but how many there are.
+
+        Raises
+        ------
+        ConfigError
+            If all that the run may ask for comes to more than the node allows.
+        """
+        if self.budget:
+            self.budget.check_plan()
         return replace(reply, summary=_usual(reply.summary, self.config))
 
     def description(self, name: str, description: Tensor) -> Tensor:
@@ -175,7 +187,7 @@ class Private(Plain):
     def training(self, reply: TrainReply, start: State) -> TrainReply:
         """Release the update; its loss does not leave."""
         update = flatten([tensor.double() for tensor in subtract(reply.state, start).values()])
-        noisy = release(update, self.config.dp_clip, self.config.dp_noise, self.draw)
+        noisy = self._released(update, self.config.dp_clip)
         parts = noisy.split([tensor.numel() for tensor in start.values()])
         state = {
             name: (tensor.double() + part.view_as(tensor)).to(tensor.dtype)
@@ -200,8 +212,10 @@ class Private(Plain):
         """Raise `FederationError`: the server is not to ask."""
         raise FederationError("privacy=dp: a client does not compare models")
 
-    def _released(self, vector: Tensor) -> Tensor:
-        return release(vector, 1.0, self.config.dp_noise, self.draw)
+    def _released(self, vector: Tensor, bound: float = 1.0) -> Tensor:
+        if self.budget:
+            self.budget.spend()
+        return release(vector, bound, self.config.dp_noise, self.draw)
 
 
 class Hidden(Plain):
@@ -304,16 +318,16 @@ def discretion(
         What is answered.
     server_round : int (default: 0)
     context : Context, optional
-        Keeps what is hidden, where there is anything to hide.
+        Keeps what is hidden, and how much was released, where there is anything to hide or to release.
 
     Raises
     ------
     ConfigError
-        If the client takes part in runs of another ``privacy`` only.
+        If the client takes part in runs of another ``privacy`` only, or with more noise, or a smaller delta.
     """
-    if node.privacy not in (None, config.privacy):
+    if (wanted := node.wanted_privacy) not in (None, config.privacy):
         raise ConfigError(
-            f"privacy: got '{config.privacy}'; '{node.client}' takes part in runs with privacy={node.privacy} only"
+            f"privacy: got '{config.privacy}'; '{node.client}' takes part in runs with privacy={wanted} only"
         )
     if config.privacy == "plain":
         return Plain(config)
@@ -321,7 +335,7 @@ def discretion(
     draw = from_the_system if own else seeded(config.seed, config.privacy, purpose, node.client, server_round)
     if config.privacy == "secure":
         return Hidden(config, draw, node.client, server_round, context)
-    return Private(config, draw)
+    return Private(config, draw, Budget(config, node, context))
 
 
 def discreet(answer: Callable[[Message, Context], T]) -> Callable[[Message, Context], T]:

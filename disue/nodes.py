@@ -22,6 +22,7 @@ class NodeConfig(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        allow_inf_nan=False,
     )
 
     name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)] | None = None
@@ -30,6 +31,9 @@ class NodeConfig(BaseModel):
     num_partitions: Annotated[int, Field(ge=1)] | None = None
     model: Text | None = None
     privacy: Privacy | None = None
+    max_epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    min_dp_noise: Annotated[float, Field(gt=0.0)] | None = None
 
     @classmethod
     def from_flower(cls, node_config: Mapping[str, Any]) -> "NodeConfig":
@@ -60,7 +64,21 @@ class NodeConfig(BaseModel):
             expected = first["msg"][0].lower() + first["msg"][1:]
             raise ConfigError(f"{first['loc'][0]}: got {first['input']!r}; {expected}") from None
         config._require_one_source_of_data()
+        for key, value in config.limits.items():
+            if config.privacy not in (None, "dp"):
+                raise ConfigError(f"{key}: got {value:g} beside privacy '{config.privacy}'; it needs privacy 'dp'")
         return config
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """What the node sets for runs with noise."""
+        values = {"max-epsilon": self.max_epsilon, "max-delta": self.max_delta, "min-dp-noise": self.min_dp_noise}
+        return {key: value for key, value in values.items() if value is not None}
+
+    @property
+    def wanted_privacy(self) -> Privacy | None:
+        """The only ``privacy`` of a run in which the client takes part; None: any."""
+        return "dp" if self.limits else self.privacy
 
     @property
     def client(self) -> str:
