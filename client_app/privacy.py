@@ -48,6 +48,9 @@ USUAL_PIXELS = (0.5, 0.25)
 NOISE_IMAGES = 64
 LONGEST_PROTOTYPE = 2.0
 """In mean lengths of the features of images of noise."""
+STEPS_OF_ACCURACY = (20, 10, 5, 2, 1)
+"""Into how many steps accuracies are rounded; the most that the client has test examples for."""
+DIGITS_OF_LOSS = 2
 
 
 def seeded(*parts: int | str) -> Draw:
@@ -75,6 +78,21 @@ def release(vector: Tensor, bound: float, noise: float, draw: Draw) -> Tensor:
     elif length > bound:
         vector = vector * (bound / length)
     return vector + noise * bound * draw(vector.numel())
+
+
+def on_grid(share: float, examples: int) -> float:
+    """Return a share of so many examples, rounded to steps that are no finer than one example.
+
+    Every step is the rounded value of some share then, whatever their number: which steps occur does not tell it.
+
+    Examples
+    --------
+    >>> on_grid(4 / 7, 7), on_grid(301 / 777, 777)
+    (0.6, 0.4)
+    """
+    steps = next(steps for steps in STEPS_OF_ACCURACY if steps <= examples)
+    right = round(share * examples)
+    return (2 * steps * right + examples) // (2 * examples) / steps
 
 
 class Plain:
@@ -261,8 +279,19 @@ class Hidden(Plain):
         return KeptReply(keys, self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature))))
 
     def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
-        """Return the accuracies, and no number from which that of the examples follows: clients count alike."""
-        return replace(reply, num_examples=1, personal_steps=0)
+        """Return the accuracies and losses, rounded: exact accuracies would show how many test examples there are."""
+        told: dict[str, float] = {}
+        for name in ("universal_accuracy", "expert_accuracy", "personal_accuracy"):
+            if (accuracy := getattr(reply, name)) is not None:
+                told[name] = on_grid(accuracy, reply.num_examples)
+        for name in ("universal_loss", "universal_fit", "expert_fit"):
+            if (loss := getattr(reply, name)) is not None:
+                told[name] = round(loss, DIGITS_OF_LOSS)
+        return replace(reply, num_examples=1, personal_steps=0, **told)
+
+    def comparison(self, reply: CompareReply) -> CompareReply:
+        """Return how well both models fit, rounded."""
+        return CompareReply(round(reply.student_fit, DIGITS_OF_LOSS), round(reply.average_fit, DIGITS_OF_LOSS))
 
     def _sketch(self, vector: Tensor) -> Tensor:
         size, noise = self.config.sketch_size, self.config.sketch_noise
