@@ -12,9 +12,21 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from client_app.secure import Kept, keep, mask, share_out, unmask
-from disue.secure import Words, from_words, own_mask, pair_mask, public_key, to_words
+from disue.secure import (
+    MOST_NEIGHBOURS,
+    Words,
+    from_words,
+    needed,
+    neighbours,
+    own_mask,
+    pair_mask,
+    public_key,
+    to_words,
+)
 from disue.wire import Parcels, ShareRequest, Turn, UnmaskRequest
 from strategies.secure import Circle, Member
 
@@ -182,3 +194,21 @@ def test_a_server_that_lies_reads_a_client_alone_where_half_or_fewer_are_needed(
         words = words - pair_mask(key, view.keys[other].mask, LENGTH)
     assert view.exact("a", words)
     torch.testing.assert_close(from_words(words), view.vectors["a"], rtol=0.0, atol=2.0**-33)
+
+
+@given(st.data())
+def test_in_a_large_cluster_no_honest_client_is_cut_off_by_few_around_it(data: st.DataObject) -> None:
+    """Masks tie neighbours together; the server learns the sum of each part that they tie."""
+    members = [f"client-{i}" for i in range(data.draw(st.integers(MOST_NEIGHBOURS + 2, 60)))]
+    t = needed(data.draw(st.sampled_from([0.2, 0.4, 0.6])), MOST_NEIGHBOURS + 1)
+    gone = data.draw(st.sets(st.sampled_from(members), max_size=len(members) // 2))
+    near = {name: set(neighbours(members, name)) - gone for name in members}
+    stay = [name for name in members if name not in gone]
+    assume(all(len(near[name]) + 1 >= t for name in stay))  # or there is no sum
+    colluders: set[str] = set()
+    for name in data.draw(st.permutations(stay)):
+        if all(len((colluders | {name}) & (near[other] | {other})) <= t - 2 for other in stay):
+            colluders.add(name)
+    honest = set(stay) - colluders
+    assert colluders
+    assert all(near[name] & honest for name in honest)
