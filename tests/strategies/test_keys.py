@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 from flwr.common.constant import NOOP_ACCOUNT_NAME, NOOP_FLWR_AID
@@ -16,7 +17,12 @@ from flwr.superlink.servicer.control import control_handlers
 from flwr.superlink.servicer.fleet import fleet_handlers
 from tests_support import KeyedGrid, answering_app
 
+from client_app.app import app as client_app
+from disue.cli.inline import simulated_nodes
+from disue.config import RunConfig
 from server_app.checkpoint import packed, restore, state_of, unpacked
+from server_app.resume import resumed_config
+from server_app.run import execute
 from strategies.keys import fingerprint, node_keys
 from strategies.roster import Roster
 from strategies.seats import SeatedGrid
@@ -125,6 +131,26 @@ def test_the_binding_survives_a_checkpoint(keys: tuple[bytes, ...], problems: in
     restore(made, state)
     assert len(made.refresh(nodes)) == problems
     assert len(made.clients) == 2 - problems
+
+
+def test_a_run_that_goes_on_after_a_break_refuses_who_says_the_name_of_another(
+    tmp_path: Path, messages: list[str]
+) -> None:
+    directory = str(tmp_path / "run")
+    values = {"method": "fedavg", "model": "mlp", "local-epochs": 1, "report": False, "join-timeout": 0.5}
+
+    def carried_out(config: RunConfig, keys: tuple[bytes, ...]) -> dict[str, object]:
+        nodes = KeyedGrid(client_app, config.to_flower(), simulated_nodes(3))
+        nodes.registered = dict(zip(nodes.get_node_ids(), keys, strict=True))
+        return execute(config, nodes)
+
+    first = RunConfig.from_flower(values | {"num-server-rounds": 1, "output-dir": directory})
+    assert carried_out(first, (A, B, NEW))["clients_ok"] == 3
+    again = resumed_config({"resume-from": directory, "num-server-rounds": 2, "join-timeout": 0.5})
+    assert carried_out(again, (A, B, b"a stranger's"))["clients_ok"] == 2
+    assert "client client-2 is not there; going on without it" in messages
+    refused = [line for line in messages if line.startswith("node 1002 cannot take part: the name 'client-2' belongs")]
+    assert len(refused) == 1
 
 
 def test_how_many_names_are_bound_is_logged(messages: list[str]) -> None:
