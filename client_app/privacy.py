@@ -352,7 +352,7 @@ def discretion(
     Raises
     ------
     ConfigError
-        If the client takes part in runs of another ``privacy`` only, or with more noise, or a smaller delta.
+        If the client takes part in runs of another ``privacy`` only, or the run asks for more than its node allows.
     """
     if (wanted := node.wanted_privacy) not in (None, config.privacy):
         raise ConfigError(
@@ -363,6 +363,11 @@ def discretion(
     own = node.data_path is not None
     draw = from_the_system if own else seeded(config.seed, config.privacy, purpose, node.client, server_round)
     if config.privacy == "secure":
+        most = node.max_sketch_size
+        if most is not None and config.sketch_size > most:
+            raise ConfigError(
+                f"sketch-size: got {config.sketch_size}; '{node.client}' has max-sketch-size={most}, use at most that"
+            )
         return Hidden(config, draw, node.client, server_round, context)
     return Private(config, draw, Budget(config, node, context))
 

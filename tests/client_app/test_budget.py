@@ -18,7 +18,7 @@ from disue.errors import ConfigError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.privacy import epsilon_of, planned_releases
-from disue.wire import EvaluateRequest, HelloRequest, TrainRequest
+from disue.wire import DescribeRequest, EvaluateRequest, HelloRequest, TrainRequest
 from server_app.privacy import LEDGER
 from server_app.privacy import epsilon_of as accountant
 from server_app.run import execute
@@ -148,12 +148,33 @@ def test_a_server_that_asks_for_more_than_it_announced_gets_no_more() -> None:
 
 
 def test_a_node_with_limits_takes_part_in_no_other_mode() -> None:
-    for mode in ("plain", "secure"):
-        for limits in ({"max-epsilon": 5.0}, {"max-delta": 0.1}, {"min-dp-noise": 0.1}):
+    dp, secure = [{"max-epsilon": 5.0}, {"max-delta": 0.1}, {"min-dp-noise": 0.1}], [{"max-sketch-size": 8}]
+    for mode, wanted, some in (
+        ("plain", "dp", dp),
+        ("secure", "dp", dp),
+        ("plain", "secure", secure),
+        ("dp", "secure", secure),
+    ):
+        for limits in some:
             config = RunConfig.from_flower(SMALL | {"privacy": mode})
             grid = InlineGrid(client_app, config.to_flower(), [simulated_nodes(3)[0] | limits])
             reason = asked(grid, HelloRequest().to_message(grid.get_node_ids()[0]))
-            assert f"privacy: got '{mode}'; 'client-0' takes part in runs with privacy=dp only" in reason
+            assert f"privacy: got '{mode}'; 'client-0' takes part in runs with privacy={wanted} only" in reason
+
+
+def test_a_node_limits_the_sketch_from_which_its_data_could_be_told() -> None:
+    state = get_state(build_model("mlp", (1, 8, 8), 10))
+    for size, words in ((8, ""), (9, "sketch-size: got 9; 'client-0' has max-sketch-size=8, use at most that")):
+        config = RunConfig.from_flower(SMALL | {"privacy": "secure", "sketch-size": size})
+        grid = InlineGrid(client_app, config.to_flower(), [simulated_nodes(3)[0] | {"max-sketch-size": 8}])
+        (client,) = grid.get_node_ids()
+        for request in (
+            HelloRequest().to_message(client),
+            DescribeRequest("initial-prototypes").to_message(client),
+            TrainRequest(state, 1, signature=True).to_message(client),
+        ):
+            reason = asked(grid, request)
+            assert (words in reason) if words else reason == ""
 
 
 def test_a_run_goes_on_without_the_node_that_refuses_it(tmp_path: Path, messages: list[str]) -> None:

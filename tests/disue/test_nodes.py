@@ -46,7 +46,15 @@ def test_a_node_has_data_of_its_own_or_a_part_of_a_dataset() -> None:
         ({"name": "a", "data-path": "/d", "min-noise": 1.0}, "no such key 'min-noise' (did you mean 'min-dp-noise'?)"),
         (
             {"name": "a", "data-path": "/d", "max-epsilon": 3, "privacy": "secure"},
-            "max-epsilon: got 3 beside privacy 'secure'; it needs privacy 'dp'",
+            "max-epsilon: got 3, which needs privacy 'dp', beside what needs 'secure'",
+        ),
+        (
+            {"name": "a", "data-path": "/d", "max-epsilon": 3, "max-sketch-size": 8},
+            "max-sketch-size: got 8, which needs privacy 'secure', beside what needs 'dp'",
+        ),
+        (
+            {"name": "a", "data-path": "/d", "max-sketch-size": 0},
+            "max-sketch-size: got 0; input should be greater than",
         ),
     ],
 )

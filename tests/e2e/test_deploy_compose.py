@@ -151,7 +151,7 @@ def inspected(demo: Demo) -> dict[str, dict[str, Any]]:
 def test_up_alone_gives_a_finished_demo(demo: Demo, tmp_path: Path) -> None:
     assert demo.status == 0, demo.log[-8000:]
     said = [line for line in demo.log.splitlines() if re.search(r"\brun[-_]1\b", line)]
-    for words in ("[ROUND 1/2]", "[ROUND 2/2]", "finished:completed", "4 clients take part"):
+    for words in ("[ROUND 1/2]", "[ROUND 2/2]", "finished:completed", "4 clients take part; the names of 4 belong"):
         assert any(words in line for line in said), words
     check_run_directory(demo.results, 2, simulate(tmp_path / "run"))
 
