@@ -191,7 +191,10 @@ CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.ar
 
 
 def test_a_container_reaches_what_the_page_says_and_nothing_else(demo: Demo) -> None:
-    """The networks of all services are compared with the page in tests/test_docker.py."""
+    """The networks of all services are compared with the page in tests/test_docker.py.
+
+    By address: to look a name up in vain takes ten seconds.
+    """
 
     def reaches(service: str, host: str, port: int) -> str:
         """Return the error; empty: it is reached."""
@@ -207,7 +210,6 @@ def test_a_container_reaches_what_the_page_says_and_nothing_else(demo: Demo) -> 
         ("supernode-2", "supernode-1", "node-1", 9094),
         ("serverapp", "supernode-1", "node-1", 9094),
     ):
-        assert "gaierror" in reaches(one, other, port)
         address = networks[other][f"{project}_{network}"]["IPAddress"]
         assert re.search("unreachable|timed out", reaches(one, address, port)), (one, other)
     names = set().union(*networks.values())
