@@ -20,6 +20,7 @@ from flwr.common.logger import log
 from torch import Tensor
 from torch.nn import functional as F
 
+from client_app.budget import Budget
 from client_app.secure import keep
 from client_app.signature import make_signature
 from disue.comparing import FROM_UPDATE, Trained
@@ -47,6 +48,9 @@ USUAL_PIXELS = (0.5, 0.25)
 NOISE_IMAGES = 64
 LONGEST_PROTOTYPE = 2.0
 """In mean lengths of the features of images of noise."""
+STEPS_OF_ACCURACY = (20, 10, 5, 2, 1)
+"""Into how many steps accuracies are rounded; the most that the client has test examples for."""
+DIGITS_OF_LOSS = 2
 
 
 def seeded(*parts: int | str) -> Draw:
@@ -74,6 +78,21 @@ def release(vector: Tensor, bound: float, noise: float, draw: Draw) -> Tensor:
     elif length > bound:
         vector = vector * (bound / length)
     return vector + noise * bound * draw(vector.numel())
+
+
+def on_grid(share: float, examples: int) -> float:
+    """Return a share of so many examples, rounded to steps that are no finer than one example.
+
+    Every step is the rounded value of some share then, whatever their number: which steps occur does not tell it.
+
+    Examples
+    --------
+    >>> on_grid(4 / 7, 7), on_grid(301 / 777, 777)
+    (0.6, 0.4)
+    """
+    steps = next(steps for steps in STEPS_OF_ACCURACY if steps <= examples)
+    right = round(share * examples)
+    return (2 * steps * right + examples) // (2 * examples) / steps
 
 
 class Plain:
@@ -127,14 +146,25 @@ class Private(Plain):
         ``dp-clip``, ``dp-noise``.
     draw : callable
         Where the noise comes from.
+    budget : Budget, optional
+        What the node allows; all there is if there is none.
     """
 
-    def __init__(self, config: RunConfig, draw: Draw) -> None:
+    def __init__(self, config: RunConfig, draw: Draw, budget: Budget | None = None) -> None:
         super().__init__(config)
         self.draw = draw
+        self.budget = budget
 
     def hello(self, reply: HelloReply) -> HelloReply:
-        """Say nothing of data that are the client's own but how many there are."""
+        """Say nothing of data that are the client's own but how many there are.
+
+        Raises
+        ------
+        ConfigError
+            If all that the run may ask for comes to more than the node allows.
+        """
+        if self.budget:
+            self.budget.check_plan()
         return replace(reply, summary=_usual(reply.summary, self.config))
 
     def description(self, name: str, description: Tensor) -> Tensor:
@@ -175,7 +205,7 @@ class Private(Plain):
     def training(self, reply: TrainReply, start: State) -> TrainReply:
         """Release the update; its loss does not leave."""
         update = flatten([tensor.double() for tensor in subtract(reply.state, start).values()])
-        noisy = release(update, self.config.dp_clip, self.config.dp_noise, self.draw)
+        noisy = self._released(update, self.config.dp_clip)
         parts = noisy.split([tensor.numel() for tensor in start.values()])
         state = {
             name: (tensor.double() + part.view_as(tensor)).to(tensor.dtype)
@@ -200,8 +230,10 @@ class Private(Plain):
         """Raise `FederationError`: the server is not to ask."""
         raise FederationError("privacy=dp: a client does not compare models")
 
-    def _released(self, vector: Tensor) -> Tensor:
-        return release(vector, 1.0, self.config.dp_noise, self.draw)
+    def _released(self, vector: Tensor, bound: float = 1.0) -> Tensor:
+        if self.budget:
+            self.budget.spend()
+        return release(vector, bound, self.config.dp_noise, self.draw)
 
 
 class Hidden(Plain):
@@ -247,8 +279,19 @@ class Hidden(Plain):
         return KeptReply(keys, self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature))))
 
     def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
-        """Return the accuracies, and no number from which that of the examples follows: clients count alike."""
-        return replace(reply, num_examples=1, personal_steps=0)
+        """Return the accuracies and losses, rounded: exact accuracies would show how many test examples there are."""
+        told: dict[str, float] = {}
+        for name in ("universal_accuracy", "expert_accuracy", "personal_accuracy"):
+            if (accuracy := getattr(reply, name)) is not None:
+                told[name] = on_grid(accuracy, reply.num_examples)
+        for name in ("universal_loss", "universal_fit", "expert_fit"):
+            if (loss := getattr(reply, name)) is not None:
+                told[name] = round(loss, DIGITS_OF_LOSS)
+        return replace(reply, num_examples=1, personal_steps=0, **told)
+
+    def comparison(self, reply: CompareReply) -> CompareReply:
+        """Return how well both models fit, rounded."""
+        return CompareReply(round(reply.student_fit, DIGITS_OF_LOSS), round(reply.average_fit, DIGITS_OF_LOSS))
 
     def _sketch(self, vector: Tensor) -> Tensor:
         size, noise = self.config.sketch_size, self.config.sketch_noise
@@ -304,24 +347,29 @@ def discretion(
         What is answered.
     server_round : int (default: 0)
     context : Context, optional
-        Keeps what is hidden, where there is anything to hide.
+        Keeps what is hidden, and how much was released, where there is anything to hide or to release.
 
     Raises
     ------
     ConfigError
-        If the client takes part in runs of another ``privacy`` only.
+        If the client takes part in runs of another ``privacy`` only, or the run asks for more than its node allows.
     """
-    if node.privacy not in (None, config.privacy):
+    if (wanted := node.wanted_privacy) not in (None, config.privacy):
         raise ConfigError(
-            f"privacy: got '{config.privacy}'; '{node.client}' takes part in runs with privacy={node.privacy} only"
+            f"privacy: got '{config.privacy}'; '{node.client}' takes part in runs with privacy={wanted} only"
         )
     if config.privacy == "plain":
         return Plain(config)
     own = node.data_path is not None
     draw = from_the_system if own else seeded(config.seed, config.privacy, purpose, node.client, server_round)
     if config.privacy == "secure":
+        most = node.max_sketch_size
+        if most is not None and config.sketch_size > most:
+            raise ConfigError(
+                f"sketch-size: got {config.sketch_size}; '{node.client}' has max-sketch-size={most}, use at most that"
+            )
         return Hidden(config, draw, node.client, server_round, context)
-    return Private(config, draw)
+    return Private(config, draw, Budget(config, node, context))
 
 
 def discreet(answer: Callable[[Message, Context], T]) -> Callable[[Message, Context], T]:

@@ -11,6 +11,13 @@ from disue.naming import LONGEST_NAME, client_name
 from disue.registry import suggestion
 
 Text = Annotated[str, Field(min_length=1)]
+LIMITS: dict[str, Privacy] = {
+    "max_epsilon": "dp",
+    "max_delta": "dp",
+    "min_dp_noise": "dp",
+    "max_sketch_size": "secure",
+}
+"""What a node may limit -> in which runs there is any."""
 
 
 class NodeConfig(BaseModel):
@@ -22,6 +29,7 @@ class NodeConfig(BaseModel):
         extra="forbid",
         frozen=True,
         strict=True,
+        allow_inf_nan=False,
     )
 
     name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)] | None = None
@@ -30,6 +38,10 @@ class NodeConfig(BaseModel):
     num_partitions: Annotated[int, Field(ge=1)] | None = None
     model: Text | None = None
     privacy: Privacy | None = None
+    max_epsilon: Annotated[float, Field(gt=0.0)] | None = None
+    max_delta: Annotated[float, Field(gt=0.0, lt=1.0)] | None = None
+    min_dp_noise: Annotated[float, Field(gt=0.0)] | None = None
+    max_sketch_size: Annotated[int, Field(ge=1)] | None = None
 
     @classmethod
     def from_flower(cls, node_config: Mapping[str, Any]) -> "NodeConfig":
@@ -60,7 +72,19 @@ class NodeConfig(BaseModel):
             expected = first["msg"][0].lower() + first["msg"][1:]
             raise ConfigError(f"{first['loc'][0]}: got {first['input']!r}; {expected}") from None
         config._require_one_source_of_data()
+        for name, mode in config._limits().items():
+            if (other := config.wanted_privacy) != mode:
+                key, value = name.replace("_", "-"), getattr(config, name)
+                raise ConfigError(f"{key}: got {value:g}, which needs privacy '{mode}', beside what needs '{other}'")
         return config
+
+    @property
+    def wanted_privacy(self) -> Privacy | None:
+        """The only ``privacy`` of a run in which the client takes part; None: any."""
+        return self.privacy or next(iter(self._limits().values()), None)
+
+    def _limits(self) -> dict[str, Privacy]:
+        return {name: mode for name, mode in LIMITS.items() if getattr(self, name) is not None}
 
     @property
     def client(self) -> str:

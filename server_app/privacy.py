@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 from flwr.app import Message
 from flwr.serverapp import Grid
 
@@ -14,7 +13,7 @@ from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
-from disue.privacy import COVERED_DESCRIPTIONS, SENSITIVITY, releases_of
+from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
 from disue.secure import FEWEST
 from strategies.clusterers import CLUSTERERS
 from strategies.signatures import SIGNATURES, cosines
@@ -24,8 +23,6 @@ SECURE_METHODS = ("disue", "fedavg", "fedavg-ft", "fedprox", "fedlc")
 """Methods that need no more than the sum of each cluster's updates."""
 SKETCHED = tuple(name for name, kind in SIGNATURES.items() if kind.gram is cosines)
 """Signatures of which a random projection keeps the likeness."""
-ORDERS = (1.0 + np.geomspace(1e-6, 1e4, 500)).tolist()
-"""Of the Rényi divergences that the accountant takes the best of."""
 
 
 def check_privacy(config: RunConfig) -> None:

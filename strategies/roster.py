@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from logging import INFO, WARNING
 from typing import ClassVar
 
@@ -18,13 +18,17 @@ from disue.seeding import numpy_rng
 from disue.task import DataSummary, Task
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.exchange import collect, is_no_answer, send
+from strategies.keys import node_keys
 
 JOIN_POLL_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Client:
-    """A client that said hello. Its node id changes when it reconnects, its name does not."""
+    """A client that said hello. Its node id changes when it reconnects, its name does not.
+
+    ``key`` is the fingerprint of its node's key; empty where nodes have no keys that last.
+    """
 
     name: str
     node_id: int
@@ -33,6 +37,7 @@ class Client:
     num_partitions: int
     model: str
     summary: DataSummary | None = None
+    key: str = ""
 
 
 class Roster:
@@ -40,7 +45,8 @@ class Roster:
 
     Every round it is asked who is new. A node is waited for once, at most ``timeout`` seconds; one that was refused is
     asked again in later rounds, and one that was silent once its time is up, without waiting for it. A client that did
-    not answer, whatever it was asked, is left out until it says hello again.
+    not answer, whatever it was asked, is left out until it says hello again. The name of a client whose node has a key
+    belongs to that key for the rest of the run, and when the run goes on after a break.
 
     Parameters
     ----------
@@ -88,6 +94,7 @@ class Roster:
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
         self._partitions: int | None = None
+        self._keys: dict[int, str] = {}
 
     @property
     def clients(self) -> list[Client]:
@@ -144,7 +151,8 @@ class Roster:
         Who is new is waited for.
         """
         self.returned = []
-        present = set(grid.get_node_ids())
+        self._keys = node_keys(grid)
+        present = set(self._keys)
         self._leave_out({c.node_id for c in self._clients.values()} - present, "is no longer connected")
         self._asked = {node: when for node, when in self._asked.items() if node in present}
         self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
@@ -163,7 +171,9 @@ class Roster:
             if not is_no_answer(asked[node_id]):
                 problems += self._take_in(asked[node_id], node_id)
         if asked:
-            log(INFO, "%s clients take part", len(self._clients))
+            bound = sum(bool(client.key) for client in self._clients.values())
+            what = f"; the names of {bound} belong to their nodes' keys" if bound else ""
+            log(INFO, "%s clients take part%s", len(self._clients), what)
         return problems
 
     def leave_out(self, nodes: Iterable[int]) -> None:
@@ -204,7 +214,8 @@ class Roster:
     def _take_in(self, reply: Message, node_id: int) -> list[DisueError]:
         """Enter a client, or return and, if it is not known yet, log why it cannot take part."""
         try:
-            client = self._read(reply, node_id)
+            client = replace(self._read(reply, node_id), key=self._keys.get(node_id, ""))
+            self._require_own_name(client)
         except (WireError, DataError, FederationError) as error:
             if self._refusals.get(node_id) != str(error):
                 self._refusals[node_id] = str(error)
@@ -219,6 +230,16 @@ class Roster:
         self._clients[client.name] = client
         self.models[client.name] = client.model
         return []
+
+    def _require_own_name(self, client: Client) -> None:
+        """Raise `WireError` if a client that took part before has the name, and its node had another key."""
+        before = self.away.get(client.name)
+        if before is not None and before.key not in ("", client.key):
+            has = f"has the key {client.key[:16]}" if client.key else "was registered without a key"
+            raise WireError(
+                f"the name '{client.name}' belongs in this run to the node with the key {before.key[:16]}, and this "
+                f"node {has}; start it with that key, or give it another name"
+            )
 
     def _read(self, reply: Message, node_id: int) -> Client:
         if reply.has_error():

@@ -27,22 +27,27 @@ class SeatedGrid(Grid):
         Has the nodes.
     seats : int
         Clients on each node.
+
+    Attributes
+    ----------
+    nodes : Grid
+        As given.
     """
 
     def __init__(self, grid: Grid, seats: int) -> None:
-        self._grid = grid
+        self.nodes = grid
         self._seats = seats
         self._open: dict[str, tuple[Metadata, dict[int, Message]]] = {}
         self._arrived: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
-        self._grid.set_run(run)
+        self.nodes.set_run(run)
 
     @property
     def run(self) -> Run:
         """The run."""
-        return self._grid.run
+        return self.nodes.run
 
     def create_message(
         self,
@@ -53,11 +58,15 @@ class SeatedGrid(Grid):
         ttl: float | None = None,
     ) -> Message:
         """Create a message."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+        return self.nodes.create_message(content, message_type, dst_node_id, group_id, ttl)
 
     def get_node_ids(self) -> list[int]:
         """Return the ids of all clients."""
-        return [node * self._seats + seat for node in self._grid.get_node_ids() for seat in range(self._seats)]
+        return [client for node in self.nodes.get_node_ids() for client in self.clients_of(node)]
+
+    def clients_of(self, node: int) -> range:
+        """Return the ids of the clients on a node."""
+        return range(node * self._seats, (node + 1) * self._seats)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send messages, one to each node for all of its clients that are asked the same kind of question."""
@@ -71,7 +80,7 @@ class SeatedGrid(Grid):
             Message(bundle({s: m.content for s, m in group.items()}), node, kind, ttl=ttl, group_id=group_id)
             for (node, kind, group_id, ttl), group in groups.items()
         ]
-        sent = list(self._grid.push_messages(bundles)) if bundles else []
+        sent = list(self.nodes.push_messages(bundles)) if bundles else []
         ids: dict[int, str] = {}
         for bundle_id, group in zip(sent, groups.values(), strict=False):
             for seat, message in group.items():
@@ -85,7 +94,7 @@ class SeatedGrid(Grid):
         """Return the replies to these messages, as far as they are there."""
         wanted = list(message_ids)
         bundles = {message_id.rpartition("/")[0] for message_id in wanted if message_id not in self._arrived}
-        for reply in self._grid.pull_messages([bundle_id for bundle_id in self._open if bundle_id in bundles]):
+        for reply in self.nodes.pull_messages([bundle_id for bundle_id in self._open if bundle_id in bundles]):
             bundle_id = reply.metadata.reply_to_message_id
             if bundle_id not in self._open:
                 continue

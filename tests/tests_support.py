@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 
 from disue.cli.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
 from disue.models import State
@@ -72,6 +73,7 @@ class ChangingGrid(InlineGrid):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
+        self._added = 0
         self.silent: set[int] = set()
         """Nodes that are listed and do not answer; messages wait for them, as in a SuperLink."""
 
@@ -89,10 +91,12 @@ class ChangingGrid(InlineGrid):
         """Connect a node again under the id that it had."""
         self._contexts[context.node_id] = context
 
-    def add_node(self, node_config: dict[str, object]) -> None:
-        """Add a node under an id that was never used."""
-        node_id = 10 * FIRST_NODE_ID + len(self._contexts)
+    def add_node(self, node_config: dict[str, object]) -> int:
+        """Add a node under an id that was never used, and return it."""
+        self._added += 1
+        node_id = 10 * FIRST_NODE_ID + self._added
         self._contexts[node_id] = Context(RUN_ID, node_id, node_config, RecordDict(), {})  # type: ignore[arg-type]
+        return node_id
 
 
 class RecordingGrid(InlineGrid):
@@ -106,3 +110,21 @@ class RecordingGrid(InlineGrid):
         replies = super().pull_messages(message_ids)
         self.received += replies
         return replies
+
+
+class KeyedGrid(ChangingGrid):
+    """A grid that knows its nodes as a SuperLink does: each has a key, and a name if it was registered with its key."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.registered: dict[int, bytes] = {}
+        """The keys of registered nodes."""
+
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return what is known of the nodes."""
+        return [
+            NodeInfo(node_id=node, public_key=self.registered[node], name=f"node-{node}")
+            if node in self.registered
+            else NodeInfo(node_id=node, public_key=b"new at each start: %d" % node)
+            for node in self.get_node_ids()
+        ]

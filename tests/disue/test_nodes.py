@@ -1,3 +1,5 @@
+import math
+
 import pytest
 
 from disue.errors import ConfigError
@@ -31,6 +33,29 @@ def test_a_node_has_data_of_its_own_or_a_part_of_a_dataset() -> None:
         ({"partition-id": "0", "num-partitions": 2}, "partition-id: got '0'; input should be a valid integer"),
         ({"partition-id": -1, "num-partitions": 2}, "partition-id: got -1"),
         ({"partition-id": 2, "num-partitions": 2}, "partition-id: got 2; num-partitions is 2, use 0 to 1"),
+        ({"name": "a", "data-path": "/d", "max-epsilon": 0.0}, "max-epsilon: got 0.0; input should be greater than 0"),
+        ({"name": "a", "data-path": "/d", "max-epsilon": math.nan}, "max-epsilon: got nan; input should be"),
+        ({"name": "a", "data-path": "/d", "max-epsilon": math.inf}, "max-epsilon: got inf; input should be a finite"),
+        (
+            {"name": "a", "data-path": "/d", "max-epsilon": True},
+            "max-epsilon: got True; input should be a valid number",
+        ),
+        ({"name": "a", "data-path": "/d", "max-epsilon": "3"}, "max-epsilon: got '3'; input should be a valid number"),
+        ({"name": "a", "data-path": "/d", "max-delta": 1.0}, "max-delta: got 1.0; input should be less than 1"),
+        ({"name": "a", "data-path": "/d", "min-dp-noise": -1}, "min-dp-noise: got -1; input should be greater than 0"),
+        ({"name": "a", "data-path": "/d", "min-noise": 1.0}, "no such key 'min-noise' (did you mean 'min-dp-noise'?)"),
+        (
+            {"name": "a", "data-path": "/d", "max-epsilon": 3, "privacy": "secure"},
+            "max-epsilon: got 3, which needs privacy 'dp', beside what needs 'secure'",
+        ),
+        (
+            {"name": "a", "data-path": "/d", "max-epsilon": 3, "max-sketch-size": 8},
+            "max-sketch-size: got 8, which needs privacy 'secure', beside what needs 'dp'",
+        ),
+        (
+            {"name": "a", "data-path": "/d", "max-sketch-size": 0},
+            "max-sketch-size: got 0; input should be greater than",
+        ),
     ],
 )
 def test_a_node_config_that_cannot_be_meant_is_one_clear_line(node_config: dict[str, object], words: str) -> None:

@@ -151,7 +151,7 @@ def inspected(demo: Demo) -> dict[str, dict[str, Any]]:
 def test_up_alone_gives_a_finished_demo(demo: Demo, tmp_path: Path) -> None:
     assert demo.status == 0, demo.log[-8000:]
     said = [line for line in demo.log.splitlines() if re.search(r"\brun[-_]1\b", line)]
-    for words in ("[ROUND 1/2]", "[ROUND 2/2]", "finished:completed", "4 clients take part"):
+    for words in ("[ROUND 1/2]", "[ROUND 2/2]", "finished:completed", "4 clients take part; the names of 4 belong"):
         assert any(words in line for line in said), words
     check_run_directory(demo.results, 2, simulate(tmp_path / "run"))
 
@@ -187,16 +187,35 @@ def test_the_containers_are_healthy_unprivileged_and_read_only(demo: Demo) -> No
     assert "Read-only file system" in demo.inside("clientapp-1", "touch", "/data/x").stdout
 
 
-def test_a_clients_executor_reaches_its_supernode_and_nothing_else(demo: Demo) -> None:
-    code = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
-    address = inspected(demo)["superlink"]["NetworkSettings"]["Networks"]
-    superlink = next(iter(address.values()))["IPAddress"]
-    assert demo.inside("clientapp-1", "python", "-c", code, "supernode", "9094").returncode == 0
-    assert "gaierror" in demo.inside("clientapp-1", "python", "-c", code, "superlink", "8000").stdout
-    by_address = demo.inside("clientapp-1", "python", "-c", code, superlink, "8000")
-    assert by_address.returncode == 1
-    assert re.search("unreachable|timed out", by_address.stdout), by_address.stdout
-    assert demo.inside("supernode-1", "python", "-c", code, superlink, "8000").returncode == 0
+CONNECT = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+
+
+def test_a_container_reaches_what_the_page_says_and_nothing_else(demo: Demo) -> None:
+    """The networks of all services are compared with the page in tests/test_docker.py.
+
+    By address: to look a name up in vain takes ten seconds.
+    """
+
+    def reaches(service: str, host: str, port: int) -> str:
+        """Return the error; empty: it is reached."""
+        done = demo.inside(service, "python", "-c", CONNECT, host, str(port))
+        return done.stdout.splitlines()[-1] if done.returncode else ""
+
+    project = demo.environment["COMPOSE_PROJECT_NAME"]
+    networks = {service: container["NetworkSettings"]["Networks"] for service, container in inspected(demo).items()}
+    for one, other, port in (("clientapp-1", "supernode", 9094), ("supernode-1", "superlink", 8000)):
+        assert reaches(one, other, port) == ""
+    for one, other, network, port in (
+        ("clientapp-1", "superlink", "node-1", 8000),
+        ("supernode-2", "supernode-1", "node-1", 9094),
+        ("serverapp", "supernode-1", "node-1", 9094),
+    ):
+        address = networks[other][f"{project}_{network}"]["IPAddress"]
+        assert re.search("unreachable|timed out", reaches(one, address, port)), (one, other)
+    names = set().union(*networks.values())
+    assert len(names) == 10
+    for network in json.loads(output("docker", "network", "inspect", *names)):
+        assert network["Internal"], network["Name"]
 
 
 ACQUIRE_TASK = """
@@ -213,10 +232,12 @@ except urllib.error.HTTPError as error:
 """
 
 
-@pytest.mark.parametrize("address", ["https://superlink:8000", "http://supernode-1:9094"])
-def test_a_stranger_in_the_network_gets_no_task_of_an_executor(demo: Demo, address: str) -> None:
+@pytest.mark.parametrize(
+    ("stranger", "address"), [("supernode-2", "https://superlink:8000"), ("superlink", "http://supernode-1:9094")]
+)
+def test_a_stranger_in_the_network_gets_no_task_of_an_executor(demo: Demo, stranger: str, address: str) -> None:
     """Whoever has not the secret that a server shares with its own executor is given no work, and so no token."""
-    answer = demo.inside("supernode-2", "python", "-c", ACQUIRE_TASK, address)
+    answer = demo.inside(stranger, "python", "-c", ACQUIRE_TASK, address)
     assert re.match("40[13] ", answer.stdout), answer.stdout
     assert "authent" in answer.stdout.lower()
 

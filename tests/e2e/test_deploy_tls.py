@@ -66,7 +66,9 @@ def freeze(process: psutil.Process) -> list[psutil.Process]:
 
 
 def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deployment, tmp_path: Path) -> None:
-    assert "finished:completed" in (deployment.work / "blocks.log").read_text()
+    said = (deployment.work / "blocks.log").read_text()
+    assert "finished:completed" in said
+    assert "4 clients take part; the names of 4 belong to their nodes' keys" in said
     check_run_directory(deployment.work / "runs" / "tls", 2, simulate(tmp_path / "run"))
 
 

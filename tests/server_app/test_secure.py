@@ -23,25 +23,38 @@ from server_app.run import execute
 
 SAME = {"clients": 9, "prototypes": "cluster", "num_server_rounds": 3, "local_epochs": 2, "seed": 4}
 ACCURACIES = ("universal_accuracy", "expert_accuracy", "personal_accuracy", "worst_decile_accuracy")
+ROUNDED = ("expert_accuracy", "personal_accuracy", "worst_decile_accuracy")
+"""What clients tell; the server measures the universal expert itself."""
+HALF_A_STEP = 0.5 / 10 + 1e-9  # of a client with fewer than 20 test examples
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        {},
-        {"signature": "last-layer", "fraction_train": 0.7, "scenario": "rotation", "num_clusters": 2, "clients": 14},
+        {"initialisation": "blend"},
+        {"initialisation": "learned"},
+        {
+            "initialisation": "blend",
+            "signature": "last-layer",
+            "fraction_train": 0.7,
+            "scenario": "rotation",
+            "num_clusters": 2,
+            "clients": 14,
+        },
         {"method": "fedavg"},
     ],
-    ids=["descriptions", "updates", "fedavg"],
+    ids=["descriptions", "learned", "updates", "fedavg"],
 )
 def test_secure_equals_plain(run, settings: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
+    near_models = 0.01 if settings.get("initialisation") == "learned" else 1e-4  # from fits, which are rounded
     plain = run(**(SAME | settings))
     secure = run(**(SAME | settings), privacy="secure", sketch_size=256)
     for before, after in zip(plain.rows, secure.rows, strict=True):
         assert after["num_clusters"] == before["num_clusters"]
         assert after["ari"] == before["ari"]
         for key in (*ACCURACIES, "universal_loss", "train_loss"):
-            assert after[key] == (before[key] if before[key] is None else pytest.approx(before[key], abs=1e-3)), key
+            near = HALF_A_STEP if key in ROUNDED else 1e-3
+            assert after[key] == (before[key] if before[key] is None else pytest.approx(before[key], abs=near)), key
         for key in ("clients_ok", "client_steps"):
             assert after[key] == before[key]
     for path in plain.directory.rglob("*.safetensors"):
@@ -52,7 +65,7 @@ def test_secure_equals_plain(run, settings: dict[str, Any]) -> None:  # type: ig
             for directory in (plain.directory, secure.directory)
         )
         for name, tensor in tensors.items():
-            torch.testing.assert_close(others[name], tensor, rtol=0.0, atol=1e-4)
+            torch.testing.assert_close(others[name], tensor, rtol=0.0, atol=near_models)
 
 
 def vectors_in(message: Message) -> list[np.ndarray]:

@@ -168,7 +168,7 @@ def test_a_reply_of_another_node_is_none(messages: list[str]) -> None:
     grid = some_grid(nodes=2, seats=2)
     ids = grid.get_node_ids()
     sent = grid.push_messages([HelloRequest().to_message(node) for node in ids])
-    inner = grid._grid
+    inner = grid.nodes
     original, honest = inner.pull_messages, list[int]()
 
     def forged(message_ids: Any) -> list[Message]:
