@@ -25,6 +25,7 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key
 from numpy.typing import NDArray
 from torch import Tensor
 
+from disue.fields import LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
 from disue.models import State
 from disue.signature import Signature
 
@@ -193,7 +194,20 @@ class Contribution:
             name: (part / n).view_as(tensor).to(tensor.dtype)
             for part, (name, tensor) in zip(parts, like.items(), strict=True)
         }
+        _require_usual(state, signature, float(loss / n))
         return cls(int(n), float(loss / n), int(steps), state, signature)
+
+
+def _require_usual(state: State, signature: Signature | None, loss: float) -> None:
+    """Raise `ValueError` for means that no client may send by itself."""
+    bounded = {name: (tensor, LARGEST_PARAMETER) for name, tensor in state.items()}
+    if signature is not None:
+        bounded["prototypes"] = signature.prototypes, LARGEST_FEATURE
+    for name, (tensor, most) in bounded.items():
+        if float(tensor.abs().max()) > most:
+            raise ValueError(f"{name} has values beyond {most:g}")
+    if abs(loss) > LARGEST_LOSS:
+        raise ValueError(f"its loss is {loss:g}")
 
 
 def vector_sizes(like: State, with_signature: bool) -> list[int]:

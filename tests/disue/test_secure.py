@@ -138,6 +138,9 @@ def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> N
         (0, -3.0, "it is of -3 examples"),
         (3, -1.0, "negative or not finite"),
         (3, 1000.0, "it counts the labels of"),
+        (6, 1e9, "prototypes has values beyond 1e"),
+        (-1, 1e9, "head.bias has values beyond 1e"),
+        (1, 1e12, "its loss is 3.4"),
     ],
 )
 def test_a_sum_that_no_clients_can_have_is_refused(position: int, value: float, reason: str) -> None:

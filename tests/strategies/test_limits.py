@@ -1,16 +1,20 @@
 """What is too long, or stands for too much, against loops."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import ArrayRecord, Message
+from hypothesis import given
+from hypothesis import strategies as st
 from tests_support import ChangingGrid, answering_app, honest, shifted
 
+from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
 from strategies.fedavg import FedAvg
-from strategies.limits import Lengths, Limits
+from strategies.limits import Lengths, Limits, bounded_fits, capped
 from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
@@ -102,6 +106,53 @@ def test_an_implausible_client_is_named_counted_and_touches_no_model(
     assert (outcome.clients_ok, outcome.clients_failed, outcome.clients_rejected) == (3, 0, 1)
     assert (outcome.train_loss, outcome.client_steps) == (0.5, 3)
     assert [said for said in messages if said.startswith("client-2: update rejected: ") and reason in said]
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 1.0, 2.0, 5.0, 100.0, 1e12]) | st.floats(0.0, 1e12), min_size=1, max_size=9),
+    st.floats(1.0, 20.0),
+    st.sampled_from([0.0, 3.0]),
+)
+def test_no_number_counts_for_more_than_the_median_of_the_others_allows(
+    values: list[float], times: float, usual: float
+) -> None:
+    told = {str(i): value for i, value in enumerate(values)}
+    counted = capped(told, times, usual)
+    assert counted.keys() == told.keys()
+    for name, value in told.items():
+        others = [other for key, other in told.items() if key != name]
+        most = times * max(float(np.median(others)), usual) if others else math.inf
+        assert counted[name] == pytest.approx(min(value, most or math.inf))
+    assert capped(told, 0.0) == told
+
+
+@pytest.mark.parametrize("lie", [0.0, 1e9])
+def test_one_of_a_clusters_fits_moves_their_sum_by_two_of_the_others(lie: float) -> None:
+    fits = [0.9, 1.1, 1.3, 1.2]
+    guessing = math.log(10)
+    assert bounded_fits(fits, guessing) == fits
+    assert abs(sum(bounded_fits([*fits[:3], lie], guessing)) - sum(fits)) <= 2 * 1.1
+    assert bounded_fits([lie], guessing) == [min(lie, 2 * guessing)]
+
+
+def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_proportion(  # type: ignore[no-untyped-def]
+    make_updates, messages: list[str]
+) -> None:
+    counts = torch.tensor([6.0, 3.0, 1.0])
+    signature = Signature(counts, torch.ones(3, 64))
+    updates = [replace(own, num_examples=10, signature=signature, train_loss=0.5) for own in make_updates(4)]
+    lying = replace(
+        updates[2], num_examples=10**6, signature=Signature(1e5 * counts, torch.ones(3, 64)), train_loss=1e9
+    )
+    limits = Limits(max_weight=10.0)
+    for _ in range(2):
+        counted = limits.weighed([*updates[:2], lying, updates[3]])
+        assert [own.num_examples for own in counted] == [10, 10, 100, 10]
+        assert counted[2].signature.label_counts.tolist() == [60.0, 30.0, 10.0]
+        assert counted[2].train_loss == 10.0
+        assert all(torch.equal(own.signature.label_counts, counts) for own in (*counted[:2], counted[3]))
+    said = "client-2 says num-examples of 1e+06; it counts as 100, max-weight bounds it by the others'"
+    assert [line for line in messages if "client-2" in line] == [said]  # once
 
 
 def test_honest_clients_with_much_more_data_than_most_are_not_rejected(run) -> None:  # type: ignore[no-untyped-def]

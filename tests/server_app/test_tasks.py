@@ -1,0 +1,85 @@
+"""What clients with data of their own agree on, when one of them lies about its own."""
+
+from collections.abc import Callable
+
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from tests_support import ChangingGrid
+
+from disue.config import RunConfig
+from disue.errors import FederationError
+from disue.task import DataSummary
+from disue.wire import EvaluateReply, HelloReply
+from server_app.scoring import by_clients
+from server_app.tasks import prepare_data
+from strategies.roster import Roster
+
+HONEST = DataSummary(("cat", "dog"), (0.4,), (0.3,))
+
+
+@pytest.fixture
+def gathered() -> Callable[..., Roster]:
+    """Return the clients that said hello: ``gathered(a=(examples, summary), ...)``."""
+
+    def gather(**told: tuple[int, DataSummary]) -> Roster:
+        app = ClientApp()
+
+        @app.query()
+        def hello(message: Message, context: Context) -> Message:
+            name = str(context.node_config["name"])
+            return HelloReply(name, told[name][0], -1, 0, "mlp", told[name][1]).to_message(message)
+
+        roster = Roster(0)
+        roster.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), 2, 0.2)
+        return roster
+
+    return gather
+
+
+def config(**settings: object) -> RunConfig:
+    return RunConfig.from_flower({"dataset": "own", "input-shape": "1x8x8", "proxy": "generator", **settings})
+
+
+def test_a_client_that_claims_much_moves_the_normalisation_little(  # type: ignore[no-untyped-def]
+    gathered, messages: list[str]
+) -> None:
+    black = DataSummary(("cat",), (0.0,), (0.0,))
+    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(80, HONEST), d=(100, HONEST), e=(10**12, black))
+    task = prepare_data(config(), roster).task
+    weight = 1000 / 1400  # ten times the median of the others'
+    mean = (1 - weight) * 0.4
+    assert task.mean[0] == pytest.approx(mean)
+    assert task.std[0] == pytest.approx(((1 - weight) * (0.3**2 + 0.4**2) - mean**2) ** 0.5)
+    assert any("e says num-examples of 1e+12; it counts as 1000" in said for said in messages)
+    honest = prepare_data(config(**{"max-weight": 1.0}), gathered(a=(100, HONEST), b=(100, HONEST), c=(10**12, black)))
+    assert honest.task.mean[0] == pytest.approx(2 / 3 * 0.4)  # who needs more protection lowers it
+
+
+def test_a_claim_beyond_all_measure_costs_that_client_alone(gathered, messages: list[str]) -> None:  # type: ignore[no-untyped-def]
+    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(2**62, HONEST))
+    assert [client.name for client in roster.clients] == ["a", "b"]
+    assert any("num-examples is 4611686018427387904; expected an integer from 0 to 10^12" in said for said in messages)
+
+
+def test_a_client_with_far_more_classes_than_the_others_is_refused(gathered, messages: list[str]) -> None:  # type: ignore[no-untyped-def]
+    many = DataSummary(tuple(f"class {i}" for i in range(101)), (0.4,), (0.3,))
+    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many))
+    assert prepare_data(config(), roster).task.class_names == ("cat", "dog")
+    assert any("c: it has 101 classes; max-weight allows 100 beside the others'" in said for said in messages)
+    assert (
+        len(prepare_data(config(**{"max-weight": 0.0}), gathered(a=(1, HONEST), b=(1, many))).task.class_names) == 103
+    )
+    with pytest.raises(FederationError, match="min-clients: 2 clients take part and 3 are needed; .* too many classes"):
+        prepare_data(config(**{"min-clients": 3}), gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many)))
+
+
+def test_a_client_that_claims_many_test_examples_does_not_decide_the_reported_accuracy() -> None:
+    def reply(accuracy: float, examples: int, loss: float) -> EvaluateReply:
+        return EvaluateReply(examples, accuracy, loss, accuracy)
+
+    told = {name: reply(0.5, 10, 0.7) for name in "abcd"} | {"e": reply(1.0, 10**12, 1e9)}
+    found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", max_weight=10.0).universal
+    assert found is not None
+    assert found.accuracy == pytest.approx((40 * 0.5 + 100 * 1.0) / 140)
+    assert found.loss == pytest.approx((40 * 0.7 + 100 * 10.0) / 140)
