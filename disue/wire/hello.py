@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from disue.errors import WireError
-from disue.naming import LONGEST_NAME
+from disue.naming import LONGEST_NAME, normal_name
 from disue.source import source_hash
 from disue.task import DataSummary
 from disue.wire.reading import integer, read_config, read_metrics
@@ -95,6 +95,7 @@ def _read_summary(config: ConfigRecord, metrics: MetricRecord) -> DataSummary | 
 def _text(config: ConfigRecord, key: str) -> str:
     if not isinstance(value := config.get(key), str):
         raise WireError(f"the hello reply's {key} is {value!r}; expected text")
+    value = normal_name(value)
     if not 0 < len(value) <= LONGEST_NAME or not value.isprintable():
         raise WireError(f"the hello reply's {key} is {value[:LONGEST_NAME]!r}; expected 1 to {LONGEST_NAME} letters")
     return value
