@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from disue.data.images import from_array, images_below, read_image, read_images
+from disue.data.folders import images_below
+from disue.data.images import from_array, read_image, read_images
 from disue.errors import DataError
 
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 12), st.integers(4, 12))
