@@ -39,9 +39,9 @@ class Found:
     def remark(self) -> str:
         """What is left out, for a line of text; empty if that is nothing."""
         reasons = sorted(self.left_out.items(), key=lambda item: (-len(item[1]), item[0]))
-        parts = [f"{len(names)} {reason} ({quoted(sorted(names), SHOWN)})" for reason, names in reasons[:REASONS]]
+        parts = [f"{reason} ({len(names)}: {quoted(sorted(names), SHOWN)})" for reason, names in reasons[:REASONS]]
         if rest := reasons[REASONS:]:
-            parts.append(f"{sum(len(names) for _, names in rest)} for {len(rest)} other reasons")
+            parts.append(f"others for {len(rest)} further reasons ({sum(len(names) for _, names in rest)})")
         return one_line(f"left out: {'; '.join(parts)}") if parts else ""
 
     @property
@@ -122,12 +122,12 @@ def _sort_in(found: Found, path: Path) -> None:
     try:
         is_file = stat.S_ISREG(path.stat().st_mode)
     except OSError as error:
-        _leave_out(found, path, f"that cannot be opened, {(error.strerror or type(error).__name__).lower()}")
+        _leave_out(found, path, f"what cannot be opened, {(error.strerror or type(error).__name__).lower()}")
         return
     if not is_file:
-        _leave_out(found, path, "that are no files")
+        _leave_out(found, path, "what is no file")
     elif path.suffix.lower() in SUFFIXES:
         found.paths.append(path)
     else:
         ending = path.suffix.lower()
-        _leave_out(found, path, f"with the ending {ending}" if ending else "without an ending")
+        _leave_out(found, path, f"files with the ending {ending}" if ending else "files without an ending")

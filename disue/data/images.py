@@ -209,8 +209,8 @@ def tell_of_others(path: Path, name: str) -> None:
 def from_array(x: np.ndarray, shape: Shape) -> Tensor:
     """Return an array of images as pixels in 0..1, (examples, channels, height, width).
 
-    Three axes are (examples, height, width) in grey. Of four, the last or the second counts the channels: 1 or 3. Bytes
-    (uint8) are divided by 255; floats must be from 0 to 1 and are taken as they are.
+    Three axes are (examples, height, width) in grey, and the width is not 1 or 3. Of four, the last or the second
+    counts the channels: 1 or 3. Bytes (uint8) are divided by 255; floats must be from 0 to 1 and are taken as they are.
 
     Raises
     ------
@@ -233,6 +233,10 @@ def from_array(x: np.ndarray, shape: Shape) -> Tensor:
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 3 and x.shape[2] in (1, 3):
+        raise DataError(
+            f"x is {x.shape}; the last axis looks like channels, use (n, height, width, channels), n=1 for one image"
+        )
     if x.ndim == 3 and min(x.shape[1:]) > 0:
         return x[:, None]
     if x.ndim == 4 and min(x.shape[1:]) > 0:

@@ -69,8 +69,9 @@ def test_whoever_reads_a_folder_follows_its_links_and_says_what_is_left_out(
         assert reader(folder) == 8 + 2 + 1
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == (
-        f"'{folder}': left out: 2 with the ending .heic ('cat/a.heic', 'cat/b.HEIC'); 1 hidden ('cat/.c.png'); "
-        "1 that cannot be opened, no such file or directory ('cat/gone.png'); 1 with the ending .txt ('dog/notes.txt')"
+        f"'{folder}': left out: files with the ending .heic (2: 'cat/a.heic', 'cat/b.HEIC'); "
+        "files with the ending .txt (1: 'dog/notes.txt'); hidden (1: 'cat/.c.png'); "
+        "what cannot be opened, no such file or directory (1: 'cat/gone.png')"
     )
 
 
@@ -80,7 +81,7 @@ def test_nothing_is_said_where_nothing_is_left_out_and_an_error_says_it_too(
 ) -> None:
     assert reader(write(tmp_path / "all", *(f"{'cat' if i % 2 else 'dog'}/{i}.png" for i in range(10)))) == 10
     assert not caplog.records
-    with pytest.raises(DataError, match="left out: 12 with the ending .heic .'cat/0.heic', .* and 9 more"):
+    with pytest.raises(DataError, match="left out: files with the ending .heic .12: 'cat/0.heic', .* and 9 more"):
         reader(write(tmp_path / "none", *(f"cat/{i}.heic" for i in range(12))))
 
 
@@ -105,7 +106,7 @@ def test_links_that_go_round_are_followed_once(tmp_path: Path) -> None:
     assert {reason: sorted(names) for reason, names in found.left_out.items()} == {
         "links to a folder around them": ["a/far-up", "a/up", "c/back", "c/deep/up"],
         "folders that are read already": ["a/other", "again"],
-        "that cannot be opened, too many levels of symbolic links": ["a/self"],
+        "what cannot be opened, too many levels of symbolic links": ["a/self"],
     }
 
 
@@ -123,7 +124,7 @@ def test_pipes_and_sockets_are_named_and_a_folder_may_be_called_like_an_image(tm
     os.mkfifo(tmp_path / "pipe.png")
     found = search(tmp_path)
     assert found_in(tmp_path) == ["a.png/1.png"]
-    assert found.left_out == {"that are no files": ["pipe.png"], "without an ending": ["READMEe"]}
+    assert found.left_out == {"what is no file": ["pipe.png"], "files without an ending": ["READMEe"]}
 
 
 def test_a_name_cannot_spoil_the_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -131,7 +132,7 @@ def test_a_name_cannot_spoil_the_line(tmp_path: Path, caplog: pytest.LogCaptureF
     assert as_inputs(tmp_path) == 1
     (said,) = [record.getMessage() for record in caplog.records]
     assert said.isprintable()
-    assert said.endswith("; 293 for 293 other reasons")
+    assert said.endswith("; others for 293 further reasons (293)")
     assert len(said) < 1000
 
 
