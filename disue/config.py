@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from disue.errors import ConfigError
+from disue.naming import normal_name
 from disue.registry import suggestion
 from disue.task import LARGEST_SIDE, SMALLEST_SIDE, Shape
 
@@ -345,6 +346,7 @@ class RunConfig(BaseModel):
     @field_validator("classes")
     @classmethod
     def _several_classes(cls, value: str) -> str:
+        value = normal_name(value)
         names = _words(value)
         if value and (len(names) < 2 or not all(names) or len(set(names)) < len(names)):
             raise ValueError("use the names of at least 2 classes, separated by commas, each once")

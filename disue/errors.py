@@ -6,6 +6,9 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, err
 """What the system says when nothing more can be written."""
 LONGEST_LINE = 2000
 """Letters of a message."""
+LOGGER = "flwr.disue"
+"""The logger for what users should know of their data: below Flower's, which writes the logs of servers and clients. A
+command that does not load Flower prints its warnings on stderr."""
 
 
 class DisueError(Exception):

@@ -16,7 +16,7 @@ from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from disue.errors import WireError, quoted_value
-from disue.naming import LONGEST_NAME
+from disue.naming import LONGEST_NAME, normal_name
 
 MOST_EXAMPLES = 10**12
 """Examples of one client."""
@@ -142,10 +142,13 @@ class Text(Field):
         return f"printable text of 1 to {self.longest} letters"
 
     def check(self, value: Any, key: str) -> str:
-        """Return the text; raise `WireError` if it is none, too long, or cannot be printed."""
-        if not isinstance(value, str) or not 0 < len(value) <= self.longest or not value.isprintable():
+        """Return the text as names are compared; raise `WireError` if it is none, too long, or cannot be printed."""
+        if not isinstance(value, str) or len(value) > 10 * self.longest:
             raise self.refuse(value, key)
-        return value
+        text = normal_name(value)
+        if not 0 < len(text) <= self.longest or not text.isprintable():
+            raise self.refuse(value, key)
+        return text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,12 +1,22 @@
 """Stable client names: what a client is known by, and the order clients are taken in."""
 
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 
 from disue.errors import DataError
 
 LONGEST_NAME = 100
 """Letters of the name of a client or of a class."""
+
+
+def normal_name(name: str) -> str:
+    """Return the name of a class or a client in Unicode's composed form (NFC).
+
+    Systems write the same letters as different code points: an umlaut may be one, or a vowel and two dots. Every name
+    passes through here before it is compared, whatever it comes from.
+    """
+    return unicodedata.normalize("NFC", name)
 
 
 def client_name(node_config: Mapping[str, object]) -> str:
@@ -18,7 +28,7 @@ def client_name(node_config: Mapping[str, object]) -> str:
         If the node config has neither.
     """
     if name := node_config.get("name"):
-        return str(name)
+        return normal_name(str(name))
     if "partition-id" in node_config:
         return f"client-{node_config['partition-id']}"
     raise DataError("the node config has neither 'name' nor 'partition-id'; start the node with --node-config")

@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from disue.config import Privacy
 from disue.errors import ConfigError
-from disue.naming import LONGEST_NAME, client_name
+from disue.naming import LONGEST_NAME, client_name, normal_name
 from disue.registry import suggestion
 
+Name = Annotated[
+    str,
+    Field(min_length=1, max_length=LONGEST_NAME),
+    BeforeValidator(lambda value: normal_name(value) if isinstance(value, str) else value),
+]
 Text = Annotated[str, Field(min_length=1)]
 LIMITS: dict[str, Privacy] = {
     "max_epsilon": "dp",
@@ -32,7 +37,7 @@ class NodeConfig(BaseModel):
         allow_inf_nan=False,
     )
 
-    name: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)] | None = None
+    name: Name | None = None
     data_path: Text | None = None
     partition_id: Annotated[int, Field(ge=0)] | None = None
     num_partitions: Annotated[int, Field(ge=1)] | None = None

@@ -121,6 +121,12 @@ def read_npz(path: Path, names: Set[str]) -> dict[str, np.ndarray[Any, Any]]:
     return arrays
 
 
+def array_names(path: Path) -> set[str]:
+    """Return the names of the arrays in an ``.npz`` file that `read_npz` reads."""
+    with zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
 def _member(archive: zipfile.ZipFile, name: str, most: int) -> np.ndarray[Any, Any]:
     about = archive.getinfo(name)
     if about.compress_type not in COMPRESSIONS:

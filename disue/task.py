@@ -10,7 +10,7 @@ from torch import Tensor
 
 from disue.errors import DataError, WireError
 from disue.fields import Reals, Texts, fields_of
-from disue.naming import LONGEST_NAME, by_name
+from disue.naming import LONGEST_NAME, by_name, normal_name
 
 Shape = tuple[int, int, int]
 """Channels, height and width of one input."""
@@ -21,6 +21,9 @@ LARGEST_SIDE = 2048
 MOST_CLASSES = 2**16
 SMALLEST_STD = 1e-3
 PIXELS = "part of all clients' mean and deviation, by which inputs are normalised; weighted as `num-examples` says"
+MANY_CLASSES = 10
+FEW_EXAMPLES = 3
+"""Of each class, on average: where there are many classes and no more examples, no classifier learns them."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Task:
         return len(self.class_names)
 
     def __post_init__(self) -> None:
-        check_class_names(self.class_names)
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names))
         channels, *sides = self.shape if len(self.shape) == 3 else (0,)
         if channels not in (1, 3) or not all(1 <= side <= LARGEST_SIDE for side in sides):
             raise ValueError(f"the shape is {self.shape}; expected 1 or 3 channels and sides of at most {LARGEST_SIDE}")
@@ -108,7 +111,7 @@ class DataSummary:
     std: Annotated[tuple[float, ...], Reals(PIXELS, high=0.5, most=3)]
 
     def __post_init__(self) -> None:
-        check_class_names(self.class_names)
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names))
         if not len(self.mean) == len(self.std) > 0:
             raise ValueError(f"mean and std have {len(self.mean)} and {len(self.std)} channels")
         # Values in 0..1 deviate from their mean by no more than one half; a hair more is rounding.
@@ -120,16 +123,17 @@ class DataSummary:
                 raise ValueError(str(error)) from None
 
 
-def check_class_names(names: Sequence[str]) -> None:
-    """Raise ValueError if these are no names of classes."""
+def checked_class_names(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of classes as they are compared; raise ValueError if they cannot be that."""
     if not 0 < len(names) <= MOST_CLASSES:
         raise ValueError(f"there are {len(names)} class names; expected 1 to {MOST_CLASSES}")
-    texts = [name for name in names if isinstance(name, str)]  # on the wire they may be anything
+    texts = [normal_name(name) for name in names if isinstance(name, str)]  # on the wire they may be anything
     bad = [name for name in texts if not name.isprintable() or not 0 < len(name) <= LONGEST_NAME]
     if bad or len(set(texts)) < len(names):
         raise ValueError(
             f"the class names are {list(names)!r}; expected printable names, each once, of up to {LONGEST_NAME} letters"
         )
+    return tuple(texts)
 
 
 def require_known(class_names: Sequence[str], known: Sequence[str]) -> None:
@@ -140,6 +144,19 @@ def require_known(class_names: Sequence[str], known: Sequence[str]) -> None:
             f"classes that this run does not have: {quoted(unknown)}; it has {quoted(known)}; "
             "name all of them with the run config key 'classes'"
         )
+
+
+def doubts(num_classes: int, num_examples: int) -> str:
+    """Return a warning where there are nearly as many classes as examples, else an empty string.
+
+    Such labels are rather quantities, as in a regression, or the numbers of the examples.
+    """
+    if num_classes < MANY_CLASSES or num_examples >= FEW_EXAMPLES * num_classes:
+        return ""
+    return (
+        f"{num_classes} classes in {num_examples} examples; if the labels are quantities (a regression target) or "
+        "numbers of examples, no classifier can learn them: make a few classes of them"
+    )
 
 
 def quoted(names: Sequence[str], most: int = 20) -> str:

@@ -1,7 +1,7 @@
 """What the server knows of the run's data: a dataset that it divides, or what clients with their own agree on."""
 
 from dataclasses import dataclass
-from logging import INFO
+from logging import INFO, WARNING
 
 from flwr.common.logger import log
 from torch import Tensor
@@ -10,10 +10,10 @@ from disue.config import RunConfig
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError, FederationError
 from disue.files import user_path
-from disue.task import DataSummary, Task, agree, quoted, require_known
+from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
 from strategies.limits import capped, tell_capped
 from strategies.proxies import find_images
-from strategies.roster import Roster
+from strategies.roster import Client, Roster
 
 DISTILLING = ("disue", "feddf")
 """Methods that need a proxy set."""
@@ -104,7 +104,19 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
         return build_federation(config, clients[0].num_partitions)  # the same for all: `Roster` sees to it
     roster.task = roster.task or _agreed_task(config, roster)
     log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
+    _warn_of_classes(config, roster.task, roster.clients)
     return AgreedData(roster.task)
+
+
+def _warn_of_classes(config: RunConfig, task: Task, clients: list[Client]) -> None:
+    """Log where there are nearly as many classes as examples: in all, or else at one of the clients."""
+    told = [client for client in clients if client.summary is not None and client.num_examples > 0]
+    if len(told) == len(clients) and (doubt := doubts(task.num_classes, sum(one.num_examples for one in told))):
+        log(WARNING, "all clients together have %s", doubt)
+    elif config.privacy == "plain":  # else each client is said to have all classes
+        for client in told:
+            if client.summary and (doubt := doubts(len(client.summary.class_names), client.num_examples)):
+                log(WARNING, "%s has %s", client.name, doubt)
 
 
 def _agreed_task(config: RunConfig, roster: Roster) -> Task:

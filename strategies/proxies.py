@@ -8,7 +8,8 @@ from torch import Tensor
 
 from disue.config import RunConfig
 from disue.data import RunData, load_dataset
-from disue.data.images import fit_to, images_below, read_images
+from disue.data.folders import Found, search
+from disue.data.images import fit_to, read_images
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.seeding import numpy_rng
@@ -42,9 +43,10 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
             raise ConfigError(f"proxy: got '{config.proxy}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
         return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape)
-    paths = find_images(user_path(where, "proxy"))
-    chosen = rng.permutation(len(paths))[: config.proxy_size or USUAL_SIZE]
-    return read_proxy([paths[i] for i in sorted(chosen)], data.task)
+    found = _search(user_path(where, "proxy"))
+    found.tell()
+    chosen = rng.permutation(len(found.paths))[: config.proxy_size or USUAL_SIZE]
+    return read_proxy([found.paths[i] for i in sorted(chosen)], data.task)
 
 
 def is_foreign(proxy: str) -> bool:
@@ -60,15 +62,21 @@ def find_images(directory: Path) -> list[Path]:
     DataError
         If it is not a directory, or has fewer than ten.
     """
+    return _search(directory).paths
+
+
+def _search(directory: Path) -> Found:
     if not directory.is_dir():
         raise DataError(f"proxy: '{directory}' is not a directory")
     try:
-        paths = images_below(directory)
+        found = search(directory)
     except OSError as error:
         raise DataError(f"proxy: '{error.filename}' cannot be read ({error.strerror})") from None
-    if len(paths) < MIN_SIZE:
-        raise DataError(f"proxy: '{directory}' has {len(paths)} images; at least {MIN_SIZE} are needed")
-    return paths
+    if len(found.paths) < MIN_SIZE:
+        raise DataError(
+            f"proxy: '{directory}' has {len(found.paths)} images; at least {MIN_SIZE} are needed{found.excuse}"
+        )
+    return found
 
 
 def read_proxy(paths: list[Path], task: Task) -> Tensor:

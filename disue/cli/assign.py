@@ -14,7 +14,8 @@ from client_app.training import label_counts
 from disue.cli.views import number
 from disue.comparing import scaled_prototypes
 from disue.data import Examples
-from disue.data.images import images_below, read_arrays
+from disue.data.folders import images_below
+from disue.data.images import read_arrays
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import ConfigError, DataError

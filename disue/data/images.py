@@ -1,9 +1,9 @@
 """Images of any size, kind and number of channels, made to what a model takes. The rules are in the docstrings."""
 
+import logging
 import math
-import os
 import warnings
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,38 +13,21 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from disue.errors import DataError
-from disue.npy import read_npz
-from disue.task import Shape
+from disue.data.folders import SHOWN, SUFFIXES
+from disue.errors import LOGGER, DataError, one_line
+from disue.npy import array_names, read_npz
+from disue.task import Shape, quoted
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"})
 LUMINANCE = (0.299, 0.587, 0.114)
 """Red, green and blue in grey (ITU-R BT.601)."""
 CHUNK = 256
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Those that are read, whatever a file is called: Pillow knows others, one of which starts a program to be read."""
-
-
-def images_below(directory: Path) -> list[Path]:
-    """Return the image files below a directory, by their endings, sorted by path.
-
-    Hidden files and folders are left alone; symbolic links to folders are not followed.
-
-    Raises
-    ------
-    OSError
-        If a folder may not be read: its images would be missing in silence.
-    """
-    found: list[Path] = []
-    for folder, folders, files in os.walk(directory, onerror=_give_up):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = (Path(folder, name) for name in files if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
-    return sorted(found)
-
-
-def _give_up(error: OSError) -> None:
-    raise error
+ARRAYS = frozenset({"x", "y", "classes"})
+"""The arrays of an ``.npz`` file that have a meaning."""
+FAINT = 0.1
+"""Ink is laid on black where on white it has less than this share of the contrast."""
+logger = logging.getLogger(LOGGER)
 
 
 def fit_to(x: Tensor, shape: Shape) -> Tensor:
@@ -64,8 +47,11 @@ def fit_to(x: Tensor, shape: Shape) -> Tensor:
 def read_image(path: Path, channels: int, name: str) -> Tensor:
     """Read a file as pixels in 0..1, (1, channels, height, width).
 
-    It is turned as its EXIF data say. Palettes are looked up and transparency is dropped; grey of 16 bits is divided by
-    65535, all else is read as 8 bits and divided by 255. Of an animation the first frame counts.
+    It is turned as its EXIF data say. Palettes are looked up. Grey of 16 bits is divided by 65535; all else is read as
+    8 bits and divided by 255. Of a file with several pictures the first is read.
+
+    What is transparent is laid on white; on black where on white next to nothing would be seen, as of white ink. A
+    picture of which neither shows anything is read without its transparency.
 
     Parameters
     ----------
@@ -80,37 +66,78 @@ def read_image(path: Path, channels: int, name: str) -> Tensor:
     DataError
         If it is not an image that can be read, or has more than 89,478,485 pixels (Pillow's limit for harmless ones).
     """
+    return _read(path, channels, name)[0]
+
+
+def _read(path: Path, channels: int, name: str) -> tuple[Tensor, bool]:
+    """Return what `read_image` does, and whether the file has further pictures."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what is odd in it
+        if path.exists() and not path.is_file():  # a pipe or a device might never end
+            raise ValueError("it is no file")
+        # Pillow gets an open file: of a path it may map the pixels into memory, and then in the wrong rows.
+        with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # of what is odd in it
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
+                # A camera's second picture (MPO) is a smaller copy of the first, or the other eye's.
+                more = image.format != "MPO" and bool(getattr(image, "is_animated", False))
+                _scale_transparency(image)
                 pixels = _pixels(ImageOps.exif_transpose(image), channels)
     except Exception as error:  # every format has a decoder of its own, with errors of its own
         raise DataError(f"'{name}' cannot be read ({_reason(error, path)})") from None
     x = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
-    return x.expand(-1, channels, -1, -1)
+    return x.expand(-1, channels, -1, -1), more
+
+
+def _scale_transparency(image: Image.Image) -> None:
+    """Give the transparent colour as many bits as the pixels are read with; Pillow leaves it as it is in the file."""
+    told, tile = image.info.get("transparency"), getattr(image, "tile", None)
+    kind = tile[0][3] if tile else None
+    if image.format == "PNG" and isinstance(told, int) and kind in ("L;2", "L;4"):
+        image.info["transparency"] = told * {"L;2": 85, "L;4": 17}[kind]
+    elif image.format == "PNG" and isinstance(told, tuple) and kind == "RGB;16B":
+        image.info["transparency"] = tuple(value >> 8 for value in told)
 
 
 def _pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Return (height, width, channels) in 0..1; of 16 bits, one channel."""
+    mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
         raise ValueError("pixels are floats; put such images into an .npz file")
     if image.mode.startswith("I"):
-        pixels = np.array(image, dtype=np.float32)[..., None]
-        pixels /= 65535.0
+        pixels = np.array(image, dtype=np.float32) / np.float32(65535.0)
+        if isinstance(clear := image.info.get("transparency"), int):
+            there = pixels != np.float32(clear) / np.float32(65535.0)
+            pixels = _laid(pixels, lambda white: np.where(there, pixels, np.float32(white)))
     else:
-        pixels = np.array(image.convert("L" if channels == 1 else "RGB"), dtype=np.float32)
-        pixels = pixels.reshape(*image.size[::-1], channels)
-        pixels /= 255.0
+        pixels = _bytes(image, mode)
+        if image.has_transparency_data and (ink := image.convert("RGBA")).getchannel("A").getextrema() != (255, 255):
+            grounds = [Image.new("RGBA", ink.size, colour) for colour in ("black", "white")]
+            pixels = _laid(pixels, lambda white: _bytes(Image.alpha_composite(grounds[white], ink), mode))
+    if pixels.shape[:2] != image.size[::-1]:
+        raise ValueError(f"it says {image.size[0]}x{image.size[1]} pixels and has others")
     if pixels.min() < 0.0 or pixels.max() > 1.0:
         raise ValueError("pixels have more than 16 bits")
-    return pixels
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def _bytes(image: Image.Image, mode: str) -> np.ndarray:
+    return np.array(image.convert(mode), dtype=np.float32) / np.float32(255.0)
+
+
+def _laid(alone: np.ndarray, lay: Callable[[bool], np.ndarray]) -> np.ndarray:
+    """Return pixels laid on white, on black, or on nothing, whichever is the first to show the ink."""
+    on_white, on_black = lay(True), lay(False)
+    white, black = (float(pixels.std(axis=(0, 1)).max()) for pixels in (on_white, on_black))
+    if max(white, black) == 0.0:
+        return alone
+    return on_black if white < FAINT * black else on_white
 
 
 def _reason(error: Exception, path: Path) -> str:
     """Return why, without the path: who reads it need not know where another one's files are."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image"
+        known = path.suffix.lower() in SUFFIXES
+        return "not an image" if known else f"not an image of a kind that is read: {', '.join(FORMATS)}"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
     return reason.replace(str(path), path.name)
 
@@ -118,8 +145,18 @@ def _reason(error: Exception, path: Path) -> str:
 def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Tensor:
     """Return files as pixels in 0..1, (files, channels, height, width); see `read_image` and `fit_to`."""
     x = _room(len(paths), shape)
+    several, blank = [], []
     for i, (path, name) in enumerate(zip(paths, names, strict=True)):
-        x[i] = fit_to(read_image(path, shape[0], name), shape)[0]
+        pixels, more = _read(path, shape[0], name)
+        x[i] = fit_to(pixels, shape)[0]
+        several += [name] if more else []
+        blank += [name] if bool((pixels == pixels[0, :, :1, :1].unsqueeze(0)).all()) else []
+    if several:
+        logger.warning(
+            one_line(f"files of which only the first picture is read: {len(several)} ({quoted(several, SHOWN)})")
+        )
+    if blank:
+        logger.warning(one_line(f"pictures in which all pixels are alike: {len(blank)} ({quoted(blank, SHOWN)})"))
     return x.clamp_(0.0, 1.0)  # antialiasing overshoots by rounding
 
 
@@ -163,11 +200,17 @@ def _room(count: int, shape: Shape) -> Tensor:
     return torch.empty(count, *shape)
 
 
+def tell_of_others(path: Path, name: str) -> None:
+    """Log the arrays of an ``.npz`` file of which nothing is read."""
+    if others := sorted(array_names(path) - ARRAYS):
+        logger.warning(one_line(f"'{name}': left out: arrays of other names ({quoted(others, SHOWN)})"))
+
+
 def from_array(x: np.ndarray, shape: Shape) -> Tensor:
     """Return an array of images as pixels in 0..1, (examples, channels, height, width).
 
-    Three axes are (examples, height, width) in grey. Of four, the last or the second counts the channels: 1 or 3. Bytes
-    (uint8) are divided by 255; floats must be from 0 to 1 and are taken as they are.
+    Three axes are (examples, height, width) in grey, and the width is not 1 or 3. Of four, the last or the second
+    counts the channels: 1 or 3. Bytes (uint8) are divided by 255; floats must be from 0 to 1 and are taken as they are.
 
     Raises
     ------
@@ -190,6 +233,10 @@ def from_array(x: np.ndarray, shape: Shape) -> Tensor:
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
+    if x.ndim == 3 and x.shape[2] in (1, 3):
+        raise DataError(
+            f"x is {x.shape}; the last axis looks like channels, use (n, height, width, channels), n=1 for one image"
+        )
     if x.ndim == 3 and min(x.shape[1:]) > 0:
         return x[:, None]
     if x.ndim == 4 and min(x.shape[1:]) > 0:

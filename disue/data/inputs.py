@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disue.data.images import from_array, images_below, read_arrays, read_images
+from disue.data.folders import search
+from disue.data.images import from_array, read_arrays, read_images, tell_of_others
 from disue.errors import DataError
 from disue.files import user_path
 from disue.task import Shape
@@ -68,16 +69,18 @@ def _read(path: Path, shape: Shape) -> Inputs:
 
 def _images_of(folder: Path) -> list[Path]:
     try:
-        files = images_below(folder)
+        found = search(folder)
     except OSError as error:
         raise DataError(f"'{error.filename}' cannot be read ({error.strerror})") from None
-    if not files:
-        raise DataError(f"'{folder}' has no images")
-    return files
+    if not found.paths:
+        raise DataError(f"'{folder}' has no images{found.excuse}")
+    found.tell()
+    return found.paths
 
 
 def _read_npz(path: Path, shape: Shape) -> Inputs:
     x = read_arrays(path, str(path), {"x"})["x"]
+    tell_of_others(path, str(path))
     try:
         pixels = from_array(x, shape)
     except DataError as error:

@@ -1,5 +1,6 @@
 """A client's own data: a folder of images, one folder per class, or an ``.npz`` file."""
 
+import logging
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,21 +11,24 @@ from torch import Tensor
 
 from disue.data.datasets import Examples
 from disue.data.federation import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
-from disue.data.images import from_array, images_below, read_arrays, read_images
+from disue.data.folders import images_below, search
+from disue.data.images import from_array, read_arrays, read_images, tell_of_others
 from disue.data.scenarios import NO_GROUP
-from disue.errors import DataError
+from disue.errors import LOGGER, DataError
+from disue.naming import normal_name
 from disue.seeding import torch_rng
-from disue.task import DataSummary, Shape, Task
+from disue.task import DataSummary, Shape, Task, doubts
 
 KEPT = 4
 """How many clients' data a process keeps in memory: one on a real machine, some in the inline engine."""
+logger = logging.getLogger(LOGGER)
 
 Fingerprint = tuple[tuple[str, int, int], ...]
 
 
 @dataclass(frozen=True)
 class OwnData:
-    """Pixels in 0..1, (examples, channels, height, width), labels, and the names of the classes that occur."""
+    """Pixels in 0..1, (examples, channels, height, width), labels, and the names (NFC) of the classes that occur."""
 
     x: Tensor
     y: Tensor
@@ -97,6 +101,8 @@ def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name
 @lru_cache(maxsize=KEPT)
 def _open(root: Path, _fingerprint: Fingerprint, shape: Shape, test_fraction: float, seed: int, name: str) -> OwnSplit:
     data = read_own(root, shape)
+    if doubt := doubts(len(data.class_names), len(data.y)):
+        logger.warning("%s: %s", name, doubt)
     return OwnSplit(data, *split(data.y, test_fraction, seed, name))
 
 
@@ -121,20 +127,23 @@ def _why(error: Exception) -> str:
 
 
 def _read_folder(root: Path, shape: Shape) -> OwnData:
-    paths = images_below(root)
-    names = [path.relative_to(root) for path in paths]
+    found = search(root)
+    names = [path.relative_to(root) for path in found.paths]
     for name in names:
         if len(name.parts) == 1:
             raise DataError(f"'{name}' is in no class; expected a folder of images for each class")
-    if not paths:
-        raise DataError("data-path has no images; expected a folder of images for each class")
-    class_names = tuple(sorted({name.parts[0] for name in names}))
-    y = torch.tensor([class_names.index(name.parts[0]) for name in names], dtype=torch.int64)
-    return OwnData(read_images(paths, shape, [name.as_posix() for name in names]), y, class_names)
+    if not found.paths:
+        raise DataError(f"data-path has no images; expected a folder of images for each class{found.excuse}")
+    found.tell()
+    classes = [normal_name(name.parts[0]) for name in names]
+    class_names = tuple(sorted(set(classes)))
+    y = torch.tensor([class_names.index(name) for name in classes], dtype=torch.int64)
+    return OwnData(read_images(found.paths, shape, [name.as_posix() for name in names]), y, class_names)
 
 
 def _read_npz(path: Path, shape: Shape) -> OwnData:
     arrays = read_arrays(path, path.name, {"x", "y"}, {"classes"})
+    tell_of_others(path, path.name)
     x, y = arrays["x"], arrays["y"]
     try:
         classes, labels = _labels(y, len(x) if x.ndim else 0, arrays.get("classes"))
@@ -151,12 +160,15 @@ def _labels(y: np.ndarray, num_examples: int, told: np.ndarray | None) -> tuple[
         raise DataError("x has no images")
     if int(y.min()) < 0:
         raise DataError(f"y has the label {int(y.min())}; expected 0 or more")
-    if told is not None and (told.ndim != 1 or told.dtype.kind != "U" or len(set(told.tolist())) != len(told)):
+    if told is not None and (told.ndim != 1 or told.dtype.kind != "U"):
         raise DataError("classes is not a list of names, each once")
-    if told is not None and int(y.max()) >= len(told):
-        raise DataError(f"y has the label {int(y.max())}; there are {len(told)} classes, so at most {len(told) - 1}")
+    known = None if told is None else [normal_name(name) for name in told.tolist()]
+    if known is not None and len(set(known)) < len(known):
+        raise DataError("classes is not a list of names, each once")
+    if known is not None and int(y.max()) >= len(known):
+        raise DataError(f"y has the label {int(y.max())}; there are {len(known)} classes, so at most {len(known) - 1}")
     values, labels = np.unique(y, return_inverse=True)
-    names = tuple(str(value) if told is None else str(told[value]) for value in values)
+    names = tuple(str(value) if known is None else known[value] for value in values)
     return names, torch.from_numpy(labels.astype(np.int64))
 
 

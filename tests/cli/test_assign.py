@@ -157,3 +157,19 @@ def test_bad_input_is_one_line(
     ]:
         result = run(clients=2, method=method, num_server_rounds=1)
         assert what in refused("assign", str(result.directory), str(tmp_path / data))  # type: ignore[attr-defined]
+
+
+def test_what_is_left_out_of_a_folder_is_said_once(
+    finished: Path, files: list[Path], tmp_path: Path, said: Callable[..., tuple[str, str]], messages: list[str]
+) -> None:
+    data = np.load(files[0])
+    for i, (image, label) in enumerate(zip(data["x"], data["y"], strict=True)):
+        (tmp_path / "kept" / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).astype(np.uint8)).save(tmp_path / "kept" / str(label) / f"{i}.png")
+    (tmp_path / "new").mkdir()
+    for folder in (tmp_path / "kept").iterdir():
+        (tmp_path / "new" / folder.name).symlink_to(folder)
+    (tmp_path / "new" / "photo.heic").write_bytes(b"")
+    out, _ = said("assign", finished, tmp_path / "new")
+    assert f"{len(data['y'])} labelled images" in out
+    assert messages == [f"'{tmp_path / 'new'}': left out: files with the ending .heic (1: 'photo.heic')"]

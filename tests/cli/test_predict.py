@@ -143,3 +143,13 @@ def test_a_name_that_would_steer_the_terminal_is_shown_as_it_is(
     odd.write_bytes((pictures / "png" / "00.png").read_bytes())
     out, _ = said("predict", finished, odd)
     assert "\x1b" not in out
+
+
+def test_what_is_left_out_of_a_folder_is_said_beside_the_predictions(
+    finished: Path, pictures: Path, tmp_path: Path, said: Callable[..., tuple[str, str]], messages: list[str]
+) -> None:
+    (tmp_path / "linked").symlink_to(pictures / "png")
+    (tmp_path / "photo.heic").write_bytes(b"")
+    out, _ = said("predict", finished, tmp_path, "--format", "json")
+    assert len(json.loads(out)) == 12
+    assert messages == [f"'{tmp_path}': left out: files with the ending .heic (1: 'photo.heic')"]

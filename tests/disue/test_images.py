@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from disue.data.images import from_array, images_below, read_image, read_images
+from disue.data.folders import images_below
+from disue.data.images import from_array, read_image, read_images
 from disue.errors import DataError
 
 shapes = st.tuples(st.sampled_from([1, 3]), st.integers(4, 12), st.integers(4, 12))
@@ -71,6 +72,9 @@ def test_an_even_image_stays_even(shape: tuple[int, int, int], value: int) -> No
         (np.zeros((2, 5, 5, 4), dtype=np.uint8), r"x is \(2, 5, 5, 4\); expected .* with 1 or 3 channels"),
         (np.zeros((2, 3, 9, 3), dtype=np.uint8), "the second and the last axis could both be channels"),
         (np.zeros((2, 0, 5), dtype=np.uint8), r"x is \(2, 0, 5\); expected"),
+        (np.zeros((5, 5, 3), dtype=np.uint8), r"x is \(5, 5, 3\); the last axis looks like channels"),
+        (np.zeros((5, 5, 1), dtype=np.uint8), r"x is \(5, 5, 1\); the last axis looks like channels"),
+        (np.zeros((2, 5, 5, 2), dtype=np.uint8), r"x is \(2, 5, 5, 2\); expected .* with 1 or 3 channels"),
         (np.zeros((2, 25), dtype=np.uint8), r"x is \(2, 25\); expected"),
         (np.zeros((), dtype=np.uint8), r"x is \(\); expected"),
     ],

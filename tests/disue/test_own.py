@@ -10,6 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_diabetes
 
 from disue.data import own
 from disue.data.own import OwnSplit, open_own, split
@@ -200,3 +201,14 @@ def test_data_are_read_once_until_they_change(tmp_path: Path, monkeypatch: pytes
     assert opened(folder) is opened(folder)
     Image.new("L", (6, 6)).save(folder / "b" / "9.png")
     assert len(opened(folder).data.y) == 7
+
+
+def test_a_quantity_in_the_place_of_classes_is_doubted_by_the_client(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = load_diabetes().target.astype(int)
+    x = np.zeros((len(target), 6, 6), dtype=np.uint8)
+    opened(write_npz(tmp_path / "a.npz", x=x, y=target))
+    assert [record.getMessage().split(";")[0] for record in caplog.records] == [
+        "hospital-a: 214 classes in 442 examples"
+    ]

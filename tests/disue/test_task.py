@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disue.errors import DataError
-from disue.task import DataSummary, Task, agree
+from disue.task import DataSummary, Task, agree, doubts
 
 SHAPE = (1, 2, 2)
 
@@ -56,3 +56,13 @@ def test_unknown_classes_of_a_client_are_named() -> None:
     task = Task(("a", "b"), SHAPE, (0.5,), (0.2,))
     with pytest.raises(DataError, match="does not have: 'c', 'd'; it has 'a', 'b'"):
         task.indices(("d", "a", "c"))
+
+
+@pytest.mark.parametrize(
+    ("classes", "examples", "doubtful"),
+    [(214, 442, True), (214, 354, True), (10, 10, True), (9, 9, False), (10, 30, False), (100, 50000, False)],
+)
+def test_nearly_as_many_classes_as_examples_are_doubted(classes: int, examples: int, doubtful: bool) -> None:
+    said = doubts(classes, examples)
+    assert bool(said) == doubtful
+    assert not doubtful or said.startswith(f"{classes} classes in {examples} examples; if the labels are quantities")
