@@ -202,16 +202,12 @@ def load_run(directory: str | Path) -> Run:
         raise DataError(f"'{place}' is no directory; name the directory of a run")
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
-    settings = read_text(place / "config.toml", run_settings)
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     if summary.get("status") != "completed":
         why = " ".join(str(summary.get("error")).split())
         how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
         raise DataError(f"'{place}': this run is not finished ({how}); name a run that was completed")
-    try:
-        config = RunConfig.from_flower(settings["run"])
-    except ConfigError as error:
-        raise DataError(f"'{place / 'config.toml'}': {error}") from None
+    config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
     task = read_text(place / "config.toml", lambda text: _task(run_settings(text)["task"]))
     if not (place / f"{UNIVERSAL}.safetensors").is_file():
         raise DataError(f"'{place / UNIVERSAL}.safetensors' is missing; {ADVICE}")

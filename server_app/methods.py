@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -48,11 +49,15 @@ METHODS: Registry[Callable[[RunConfig, Roster, RunData, torch.device], Federated
 GROUPINGS: Registry[Callable[[RunConfig, Roster, RunData], Grouping]] = Registry("clusterer")
 """What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
 
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS),
+)
+"""The parts that a run config names; each registry's ``key`` is the key that names one."""
+
 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for the first value that names a part which does not exist, or does not fit another."""
-    registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS]  # type: ignore[type-arg]
-    for registry in registries:
+    for registry in REGISTRIES:
         registry[getattr(config, registry.key)]
     for model in config.models_of_clients:
         check_model(config, model, "client-models")

@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
-from disue.files import append, part_of, user_path, whole, write_tensors, write_whole
+from disue.files import LARGEST, append, part_of, user_path, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
@@ -201,7 +200,8 @@ class Recorder:
             **outcome.extra,
         }
         row = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+            key: None if isinstance(value, float) and not -LARGEST < value < LARGEST else value
+            for key, value in row.items()
         }
         self._clusters |= outcome.clusters
         self._rows.append(row)

@@ -123,7 +123,9 @@ def compare(
         typer.Option(metavar="NAME", help="A set of methods: `ablation`, all parts of disue on, off and exchanged."),
     ] = None,
     scenarios: Annotated[str, typer.Option(metavar="X,Y", help="Scenarios.")] = "label-groups",
-    seeds: Annotated[str, typer.Option(metavar="N|LIST", help="A count from 0, or a list: `7,8,9`.")] = "3",
+    seeds: Annotated[
+        str, typer.Option(metavar="N|LIST", help="A count from 0, up to 20; or a list: `7,8,9`, `0-2`; of one: `904,`.")
+    ] = "3",
     datasets: Annotated[str, typer.Option(metavar="D,E", help="Datasets.")] = "digits",
     clients: Annotated[int, typer.Option(min=1, help="Number of simulated clients.")] = 12,
     assignments: Annotated[
