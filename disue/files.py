@@ -23,6 +23,7 @@ LARGEST = 1e300
 """Of numbers in files; they are added, and multiplied by small ones."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 ADVICE = "run it again, or restore the file"
+OTHER_MODEL = "restore the file, or the code of the model that made it"
 OTHER_VERSION = "the run is of another version of DisUE, or the file was changed"
 NOT_PARSED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, csv.Error)
 """What parsers raise where a text is not what they expect."""

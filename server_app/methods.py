@@ -9,6 +9,7 @@ import torch
 from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
+from disue.model_check import check_networks
 from disue.models import MODELS, State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.registry import Registry
@@ -143,7 +144,16 @@ def check_groups(config: RunConfig, data: RunData) -> None:
 
 
 def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
-    """Build the configured method."""
+    """Build the configured method; raise `ConfigError` if it cannot work with the clients' models."""
+    check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
+    check_task({config.model, *(client.model for client in roster.known)})
+    check_name = roster.check_model
+
+    def check_newcomer(model: str) -> None:
+        check_name(model)
+        check_task([model])
+
+    roster.check_model = check_newcomer
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
     strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm)

@@ -15,6 +15,7 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError
 from disue.files import disk_errors
+from disue.model_check import check_networks
 from disue.models import build_model, get_state
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
@@ -73,6 +74,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
+        check_networks(config.models_of_clients, federation.task.shape, federation.task.num_classes)
         if config.proxy != "generator":
             load_proxy(config, federation)
 

@@ -47,15 +47,15 @@ def test_every_number_has_two_bounds_and_what_they_let_through_is_read_again(key
 
 
 @pytest.mark.parametrize("key", NUMBERS)
-@pytest.mark.parametrize("value", [1e300, 1e19, -1e19, 5e-324, math.inf, math.nan, 10**30, 2**63, -(2**63) - 1])
-def test_a_number_of_any_size_is_refused_by_name_or_read_again(key: str, value: float) -> None:
-    try:
-        config = RunConfig.from_flower({key: value})
-    except ConfigError as error:
-        assert str(error).startswith(f"{key}: got ")
-    else:
-        assert bounds(key)[0] <= value <= bounds(key)[1]
-        assert read_again(config) == config
+def test_a_number_of_any_size_is_refused_by_name_or_read_again(key: str) -> None:
+    least, greatest = bounds(key)
+    for value in (1e300, 1e19, -1e19, 5e-324, math.inf, math.nan, 10**30, 2**63, -(2**63) - 1):
+        if least <= value <= greatest and (NUMBERS[key].annotation is float or isinstance(value, int)):
+            config = RunConfig.from_flower({key: value})
+            assert read_again(config) == config
+        else:
+            with pytest.raises(ConfigError, match=f"^{key}: got "):
+                RunConfig.from_flower({key: value})
 
 
 def _values(key: str) -> st.SearchStrategy[Any]:
@@ -105,9 +105,21 @@ def test_what_is_beyond_the_bounds_in_a_file_is_not_called_damage(spoilt: Path) 
 
 def test_a_run_with_numbers_at_their_ends_goes_on(run) -> None:  # type: ignore[no-untyped-def]
     far = {
-        **{"seed": 2**63 - 1, "max-norm": 1e9, "clip-norm": 1e9, "prototype-limit": 1e9, "max-examples": 10**12},
-        **{"prototype-weight": 1e6, "temperature": 1e4, "round-timeout": 1e7, "join-timeout": 1e7, "prox-mu": 1e-300},
-        **{"reply-memory": 10**9, "alpha": 1e6, "clients-at-once": 10**6, "student-share": 1e-6, "num-clusters": 2},
+        "seed": 2**63 - 1,
+        "max-norm": 1e9,
+        "clip-norm": 1e9,
+        "prototype-limit": 1e9,
+        "max-examples": 10**12,
+        "prototype-weight": 1e6,
+        "temperature": 1e4,
+        "round-timeout": 1e7,
+        "join-timeout": 1e7,
+        "prox-mu": 1e-300,
+        "reply-memory": 10**9,
+        "alpha": 1e6,
+        "clients-at-once": 10**6,
+        "student-share": 1e-6,
+        "num-clusters": 2,
     }
     first = run(clients=4, num_server_rounds=1, global_test_size=200, **far)
     summary = run_inline(resumed_config({"resume-from": str(first.directory), "num-server-rounds": 2}), 4)
