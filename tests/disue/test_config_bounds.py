@@ -21,6 +21,9 @@ from server_app.resume import read_settings, resumed_config
 
 NUMBERS = {str(field.alias): field for field in RunConfig.model_fields.values() if field.annotation in (int, float)}
 
+GAPS = {"prox-mu": (-1.0, 0.0), "max-norm": (0.0, 1.0), "prototype-limit": (0.0, 1.0)}
+"""Between bounds, and yet not allowed."""
+
 
 def bounds(key: str) -> tuple[Any, Any]:
     """Return the least and the greatest value that a key declares."""
@@ -50,7 +53,12 @@ def test_every_number_has_two_bounds_and_what_they_let_through_is_read_again(key
 def test_a_number_of_any_size_is_refused_by_name_or_read_again(key: str) -> None:
     least, greatest = bounds(key)
     for value in (1e300, 1e19, -1e19, 5e-324, math.inf, math.nan, 10**30, 2**63, -(2**63) - 1):
-        if least <= value <= greatest and (NUMBERS[key].annotation is float or isinstance(value, int)):
+        gap = GAPS.get(key, (0.0, 0.0))
+        if (
+            least <= value <= greatest
+            and not gap[0] < value < gap[1]
+            and (NUMBERS[key].annotation is float or isinstance(value, int))
+        ):
             config = RunConfig.from_flower({key: value})
             assert read_again(config) == config
         else:
@@ -64,8 +72,8 @@ def _values(key: str) -> st.SearchStrategy[Any]:
         least, greatest = bounds(key)
         if isinstance(default, int):
             return st.integers(least, greatest)
-        apart = {"prox-mu": (-1.0, 0.0), "max-norm": (0.0, 1.0), "prototype-limit": (0.0, 1.0)}.get(key)
-        return st.just(apart[0]) | st.floats(apart[1], greatest) if apart else st.floats(least, greatest)
+        gap = GAPS.get(key)
+        return st.just(gap[0]) | st.floats(gap[1], greatest) if gap else st.floats(least, greatest)
     if key in ("output-dir", "resume-from", "data-dir", "dataset", "method"):
         return st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
     return st.booleans() if isinstance(default, bool) and key != "robust" else st.just(default)
