@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from logging import WARNING
 from typing import Any
 
 import torch
+from flwr.common.logger import log
 
 from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
@@ -15,6 +17,7 @@ from disue.objective import LocalObjective
 from disue.registry import Registry
 from disue.secure import FEWEST
 from disue.seeding import derive_seed
+from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
 from strategies.base import FederatedStrategy
 from strategies.cfl import CFL
@@ -154,6 +157,8 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
         check_task([model])
 
     roster.check_model = check_newcomer
+    for doubt in doubts(config, data):
+        log(WARNING, doubt)
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
     strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm)

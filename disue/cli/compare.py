@@ -69,7 +69,7 @@ def compare(
     )
     console = Console(highlight=False)
     cells = _applicable(cells, console)
-    _preflight(cells)
+    _preflight(cells, console)
     with _locked(output):
         known = {cell.name: summary for cell in cells if (summary := cell.summary())}
         pending = [cell for cell in cells if cell.name not in known]
@@ -229,13 +229,20 @@ def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
     return kept
 
 
-def _preflight(cells: list[Cell]) -> None:
-    """Check one cell of each kind before any runs."""
+def _preflight(cells: list[Cell], console: Console) -> None:
+    """Check one cell of each kind before any runs, and say what is doubtful in them."""
+    from disue.data import build_federation
+    from server_app.doubts import doubts
     from server_app.run import preflight
 
     kinds = {(cell.dataset, cell.scenario, cell.label): cell for cell in reversed(cells)}
     for cell in kinds.values():
         preflight(cell.config.model_copy(update={"output_dir": str(cell.root / "new")}), cell.clients)
+    found = [
+        line for cell in kinds.values() for line in doubts(cell.config, build_federation(cell.config, cell.clients))
+    ]
+    for line in dict.fromkeys(found):
+        console.print(f"warning: {line}", soft_wrap=True, markup=False)
 
 
 def _run(

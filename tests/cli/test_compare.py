@@ -246,6 +246,16 @@ def test_where_every_run_fails_there_is_no_table(tmp_path: Path, capsys: pytest.
     assert "are in" not in printed
 
 
+def test_what_is_doubtful_is_said_once_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("disue.cli.compare.run_cells", lambda cells, workers, on_done: [])
+    compare(**options(tmp_path / "out", methods="fedavg,local", assignments=[*QUICK, "num-groups=9"]))
+    printed = capsys.readouterr().out
+    assert printed.count("warning: num-groups: got 9; there are 6 clients, so 3 of the groups are empty\n") == 1
+    assert printed.count("warning: num-groups: got 9; scenario 'dirichlet' plants no groups") == 1
+
+
 def test_an_error_of_any_kind_costs_one_run_only(tmp_path: Path) -> None:
     blocked = tmp_path / "out/cells/digits-label-groups-local-seed7"
     blocked.parent.mkdir(parents=True)
