@@ -258,7 +258,7 @@ def part_of(path: Path) -> Path:
 
 def append(path: Path, text: str) -> None:
     """Add to a file, and see that it is on the disk; raise `DiskError` if that is full."""
-    with disk_errors(path), path.open("a", newline="") as file:
+    with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -269,7 +269,7 @@ class Recorder:
             "expert_accuracy",
             "personal_accuracy",
         ]
-        with whole(self.directory / "clients.csv") as part, part.open("w", newline="") as file:
+        with whole(self.directory / "clients.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for client in (self.clients[name] for name in by_name(self.clients)):

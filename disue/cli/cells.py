@@ -174,7 +174,7 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "source": source_hash(),
         }
-        write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n"))
+        write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n", encoding="utf-8"))
         return {**summary, **record}
     except DisueError as error:
         return error

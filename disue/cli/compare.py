@@ -186,7 +186,7 @@ def _checked(output: Path) -> Path:
 def _locked(output: Path) -> Iterator[None]:
     """Keep other comparisons out of the directory, which is made if need be."""
     (output / "cells").mkdir(parents=True, exist_ok=True)
-    with (output / "cells" / ".lock").open("w") as file:
+    with (output / "cells" / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -13,6 +13,9 @@ from disue import errors
 from disue.errors import DisueError, FederationError
 from disue.source import PACKAGES
 
+DECODED = {"encoding": "utf-8", "errors": "replace"}
+"""How what Flower's commands print is read, whatever the locale: see `quiet_environment`."""
+
 
 def copy_app(target: Path) -> Path:
     """Copy the app (its packages and pyproject.toml) from where this process runs it, and return ``target``."""
@@ -41,10 +44,12 @@ def tool(name: str) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return this process's environment with Flower's reports to its makers off, and its commands on the path."""
+    """Return this process's environment with Flower's reports off, its commands on the path, and UTF-8."""
     return os.environ | {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
     }
 
@@ -72,7 +77,7 @@ def run_status(run_id: str | None, connection: str, environment: dict[str, str],
     if run_id is None:
         return "not started"
     command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
-    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False).stdout
+    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, **DECODED).stdout
     try:
         return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):

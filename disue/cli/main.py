@@ -2,13 +2,15 @@
 
 import signal
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 import disue
+from disue.cli.terminal import drop_output, finish_output, prepare_streams
 from disue.errors import DISK_FULL, ConfigError, DataError, DisueError, one_line
 
 app = typer.Typer(
@@ -362,17 +364,28 @@ def _end(number: int, _frame: object) -> None:
 
 def main() -> None:
     """Run the command; bad input ends with one line and status 2, a run that failed with status 1."""
+    prepare_streams()
     for ending in (signal.SIGTERM, signal.SIGHUP):  # so that engines stop what they started, as on Ctrl-C
         if signal.getsignal(ending) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(ending, _end)
     try:
-        app()
+        try:
+            app()
+        finally:
+            finish_output()
     except DisueError as error:
-        typer.echo(f"disue: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError | DataError) else 1)
+        _fail(str(error), 2 if isinstance(error, ConfigError | DataError) else 1)
+    except BrokenPipeError:  # whoever read the output has gone
+        drop_output()
+        sys.exit(1)
     except OSError as error:  # nothing that a traceback explains
-        what = f"'{error.filename or '.'}' cannot be "
+        what = f"'{error.filename}' cannot be " if error.filename else "a file or the output cannot be "
         full = error.errno in DISK_FULL
         what += f"written ({error.strerror}); make room there" if full else f"used ({error.strerror or error})"
+        _fail(what, 1)
+
+
+def _fail(what: str, status: int) -> NoReturn:
+    with suppress(OSError):  # where nobody listens there is the status
         typer.echo(f"disue: {one_line(what)}", err=True)
-        sys.exit(1)
+    sys.exit(status)

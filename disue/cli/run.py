@@ -15,7 +15,7 @@ import tomli_w
 import typer
 
 from disue.assignments import parse_assignments
-from disue.cli.flower import copy_app, quiet_environment, raised, run_status, tool
+from disue.cli.flower import DECODED, copy_app, quiet_environment, raised, run_status, tool
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 
@@ -72,9 +72,9 @@ def _submit(connection: str, config: RunConfig, environment: dict[str, str], wor
     settings = config.model_dump(by_alias=True, exclude_unset=True)
     if settings:
         overrides = work / "run-config.toml"
-        overrides.write_text(tomli_w.dumps(settings))
+        overrides.write_text(tomli_w.dumps(settings), encoding="utf-8")
         command += ["--run-config", str(overrides)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, **DECODED)
     reply = _json(done.stdout)
     if reply.get("success"):
         return str(reply["run-id"])
@@ -99,7 +99,7 @@ def _follow(command: list[str], environment: dict[str, str], work: Path) -> list
     """Run ``command``, print its lines as they come, and return them."""
     lines: list[str] = []
     with subprocess.Popen(
-        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **DECODED
     ) as process:
         try:
             for line in process.stdout or ():
