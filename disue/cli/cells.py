@@ -145,6 +145,12 @@ def _one_thread_for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def cores() -> int:
+    """Return how many cores this process may use: all, where the system does not say."""
+    usable: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def prepare_worker() -> None:
     """Make this process one of many that compute runs: one thread, quiet, and gone with its parent."""
     import torch

@@ -1,7 +1,6 @@
 """`disue compare`: methods x scenarios x seeds, side by side."""
 
 import fcntl
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from disue.assignments import parse_assignments, parse_seeds
-from disue.cli.cells import Cell, Summary, run_cells, seconds_left
+from disue.cli.cells import Cell, Summary, cores, run_cells, seconds_left
 from disue.cli.presets import preset
 from disue.cli.tables import write_results, write_table
 from disue.cli.views import is_live, number
@@ -73,7 +72,7 @@ def compare(
     with _locked(output):
         known = {cell.name: summary for cell in cells if (summary := cell.summary())}
         pending = [cell for cell in cells if cell.name not in known]
-        workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(pending)))
+        workers = min(workers or cores(), max(1, len(pending)))
         console.print(f"{len(cells)} runs, {len(known)} of them finished before; {workers} workers", soft_wrap=True)
         started = time.monotonic()
         try:
