@@ -81,7 +81,7 @@ class RunConfig(BaseModel):
     )
     local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
     batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
-    learning_rate: float = Field(0.03, ge=1e-9, le=1e3, description="SGD learning rate of local training")
+    learning_rate: float = Field(0.03, ge=1e-9, le=1e30, description="SGD learning rate of local training")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
     weight_decay: float = Field(0.0, ge=0.0, le=1e3, description="SGD weight decay")
     prox_mu: float = Field(

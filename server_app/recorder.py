@@ -147,6 +147,10 @@ class Recorder:
         write_whole(directory / "config.toml", tomli_w.dumps(settings))
         write_whole(directory / "metrics.jsonl", "".join(map(_line, rows)))
 
+    def next_round(self) -> int:
+        """Return the number of the round after those that are recorded."""
+        return len(self._rows) + 1
+
     def record_round(
         self,
         outcome: RoundOutcome,

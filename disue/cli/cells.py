@@ -153,12 +153,14 @@ def cores() -> int:
 
 def prepare_worker() -> None:
     """Make this process one of many that compute runs: one thread, quiet, and gone with its parent."""
+    import flwr.common.logger  # noqa: F401  (it makes the handler)
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # what goes wrong in a round is counted in its metrics
+    for handler in logging.getLogger("flwr").handlers:  # warnings are kept in each run's directory
+        handler.setLevel(logging.CRITICAL)
 
 
 def _end_with_parent() -> None:

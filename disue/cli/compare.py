@@ -66,7 +66,7 @@ def compare(
         values=parse_assignments(assignments),
         root=output / "cells",
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     cells = _applicable(cells, console)
     _preflight(cells, console)
     with _locked(output):

@@ -10,7 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import disue
-from disue.cli.terminal import drop_output, finish_output, prepare_streams
+from disue.cli.terminal import drop_output, finish_output, prepare_streams, say
 from disue.errors import DISK_FULL, ConfigError, DataError, DisueError, one_line
 
 app = typer.Typer(
@@ -46,7 +46,7 @@ class Engine(StrEnum):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"disue {disue.__version__}")
+        say(f"disue {disue.__version__}")
         raise typer.Exit
 
 
@@ -215,7 +215,7 @@ def certs(
 
     names, place = [host.strip() for host in hosts.split(",")], user_path(directory, "DIR").absolute()
     make_certificates(place, names, nodes, days)
-    typer.echo(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
+    say(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
 
 
 @app.command()
@@ -387,5 +387,5 @@ def main() -> None:
 
 def _fail(what: str, status: int) -> NoReturn:
     with suppress(OSError):  # where nobody listens there is the status
-        typer.echo(f"disue: {one_line(what)}", err=True)
+        say(f"disue: {one_line(what)}", error=True)
     sys.exit(status)

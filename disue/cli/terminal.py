@@ -33,6 +33,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors=HANDLER)
 
 
+def say(text: str, error: bool = False) -> None:
+    """Print to standard output, or to standard error, in its own encoding: `typer.echo` takes another for ASCII."""
+    print(text, file=sys.stderr if error else sys.stdout, flush=True)
+
+
 def _in_plain_letters(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
