@@ -55,7 +55,8 @@ class Warnings(logging.Handler):
             Returns the number of the round that is under way.
         """
         path = directory / WARNINGS
-        before = [own for own in read_text(path, warned, []) if own.round <= rounds]
+        nothing: list[Warned] = []
+        before = [own for own in read_text(path, warned, nothing) if own.round <= rounds]
         lines = [_line(own) for own in (*before, *(Warned(rounds + 1, text) for text in self._early))]
         if lines:
             write_whole(path, HEADER + "".join(lines))

@@ -15,8 +15,6 @@ from disue import errors
 from disue.errors import DisueError, FederationError
 from disue.source import PACKAGES
 
-DECODED = {"encoding": "utf-8", "errors": "replace"}
-"""How what Flower's commands print is read, whatever the locale: see `quiet_environment`."""
 LOCAL = ("127.0.0.1", "localhost", "::1")
 EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout|Failure)\b.*", re.MULTILINE)
 CAUSED = "The above exception was the direct cause of the following exception:"
@@ -52,7 +50,7 @@ def tool(name: str) -> str:
 def quiet_environment() -> dict[str, str]:
     """Return this process's environment with Flower's reports to its makers off, and its commands on the path.
 
-    Where there is a proxy, connections to this machine go around it. The commands print UTF-8 (`DECODED`).
+    Where there is a proxy, connections to this machine go around it. The commands print UTF-8.
     """
     return os.environ | {
         "FLWR_TELEMETRY_ENABLED": "0",
@@ -112,7 +110,9 @@ def run_status(run_id: str | None, connection: str, environment: dict[str, str],
     if run_id is None:
         return "not started"
     command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
-    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, **DECODED).stdout
+    output = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    ).stdout
     try:
         return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):

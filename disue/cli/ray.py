@@ -26,7 +26,6 @@ import psutil
 import tomli_w
 
 from disue.cli.flower import (
-    DECODED,
     around_proxies,
     cause,
     copy_app,
@@ -92,7 +91,7 @@ def run_ray(
         except FederationError as error:
             status, reason = "not started", str(error)
         if status != DONE:
-            whole = [*log, "", f"{LOG}:", *(work / LOG).read_text(**DECODED).splitlines()]
+            whole = [*log, "", f"{LOG}:", *(work / LOG).read_text(encoding="utf-8", errors="replace").splitlines()]
             raise _failure(raised(log), reason, whole, directory)
     summary: dict[str, Any] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     return summary
@@ -196,7 +195,8 @@ def _follow(
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        **DECODED,
+        encoding="utf-8",
+        errors="replace",
         start_new_session=True,
     )
     lines: list[str] = []
@@ -240,7 +240,7 @@ def _wait_until_healthy(port: int, process: subprocess.Popen[bytes], log_path: P
             time.sleep(POLL_SECONDS)
     ended = process.poll()
     what = f"no answer on port {port} in {START_TIMEOUT:g} s" if ended is None else f"it ended with status {ended}"
-    log = log_path.read_text(**DECODED).splitlines()
+    log = log_path.read_text(encoding="utf-8", errors="replace").splitlines()
     raise FederationError(f"the SuperLink did not start ({what}): {cause(log)}")
 
 

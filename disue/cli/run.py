@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 
 from disue.assignments import parse_assignments
-from disue.cli.flower import DECODED, copy_app, quiet_environment, raised, run_status, tool
+from disue.cli.flower import copy_app, quiet_environment, raised, run_status, tool
 from disue.cli.terminal import say
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
@@ -74,7 +74,9 @@ def _submit(connection: str, config: RunConfig, environment: dict[str, str], wor
         overrides = work / "run-config.toml"
         overrides.write_text(tomli_w.dumps(settings), encoding="utf-8")
         command += ["--run-config", str(overrides)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, check=False, **DECODED)
+    done = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
     reply = _json(done.stdout)
     if reply.get("success"):
         return str(reply["run-id"])
@@ -99,7 +101,13 @@ def _follow(command: list[str], environment: dict[str, str], work: Path) -> list
     """Run ``command``, print its lines as they come, and return them."""
     lines: list[str] = []
     with subprocess.Popen(
-        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **DECODED
+        command,
+        cwd=work,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             for line in process.stdout or ():
