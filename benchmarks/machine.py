@@ -1,9 +1,10 @@
 """What a measurement was made on."""
 
-import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from disue.cli.cells import cores
 
 
 def machine() -> dict[str, str | int]:
@@ -15,7 +16,7 @@ def machine() -> dict[str, str | int]:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     found: dict[str, str | int] = {
         "processor": names[0] if names else platform.processor(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": cores(),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("disue", "torch", "flwr", "ray")},
     }

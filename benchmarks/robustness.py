@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
-from disue.assignments import parse_assignments
+from disue.assignments import parse_assignments, parse_seeds
 from disue.cli.cells import THREAD_VARIABLES, prepare_worker
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import ROBUST, RunConfig
@@ -152,8 +152,8 @@ def main() -> None:
         parser.error(f"--output: '{arguments.output}' has runs with other settings; name another")
     known = {(row["defence"], row["attack"], row["seed"]) for row in rows}
     wanted = [
-        (defence, attack, int(seed))
-        for seed, attack, defence in itertools.product(arguments.seeds.split(","), attacks, defences)
+        (defence, attack, seed)
+        for seed, attack, defence in itertools.product(parse_seeds(arguments.seeds), attacks, defences)
     ]
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:

@@ -57,7 +57,7 @@ def train_together(
             logits = functional_call(model, own, (inputs,))
         return (F.cross_entropy(logits.float() + shift, labels, reduction="none") * weights).sum()
 
-    gradients_of = vmap(grad_and_value(loss_of))
+    gradients_of = vmap(grad_and_value(loss_of), randomness="different")
     losses = torch.zeros(len(examples), device=device)
     for indices, weights, sizes, last in plan.steps():
         gradients, values = gradients_of(parameters, x[indices], y[indices], weights, shifts)

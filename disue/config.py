@@ -1,5 +1,6 @@
 """The run config: every key with its type, its default, its allowed values and its meaning."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -51,12 +52,12 @@ class RunConfig(BaseModel):
         "those that the clients have at the start, sorted by name",
     )
     test_fraction: float = Field(
-        0.2, gt=0.0, lt=1.0, description="with dataset=own: share of its data that a client holds out to test on"
+        0.2, ge=1e-6, lt=1.0, description="with dataset=own: share of its data that a client holds out to test on"
     )
     data_dir: str = Field("", description="where dataset files are looked for first; empty: the usual places")
     scenario: str = Field("label-groups", description="how clients differ")
     num_groups: int = Field(3, ge=1, le=1000, description="planted groups, in scenarios that have them")
-    alpha: float = Field(0.1, gt=0.0, description="Dirichlet concentration; small is skewed")
+    alpha: float = Field(0.1, ge=1e-6, le=1e6, description="Dirichlet concentration; small is skewed")
     train_examples: int = Field(
         200, ge=0, le=10**9, description="most training examples per client, on average; 0: all"
     )
@@ -81,10 +82,12 @@ class RunConfig(BaseModel):
     )
     local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
     batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
-    learning_rate: float = Field(0.03, gt=0.0, description="SGD learning rate of local training")
+    learning_rate: float = Field(0.03, ge=1e-9, le=1e30, description="SGD learning rate of local training")
     momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
-    weight_decay: float = Field(0.0, ge=0.0, description="SGD weight decay")
-    prox_mu: float = Field(-1.0, ge=-1.0, description="weight of the proximal term; -1: 0.01 for fedprox, else 0")
+    weight_decay: float = Field(0.0, ge=0.0, le=1e3, description="SGD weight decay")
+    prox_mu: float = Field(
+        -1.0, ge=-1.0, le=1e6, description="weight of the proximal term; -1: 0.01 for fedprox, else 0"
+    )
     mixed_precision: bool = Field(
         False, description="clients train in bfloat16 where that is safe (autocast); quicker on a GPU with large models"
     )
@@ -112,7 +115,7 @@ class RunConfig(BaseModel):
         2, ge=1, le=10**6, description="fewest clients that must have joined, and answered, before the first round"
     )
     join_timeout: float = Field(
-        20.0, gt=0.0, description="seconds to wait at the start for min-clients to join and to answer"
+        20.0, ge=1e-6, le=1e7, description="seconds to wait at the start for min-clients to join and to answer"
     )
     clients_per_node: int = Field(
         1,
@@ -123,19 +126,20 @@ class RunConfig(BaseModel):
     clients_at_once: int = Field(
         0,
         ge=0,
+        le=10**6,
         description="clients of a node that train together, as one network; 0: 100 on a GPU, and on a CPU each alone",
     )
-    fraction_train: float = Field(1.0, gt=0.0, le=1.0, description="share of clients sampled for training")
+    fraction_train: float = Field(1.0, ge=1e-6, le=1.0, description="share of clients sampled for training")
     fraction_evaluate: float = Field(
-        1.0, gt=0.0, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
+        1.0, ge=1e-6, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
     )
     evaluate_every: int = Field(
         1, ge=1, le=10**6, description="evaluate on the clients every n rounds, and after the last"
     )
-    round_timeout: float = Field(600.0, gt=0.0, description="seconds that a phase waits for its replies")
+    round_timeout: float = Field(600.0, ge=1e-6, le=1e7, description="seconds that a phase waits for its replies")
     min_success_fraction: float = Field(
         0.5,
-        gt=0.0,
+        ge=1e-6,
         le=1.0,
         description="share of sampled clients that must send a usable update; a round with fewer is repeated once",
     )
@@ -171,17 +175,21 @@ class RunConfig(BaseModel):
         description="share of the models, rounded up, that trimmed-mean, krum and multi-krum withstand",
     )
     clip_norm: float = Field(
-        0.0, ge=0.0, description="no update is longer than so many times the median of the round; 0: as long as it is"
+        0.0,
+        ge=0.0,
+        le=1e9,
+        description="no update is longer than so many times the median of the round; 0: as long as it is",
     )
 
     max_norm: float = Field(
         10.0,
         ge=0.0,
+        le=1e9,
         description="an update is rejected that is longer than so many times the median of the round, and than so many "
         "times the model that it started from; 0: none is",
     )
     max_examples: int = Field(
-        10**7, ge=1, description="an update that claims to stand for more training examples is rejected"
+        10**7, ge=1, le=10**12, description="an update that claims to stand for more training examples is rejected"
     )
     max_weight: float = Field(
         10.0,
@@ -193,12 +201,14 @@ class RunConfig(BaseModel):
     reply_memory: int = Field(
         1024,
         ge=0,
+        le=10**9,
         description="MiB of clients' models that the server holds in memory in a round; it keeps the others in a file "
         "in the run directory",
     )
     prototype_limit: float = Field(
         0.0,
         ge=0.0,
+        le=1e9,
         description="a client's prototype of a class does not count in disue if it lies farther from what others call "
         "that class than so many times the median distance; 0: all count",
     )
@@ -213,8 +223,10 @@ class RunConfig(BaseModel):
         False, description="protect the run against malicious clients, by the settings named in docs/ROBUSTNESS.md"
     )
 
-    cfl_eps1: float = Field(0.4, gt=0.0, description="cfl cuts a cluster whose mean update is shorter than this")
-    cfl_eps2: float = Field(1.6, gt=0.0, description="... and one of whose updates is longer than this")
+    cfl_eps1: float = Field(
+        0.4, ge=1e-9, le=1e9, description="cfl cuts a cluster whose mean update is shorter than this"
+    )
+    cfl_eps2: float = Field(1.6, ge=1e-9, le=1e9, description="... and one of whose updates is longer than this")
     warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")
 
     teacher: str = Field(
@@ -236,28 +248,34 @@ class RunConfig(BaseModel):
         "there is no more than the latter with privacy=secure",
     )
     prototype_weight: float = Field(
-        1.0, ge=0.0, description="weight of the clients' class prototypes in the vote; the experts have 1 together"
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="weight of the clients' class prototypes in the vote; the experts have 1 together",
     )
     student_share: float = Field(
-        0.5, gt=0.0, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
+        0.5, ge=1e-6, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
     )
-    temperature: float = Field(1.0, ge=0.01, description="softmax temperature of distillation")
+    temperature: float = Field(1.0, ge=0.01, le=1e4, description="softmax temperature of distillation")
     distill_steps: int = Field(
         100, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
     )
     distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
-    distill_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of distillation")
+    distill_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of distillation")
 
     generator_steps: int = Field(100, ge=1, le=10**6, description="steps of the generator per round (proxy=generator)")
     generator_batch_size: int = Field(64, ge=2, le=10**6, description="mini-batch of the generator")
-    generator_learning_rate: float = Field(0.001, gt=0.0, description="Adam learning rate of the generator")
+    generator_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of the generator")
     generator_adversarial: float = Field(
-        0.1, ge=0.0, description="weight of looking for where student and teacher differ; fidelity has weight 1"
+        0.1, ge=0.0, le=1e6, description="weight of looking for where student and teacher differ; fidelity has weight 1"
     )
-    generator_diversity: float = Field(1.0, ge=0.0, description="weight of different images for different noise")
+    generator_diversity: float = Field(
+        1.0, ge=0.0, le=1e6, description="weight of different images for different noise"
+    )
     generator_prototypes: float = Field(
         1.0,
         ge=0.0,
+        le=1e6,
         description="weight of images whose features have the clients' prototypes as their means",
     )
 
@@ -267,14 +285,17 @@ class RunConfig(BaseModel):
         "sketches to cluster by, and sums of the updates of clusters, of 3 clients at least; what that protects is in "
         "[PRIVACY.md](PRIVACY.md)",
     )
-    dp_clip: float = Field(1.0, gt=0.0, description="with privacy=dp: no update of a client is longer than this")
+    dp_clip: float = Field(
+        1.0, ge=1e-6, le=1e6, description="with privacy=dp: no update of a client is longer than this"
+    )
     dp_noise: float = Field(
         1.0,
-        gt=0.0,
+        ge=1e-6,
+        le=1e6,
         description="with privacy=dp: deviation of the noise in each coordinate, in lengths of the longest vector",
     )
     dp_delta: float = Field(
-        1e-5, gt=0.0, lt=1.0, description="with privacy=dp: the delta for which epsilon is reported"
+        1e-5, ge=1e-100, lt=1.0, description="with privacy=dp: the delta for which epsilon is reported"
     )
     sketch_size: int = Field(
         8, ge=1, le=10**5, description="with privacy=secure: numbers in the sketch of a client's signature"
@@ -282,11 +303,12 @@ class RunConfig(BaseModel):
     sketch_noise: float = Field(
         0.0,
         ge=0.0,
+        le=1e6,
         description="with privacy=secure: length of the noise in a sketch, on the mean, in lengths of the signature",
     )
     secure_threshold: float = Field(
         0.6,
-        gt=0.0,
+        ge=1e-6,
         le=1.0,
         description="with privacy=secure: share of a cluster's sampled clients, 3 at least, who must stay until its "
         "sum is unmasked, or the cluster goes without the round",
@@ -305,9 +327,9 @@ class RunConfig(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _text_for_files(cls, value: Any) -> Any:
-        if isinstance(value, str) and ("\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)):
-            raise ValueError("use text that UTF-8 has, without NUL")
+    def _fit_for_files(cls, value: Any) -> Any:
+        if wrong := unfit_for_files(value):
+            raise ValueError(wrong)
         return value
 
     @field_validator("prox_mu")
@@ -372,8 +394,7 @@ class RunConfig(BaseModel):
         for key in run_config:
             if key not in known:
                 raise ConfigError(
-                    f"{key}: no such run config key{suggestion(key, sorted(known))}; "
-                    f"the keys are {', '.join(sorted(known))}"
+                    f"{key}: no such run config key{suggestion(key, sorted(known))}; all keys are in docs/CONFIG.md"
                 )
         try:
             return cls.model_validate(dict(run_config))._protected()
@@ -423,6 +444,19 @@ class RunConfig(BaseModel):
     def to_flower(self) -> dict[str, bool | float | int | str]:
         """Return the config as Flower keeps it: kebab-case keys, scalar values."""
         return self.model_dump(by_alias=True)
+
+
+def unfit_for_files(value: Any) -> str:
+    """Return what to use in place of a value that ``config.toml`` cannot hold; empty: it can.
+
+    No other limit is checked where a run is read again, so what a config may be is what can be read.
+    """
+    if isinstance(value, str):
+        bad = "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value)
+        return "use text that UTF-8 has, without NUL" if bad else ""
+    if isinstance(value, float):
+        return "" if math.isfinite(value) else "use a finite number"
+    return "" if not isinstance(value, int) or -(2**63) <= value < 2**63 else "use a whole number of at most 64 bits"
 
 
 def _sizes(shape: str) -> list[int]:

@@ -15,14 +15,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from disue.config import RunConfig
-from disue.errors import DISK_FULL, DataError, DiskError
+from disue.config import RunConfig, unfit_for_files
+from disue.errors import DISK_FULL, ConfigError, DataError, DiskError
 
 T = TypeVar("T")
 LARGEST = 1e300
 """Of numbers in files; they are added, and multiplied by small ones."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 ADVICE = "run it again, or restore the file"
+OTHER_MODEL = "restore the file, or the code of the model that made it"
+OTHER_VERSION = "the run is of another version of DisUE, or the file was changed"
 NOT_PARSED = (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, csv.Error)
 """What parsers raise where a text is not what they expect."""
 
@@ -57,7 +59,7 @@ def read_text(path: Path, parse: Callable[[str], T], missing: T | None = None) -
     Raises
     ------
     DataError
-        If it cannot be read, is no file of its own, or ``parse`` raises one of `NOT_PARSED`.
+        If it cannot be read, is no file of its own, or ``parse`` raises one of `NOT_PARSED`, or a `ConfigError`.
     """
     if missing is not None and not os.path.lexists(path):
         return missing
@@ -67,6 +69,8 @@ def read_text(path: Path, parse: Callable[[str], T], missing: T | None = None) -
         return parse(path.read_bytes().decode())
     except OSError as error:
         raise DataError(f"'{path}' cannot be read ({error.strerror})") from None
+    except ConfigError as error:
+        raise DataError(f"'{path}': {error}; {OTHER_VERSION}") from None
     except NOT_PARSED as error:
         raise DataError(f"'{path}' is damaged ({_what(error)}); {ADVICE}") from None
 
@@ -131,8 +135,8 @@ def run_settings(text: str) -> dict[str, Any]:
         kinds = (float, int) if type(usual.get(key)) is float else (type(usual.get(key)),)
         if key in usual and type(value) not in kinds:
             raise ValueError(f"run.{key} is {value!r}, not {kinds[0].__name__}")
-        if isinstance(value, int | float) and not -(2.0**63) <= value < 2.0**63:
-            raise ValueError(f"run.{key} is {value!r}, not a number that is finite and not too large")
+        if wrong := unfit_for_files(value):
+            raise ValueError(f"run.{key} is {value!r}; {wrong}")
     checked(_Settings, settings)
     return settings
 
@@ -254,7 +258,7 @@ def part_of(path: Path) -> Path:
 
 def append(path: Path, text: str) -> None:
     """Add to a file, and see that it is on the disk; raise `DiskError` if that is full."""
-    with disk_errors(path), path.open("a", newline="") as file:
+    with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disue.errors import ConfigError, DataError
-from disue.files import ADVICE, NOT_PARSED, read_tensors, write_tensors
+from disue.errors import DataError
+from disue.files import ADVICE, NOT_PARSED, OTHER_MODEL, read_tensors, write_tensors
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, filled_model
+from disue.models import Classifier, OtherParametersError, State, filled_model
 from disue.prototypes import nearest_prototypes, spread
 from disue.task import Task
 
@@ -149,7 +149,11 @@ class Gate:
         try:
             gate = _parse(tensors, about)
             gate._check(task)
-        except (*NOT_PARSED, RuntimeError, ConfigError) as error:
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from None
+        except OtherParametersError as error:
+            raise DataError(f"'{path}' does not fit ({error}); {OTHER_MODEL}") from None
+        except (*NOT_PARSED, RuntimeError) as error:
             what = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(f"'{path}' is damaged ({what}); {ADVICE}") from None
         return gate

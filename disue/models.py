@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from disue.registry import Registry
+from disue.errors import DataError
+from disue.registry import Registry, suggestion
 from disue.seeding import derive_seed
 from disue.task import Shape as Shape
 from disue.torchvision_compat import torchvision
@@ -62,6 +63,27 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
         return build(shape, num_classes)
 
 
+class OtherParametersError(ValueError):
+    """A state is not one of the model that it is said to be of: the file was changed, or the model's code."""
+
+
+def named_model(name: str) -> Callable[[Shape, int], Classifier]:
+    """Return what builds the model that a file of a run names.
+
+    Raises
+    ------
+    DataError
+        If there is no such model here: the file is not to blame.
+    """
+    if name not in MODELS:
+        near = suggestion(name, list(MODELS))
+        raise DataError(
+            f"the run has a model '{name}', which is not registered here{near}; register it in disue.models.MODELS, as "
+            "where the run was made"
+        )
+    return MODELS[name]
+
+
 def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Classifier:
     """Return a model that has the tensors of a state, which may come from anywhere, as its parameters.
 
@@ -69,15 +91,17 @@ def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Cla
 
     Raises
     ------
-    ConfigError
-        If there is no such model.
-    ValueError
+    DataError
+        If there is no such model here.
+    OtherParametersError
         If these are not the parameters of such a model.
     """
     with torch.device("meta"):
-        model = MODELS[name](shape, num_classes)
+        model = named_model(name)(shape, num_classes)
     if not _alike(state, model.state_dict()):
-        raise ValueError(f"its parameters are not those of model '{name}'")
+        raise OtherParametersError(f"its parameters are not those of model '{name}' as it is here")
+    if any(True for _ in model.buffers()):  # constants, which no state has
+        model = build_model(name, shape, num_classes)
     model.load_state_dict(state, assign=True)
     return model
 

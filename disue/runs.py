@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from disue.config import RunConfig
 from disue.data.inputs import Images, to_pixels
 from disue.errors import ConfigError, DataError
-from disue.files import ADVICE, read_tensors, read_text, run_settings, run_summary, user_path
+from disue.files import ADVICE, OTHER_MODEL, read_tensors, read_text, run_settings, run_summary, user_path
 from disue.gate import Gate
 from disue.metrics import predict_logits
-from disue.models import Classifier, filled_model
+from disue.models import Classifier, OtherParametersError, filled_model, named_model
 from disue.naming import by_name
 from disue.registry import suggestion
 from disue.task import Shape, Task
@@ -179,10 +179,12 @@ class Run:
         state, about = read_tensors(path)
         try:
             network = filled_model(about["model"], self.task.shape, self.task.num_classes, state)
-        except (KeyError, TypeError, ValueError, ConfigError):
-            raise DataError(
-                f"'{path}' is damaged (its parameters are not those of a model of this run); {ADVICE}"
-            ) from None
+        except DataError as error:
+            raise DataError(f"'{path}': {error}") from None
+        except OtherParametersError as error:
+            raise DataError(f"'{path}' does not fit ({error}); {OTHER_MODEL}") from None
+        except (KeyError, TypeError, ValueError):
+            raise DataError(f"'{path}' is damaged (it does not say which model it is); {ADVICE}") from None
         return Model(name, str(about["model"]), self.task, PixelModel(network, self.task))
 
 
@@ -202,16 +204,13 @@ def load_run(directory: str | Path) -> Run:
         raise DataError(f"'{place}' is no directory; name the directory of a run")
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
-    settings = read_text(place / "config.toml", run_settings)
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     if summary.get("status") != "completed":
         why = " ".join(str(summary.get("error")).split())
         how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
         raise DataError(f"'{place}': this run is not finished ({how}); name a run that was completed")
-    try:
-        config = RunConfig.from_flower(settings["run"])
-    except ConfigError as error:
-        raise DataError(f"'{place / 'config.toml'}': {error}") from None
+    config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
+    _check_models(config, place)
     task = read_text(place / "config.toml", lambda text: _task(run_settings(text)["task"]))
     if not (place / f"{UNIVERSAL}.safetensors").is_file():
         raise DataError(f"'{place / UNIVERSAL}.safetensors' is missing; {ADVICE}")
@@ -221,10 +220,18 @@ def load_run(directory: str | Path) -> Run:
         task=task,
         summary=summary,
         clusters=read_text(place / "clients.csv", _clusters),
-        universals=_names(place, f"{UNIVERSAL}*.safetensors", r"(universal(?:-\w+)?)"),
-        experts=_names(place, f"experts/{EXPERT}*.safetensors", r"expert-([0-9]{1,9}(?:-\w+)?)"),
+        universals=_names(place, f"{UNIVERSAL}*.safetensors", r"(universal(?:-[\w.-]+)?)"),
+        experts=_names(place, f"experts/{EXPERT}*.safetensors", r"expert-([0-9]{1,9}(?:-[\w.-]+)?)"),
         gate=Gate.load(place, task),
     )
+
+
+def _check_models(config: RunConfig, directory: Path) -> None:
+    for name in (config.model, *config.models_of_clients):
+        try:
+            named_model(name)
+        except DataError as error:
+            raise DataError(f"'{directory}': {error}") from None
 
 
 def _names(directory: Path, pattern: str, form: str) -> list[str]:

@@ -5,6 +5,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-project = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
+project = tomllib.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["project"]
 for requirement in project["dependencies"]:
     print(re.sub(r"^flwr\[simulation\]", "flwr", requirement))

@@ -15,7 +15,7 @@ import disue
 from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError, DataError
-from disue.files import ADVICE, whole
+from disue.files import ADVICE, OTHER_VERSION, whole
 from disue.gate import GATE
 from disue.naming import by_name
 from disue.task import quoted
@@ -155,14 +155,15 @@ def card(record: RunRecord) -> str:
 
 
 def _whole(record: RunRecord) -> RunRecord:
-    settings = record.settings
+    settings, path = record.settings, record.directory / "config.toml"
     missing = {"classes", "input-shape", "mean", "std"} - settings.get("task", {}).keys()
+    if missing or "versions" not in settings:
+        lacks = f"[task] lacks {', '.join(sorted(missing))}" if missing else "there are no [versions]"
+        raise DataError(f"'{path}' is damaged ({lacks}); {ADVICE}")
     try:
-        if missing or "versions" not in settings:
-            raise ConfigError(f"[task] lacks {', '.join(sorted(missing)) or 'nothing, but there are no [versions]'}")
         run = RunConfig.from_flower(settings["run"]).to_flower()
     except ConfigError as error:
-        raise DataError(f"'{record.directory / 'config.toml'}' is damaged ({error}); {ADVICE}") from None
+        raise DataError(f"'{path}': {error}; {OTHER_VERSION}") from None
     return replace(record, settings={**settings, "run": run})
 
 

@@ -2,17 +2,22 @@
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from logging import WARNING
+from typing import Any
 
 import torch
+from flwr.common.logger import log
 
 from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
+from disue.model_check import check_networks
 from disue.models import MODELS, State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.registry import Registry
 from disue.secure import FEWEST
 from disue.seeding import derive_seed
+from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
 from strategies.base import FederatedStrategy
 from strategies.cfl import CFL
@@ -48,11 +53,15 @@ METHODS: Registry[Callable[[RunConfig, Roster, RunData, torch.device], Federated
 GROUPINGS: Registry[Callable[[RunConfig, Roster, RunData], Grouping]] = Registry("clusterer")
 """What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
 
+REGISTRIES: tuple[Registry[Any], ...] = (
+    *(METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS),
+)
+"""The parts that a run config names; each registry's ``key`` is the key that names one."""
+
 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for the first value that names a part which does not exist, or does not fit another."""
-    registries: list[Registry] = [METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS]  # type: ignore[type-arg]
-    for registry in registries:
+    for registry in REGISTRIES:
         registry[getattr(config, registry.key)]
     for model in config.models_of_clients:
         check_model(config, model, "client-models")
@@ -138,7 +147,18 @@ def check_groups(config: RunConfig, data: RunData) -> None:
 
 
 def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
-    """Build the configured method."""
+    """Build the configured method; raise `ConfigError` if it cannot work with the clients' models."""
+    check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
+    check_task({config.model, *(client.model for client in roster.known)})
+    check_name = roster.check_model
+
+    def check_newcomer(model: str) -> None:
+        check_name(model)
+        check_task([model])
+
+    roster.check_model = check_newcomer
+    for doubt in doubts(config, data):
+        log(WARNING, doubt)
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
     strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, config.max_weight)

@@ -94,5 +94,5 @@ class Progress:
         self._written = self.clock()
         part = part_of(self.path)
         part.unlink(missing_ok=True)
-        part.write_text(json.dumps(self._state))
+        part.write_text(json.dumps(self._state), encoding="utf-8")
         part.replace(self.path)

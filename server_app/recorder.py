@@ -3,7 +3,6 @@
 import csv
 import itertools
 import json
-import math
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,7 +16,7 @@ import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
-from disue.files import append, part_of, user_path, whole, write_tensors, write_whole
+from disue.files import LARGEST, append, part_of, user_path, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
@@ -148,6 +147,10 @@ class Recorder:
         write_whole(directory / "config.toml", tomli_w.dumps(settings))
         write_whole(directory / "metrics.jsonl", "".join(map(_line, rows)))
 
+    def next_round(self) -> int:
+        """Return the number of the round after those that are recorded."""
+        return len(self._rows) + 1
+
     def record_round(
         self,
         outcome: RoundOutcome,
@@ -201,7 +204,8 @@ class Recorder:
             **outcome.extra,
         }
         row = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+            key: None if isinstance(value, float) and not -LARGEST < value < LARGEST else value
+            for key, value in row.items()
         }
         self._clusters |= outcome.clusters
         self._rows.append(row)
@@ -269,7 +273,7 @@ class Recorder:
             "expert_accuracy",
             "personal_accuracy",
         ]
-        with whole(self.directory / "clients.csv") as part, part.open("w", newline="") as file:
+        with whole(self.directory / "clients.csv") as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(columns)
             for client in (self.clients[name] for name in by_name(self.clients)):

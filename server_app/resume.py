@@ -155,10 +155,7 @@ def read_settings(directory: Path) -> tuple[RunConfig, int]:
         settings = run_settings(text)
         return RunConfig.from_flower(settings["run"]), int(settings["federation"]["partitions"])
 
-    try:
-        return read_text(path, parse)
-    except ConfigError as error:
-        raise DataError(f"'{path}': {error}") from None
+    return read_text(path, parse)
 
 
 def resumed_config(values: Mapping[str, Any]) -> RunConfig:

@@ -15,6 +15,7 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError
 from disue.files import disk_errors
+from disue.model_check import check_networks
 from disue.models import build_model, get_state
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
@@ -30,6 +31,7 @@ from server_app.resume import Past, look_back
 from server_app.scoring import by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
+from server_app.warned import Warnings, collected
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
 from strategies.seats import seated
@@ -73,6 +75,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
+        check_networks(config.models_of_clients, federation.task.shape, federation.task.num_classes)
         if config.proxy != "generator":
             load_proxy(config, federation)
 
@@ -103,12 +106,14 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     check_timeout(config, grid)
     grid = seated(grid, config.clients_per_node)
     past = look_back(config) if config.resume_from else Past(Checkpoints(default_directory(config)))
-    past.tell()
-    with past.blamed():
-        return _carry_out(config, grid, past, on_round)
+    with collected() as warnings, past.blamed():
+        past.tell()
+        return _carry_out(config, grid, past, on_round, warnings)
 
 
-def _carry_out(config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Row], None] | None) -> Row:
+def _carry_out(
+    config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Row], None] | None, warnings: Warnings
+) -> Row:
     device, directory = prepare_device(config.device), default_directory(config)
     roster = _gathered(config, grid, past)
     data = prepare_data(config, roster)
@@ -124,6 +129,7 @@ def _carry_out(config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Ro
     with disk_errors(directory), exclusive(directory), stopping(directory):
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
+        warnings.keep_in(directory, past.rounds, recorder.next_round)
         portrait = Portrait(directory, past.moves)
         past.restore({"recorder": recorder, "portrait": portrait})
         parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}

@@ -44,10 +44,11 @@ def check_stop(directory: Path) -> None:
 
 
 @contextmanager
-def signals_stop(directory: Path, numbers: Sequence[signal.Signals]) -> Iterator[None]:
+def signals_stop(directory: Path, numbers: Sequence[signal.Signals], noticed: bool = False) -> Iterator[None]:
     """Make a first signal a wish that the run ends after its round; a second one does what it did before.
 
     So does the first where the run has not begun. In a thread, which gets no signals, nothing changes.
+    ``noticed``: somebody looks at the directory and tells of the wish, which is said on standard error otherwise.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -62,7 +63,8 @@ def signals_stop(directory: Path, numbers: Sequence[signal.Signals]) -> Iterator
     def ask(number: int, frame: object) -> None:
         give_back()
         if ask_to_stop(directory):
-            os.write(2, NOTICE)  # printing may be under way
+            if not noticed:
+                os.write(2, NOTICE)  # printing may be under way
         else:
             signal.raise_signal(number)
 

@@ -124,7 +124,9 @@ class Distiller:
                     with mixed_precision(device):
                         logits = student(inputs[batch])
                     loss = self._loss(logits.float(), soft[batch])
-                    optimizer.step(torch.autograd.grad(loss, optimizer.parameters), next(learning_rates))
+                    optimizer.step(
+                        torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True), next(learning_rates)
+                    )
                     taken += 1
                 value = self._divergence(predict_logits(student, x[held_out], device), targets[held_out])
                 looks_left = self.patience if value < best_loss else looks_left - 1

@@ -24,7 +24,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def left_by(directory: Path) -> dict[str, Any]:
-    """Return what a run left, but for measured seconds, its report, and where it was."""
+    """Return what a run left, but for measured seconds, its report, its warnings, and where it was."""
     left: dict[str, Any] = {}
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name = path.relative_to(directory).as_posix()
@@ -35,7 +35,7 @@ def left_by(directory: Path) -> dict[str, Any]:
             left[name] = [_without_seconds(json.loads(line)) for line in path.read_text().splitlines()]
         elif name == "summary.json":
             left[name] = _without_seconds(json.loads(path.read_text()))
-        elif not name.startswith(("report", "tensorboard")):
+        elif not name.startswith(("report", "tensorboard", "warnings")):
             left[name] = path.read_bytes()
     return left
 

@@ -5,14 +5,20 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
 from disue.cli.config_table import config_table
 from disue.cli.flower import copy_app
+from disue.config import RunConfig
+from disue.errors import ConfigError
+from disue.registry import Registry
 from disue.source import PACKAGES, source_hash
+from server_app.methods import check_names
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +57,37 @@ def test_the_table_of_keys_is_up_to_date() -> None:
     assert (ROOT / "docs" / "CONFIG.md").read_text() == config_table(), (
         "run: python -m disue.cli.config_table > docs/CONFIG.md"
     )
+
+
+def registries() -> list[Registry[Any]]:
+    """Return every registry that the app's packages hold."""
+    modules = [
+        import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+        for package in PACKAGES
+        for path in sorted((ROOT / package).rglob("*.py"))
+    ]
+    found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Registry)}
+    return list(found.values())
+
+
+def test_every_part_that_a_key_can_name_is_in_the_table_of_keys_and_checked_before_a_run() -> None:
+    lines = {line.split("`")[1]: line for line in config_table().splitlines() if line.startswith("| `")}
+    assert lines.keys() == RunConfig().to_flower().keys()
+    found = registries()
+    assert len(found) >= 8
+    for registry in found:
+        allowed = lines[registry.key].split("|")[3]
+        assert set(registry) <= {word.strip() for word in allowed.split(",")}, registry.key
+        with pytest.raises(ConfigError, match=f"^{registry.key}: 'none such' does not exist"):
+            check_names(RunConfig(**{registry.key: "none such"}))
+
+
+def test_every_algorithm_that_a_key_can_name_is_described() -> None:
+    text = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("[D-Z]*.md")))
+    algorithms = [
+        own for own in registries() if own.key in ("method", "clusterer", "signature", "teacher", "aggregator")
+    ]
+    assert not {(own.key, name) for own in algorithms for name in own if f"`{name}`" not in text}
 
 
 def test_constraints_pin_every_direct_dependency() -> None:

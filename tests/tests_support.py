@@ -27,8 +27,15 @@ Behaviour = Callable[[str, TrainRequest, Message], Message]
 
 
 def files_of(directory: Path) -> set[str]:
-    """Return the files of a run; those whose names depend on what is in them by the beginning of their names."""
-    paths = (path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
+    """Return the files of a run; those whose names depend on what is in them by the beginning of their names.
+
+    ``warnings.csv`` is left out: a run without warnings has none.
+    """
+    paths = (
+        path.relative_to(directory).as_posix()
+        for path in directory.rglob("*")
+        if path.is_file() and path.name != "warnings.csv"
+    )
     return {path.partition("-")[0] if path.startswith("checkpoint/") else path for path in paths}
 
 

@@ -145,14 +145,22 @@ def _one_thread_for_children() -> Iterator[None]:
                 os.environ[name] = value
 
 
+def cores() -> int:
+    """Return how many cores this process may use: all, where the system does not say."""
+    usable: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
+    return len(usable(0)) if usable else os.cpu_count() or 1
+
+
 def prepare_worker() -> None:
     """Make this process one of many that compute runs: one thread, quiet, and gone with its parent."""
+    import flwr.common.logger  # noqa: F401  (it makes the handler)
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends its workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    logging.disable(logging.WARNING)  # what goes wrong in a round is counted in its metrics
+    for handler in logging.getLogger("flwr").handlers:  # warnings are kept in each run's directory
+        handler.setLevel(logging.CRITICAL)
 
 
 def _end_with_parent() -> None:
@@ -174,7 +182,7 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "source": source_hash(),
         }
-        write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n"))
+        write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n", encoding="utf-8"))
         return {**summary, **record}
     except DisueError as error:
         return error

@@ -1,7 +1,6 @@
 """`disue compare`: methods x scenarios x seeds, side by side."""
 
 import fcntl
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from disue.assignments import parse_assignments
-from disue.cli.cells import Cell, Summary, run_cells, seconds_left
+from disue.assignments import parse_assignments, parse_seeds
+from disue.cli.cells import Cell, Summary, cores, run_cells, seconds_left
 from disue.cli.presets import preset
 from disue.cli.tables import write_results, write_table
 from disue.cli.views import is_live, number
@@ -21,16 +20,20 @@ from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
 
 T = TypeVar("T", int, str)
-MAX_SEEDS = 1000
-METHOD_KEYS = (
-    *("clusterer", "num-clusters", "min-cluster-size", "signature", "signature-memory"),
-    *("initialisation", "blend", "expert-memory"),
-    *("teacher", "prior-correction", "share-label-counts", "prototype-weight", "student-share", "expert-prior"),
-    *("temperature", "distill-steps", "distill-batch-size", "distill-learning-rate"),
-    *("proxy", "generator-steps", "generator-batch-size", "generator-learning-rate", "generator-adversarial"),
-    *("generator-diversity", "generator-prototypes", "prox-mu", "cfl-eps1", "cfl-eps2", "warm-up-rounds"),
+SHARED_KEYS = frozenset(
+    {
+        *("num-server-rounds", "seed", "method", "output-dir", "resume-from", "report", "tensorboard"),
+        *("dataset", "data-dir", "input-shape", "classes", "test-fraction", "scenario", "num-groups", "alpha"),
+        *("train-examples", "test-examples", "global-test-size"),
+        *("model", "client-models", "local-epochs", "batch-size", "learning-rate", "momentum", "weight-decay"),
+        *("mixed-precision", "device", "reply-memory", "clients-per-node", "clients-at-once"),
+        *("min-clients", "join-timeout", "fraction-train", "fraction-evaluate", "evaluate-every"),
+        *("round-timeout", "min-success-fraction"),
+    }
 )
-"""What one method may set for itself: its own parts, and nothing of data, participation and local budget."""
+"""What all methods of a comparison have alike: the run, its data, its local budget and who takes part."""
+METHOD_KEYS = tuple(key for key in RunConfig().to_flower() if key not in SHARED_KEYS)
+"""What one method may set for itself: all the rest."""
 
 
 def compare(
@@ -63,13 +66,13 @@ def compare(
         values=parse_assignments(assignments),
         root=output / "cells",
     )
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     cells = _applicable(cells, console)
-    _preflight(cells)
+    _preflight(cells, console)
     with _locked(output):
         known = {cell.name: summary for cell in cells if (summary := cell.summary())}
         pending = [cell for cell in cells if cell.name not in known]
-        workers = min(workers or len(os.sched_getaffinity(0)), max(1, len(pending)))
+        workers = min(workers or cores(), max(1, len(pending)))
         console.print(f"{len(cells)} runs, {len(known)} of them finished before; {workers} workers", soft_wrap=True)
         started = time.monotonic()
         try:
@@ -132,34 +135,9 @@ def _parse_label(label: str) -> tuple[str, dict[str, object]]:
         raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE")
     own = parse_assignments(words)
     for key in own:
-        if key not in METHOD_KEYS:
-            raise ConfigError(
-                f"--methods: {key} cannot be set for one method alone, use --set; those that can are "
-                f"{', '.join(METHOD_KEYS)}"
-            )
+        if key in SHARED_KEYS:
+            raise ConfigError(f"--methods: {key} cannot be set for one method alone, use --set")
     return method, own
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds: a count from 0, or a list.
-
-    Examples
-    --------
-    >>> parse_seeds("3"), parse_seeds("7,8"), parse_seeds("7,")
-    ([0, 1, 2], [7, 8], [7])
-
-    Raises
-    ------
-    ConfigError
-        If it is neither.
-    """
-    words = [word.strip() for word in text.split(",")]
-    numbers = [int(word) for word in words if word.isascii() and word.isdecimal() and len(word) < 100]
-    if "," in text and len(numbers) == sum(map(bool, words)) > 0:
-        return _distinct("--seeds", numbers)
-    if "," not in text and len(numbers) == 1 and 0 < numbers[0] <= MAX_SEEDS:
-        return list(range(numbers[0]))
-    raise ConfigError(f"--seeds: got '{text}'; expected a count from 1 to {MAX_SEEDS}, or a list like 7,8,9")
 
 
 def duration(seconds: float) -> str:
@@ -207,7 +185,7 @@ def _checked(output: Path) -> Path:
 def _locked(output: Path) -> Iterator[None]:
     """Keep other comparisons out of the directory, which is made if need be."""
     (output / "cells").mkdir(parents=True, exist_ok=True)
-    with (output / "cells" / ".lock").open("w") as file:
+    with (output / "cells" / ".lock").open("w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -250,13 +228,20 @@ def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
     return kept
 
 
-def _preflight(cells: list[Cell]) -> None:
-    """Check one cell of each kind before any runs."""
+def _preflight(cells: list[Cell], console: Console) -> None:
+    """Check one cell of each kind before any runs, and say what is doubtful in them."""
+    from disue.data import build_federation
+    from server_app.doubts import doubts
     from server_app.run import preflight
 
     kinds = {(cell.dataset, cell.scenario, cell.label): cell for cell in reversed(cells)}
     for cell in kinds.values():
         preflight(cell.config.model_copy(update={"output_dir": str(cell.root / "new")}), cell.clients)
+    found = [
+        line for cell in kinds.values() for line in doubts(cell.config, build_federation(cell.config, cell.clients))
+    ]
+    for line in dict.fromkeys(found):
+        console.print(f"warning: {line}", soft_wrap=True, markup=False)
 
 
 def _run(

@@ -3,22 +3,8 @@
 from typing import Any, get_args
 
 from disue.config import RunConfig
-from disue.data import DATASETS, SCENARIOS
-from disue.models import MODELS
-from disue.registry import Registry
-from server_app.methods import GROUPINGS, METHODS
-from strategies.signatures import SIGNATURES
-from strategies.teachers import TEACHERS
+from server_app.methods import REGISTRIES
 
-REGISTRIES: tuple[Registry[Any], ...] = (
-    METHODS,
-    DATASETS,
-    SCENARIOS,
-    MODELS,
-    GROUPINGS,
-    SIGNATURES,
-    TEACHERS,
-)
 HEADER = """# Run config
 
 Every key of a run, with its default. Override with `disue simulate --set key=value`, or with
@@ -46,7 +32,8 @@ def config_table() -> str:
 
 def _limits(metadata: list[Any], annotation: Any) -> str:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-    limits = [f"{words[kind]} {getattr(rule, kind):g}" for rule in metadata for kind in words if hasattr(rule, kind)]
+    ends = [(words[kind], getattr(rule, kind)) for rule in metadata for kind in words if hasattr(rule, kind)]
+    limits = [f"{word} {end if isinstance(end, int) else format(end, 'g')}" for word, end in ends]
     return ", ".join([annotation.__name__, *limits])
 
 

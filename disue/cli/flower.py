@@ -6,12 +6,19 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from urllib.request import getproxies_environment
 
 import disue
 from disue import errors
 from disue.errors import DisueError, FederationError
 from disue.source import PACKAGES
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+EXCEPTION = re.compile(r"^(?:[A-Za-z_]\w*\.)*\w*(?:Error|Exception|Exit|Interrupt|Timeout|Failure)\b.*", re.MULTILINE)
+CAUSED = "The above exception was the direct cause of the following exception:"
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def copy_app(target: Path) -> Path:
@@ -41,12 +48,43 @@ def tool(name: str) -> str:
 
 
 def quiet_environment() -> dict[str, str]:
-    """Return this process's environment with Flower's reports to its makers off, and its commands on the path."""
+    """Return this process's environment with Flower's reports to its makers off, and its commands on the path.
+
+    Where there is a proxy, connections to this machine go around it. The commands print UTF-8.
+    """
     return os.environ | {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        **(around_proxies(os.environ) if getproxies_environment() else {}),
     }
+
+
+def around_proxies(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables with which connections to this machine use no proxy; what they exempt already stays so.
+
+    gRPC reads ``no_grpc_proxy`` alone, where it is set.
+
+    Examples
+    --------
+    >>> around_proxies({"no_proxy": "intra.example.org"})["NO_PROXY"]
+    'intra.example.org,127.0.0.1,localhost,::1'
+    >>> around_proxies({"NO_PROXY": "*"})["no_proxy"]
+    '*'
+    """
+    general, of_grpc = _entries(environment, "no_proxy", "NO_PROXY"), _entries(environment, "no_grpc_proxy")
+    exempt = _joined(general)
+    return {"no_proxy": exempt, "NO_PROXY": exempt, "no_grpc_proxy": _joined(of_grpc or general)}
+
+
+def _entries(environment: Mapping[str, str], *names: str) -> list[str]:
+    return [entry for name in names for part in environment.get(name, "").split(",") if (entry := part.strip())]
+
+
+def _joined(entries: list[str]) -> str:
+    return "*" if "*" in entries else ",".join(dict.fromkeys([*entries, *LOCAL]))  # urllib wants a star alone
 
 
 def started_run(log: list[str]) -> str | None:
@@ -72,7 +110,9 @@ def run_status(run_id: str | None, connection: str, environment: dict[str, str],
     if run_id is None:
         return "not started"
     command = [tool("flwr"), "ls", connection, "--run-id", run_id, "--format", "json"]
-    output = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False).stdout
+    output = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    ).stdout
     try:
         return str(json.loads(output[output.index("{") :])["runs"][0]["status"])
     except (ValueError, KeyError, IndexError):
@@ -87,3 +127,23 @@ def raised(log: list[str]) -> DisueError | None:
     kind, message = found[-1]
     error: DisueError = getattr(errors, kind, FederationError)(message)
     return error
+
+
+def cause(log: list[str]) -> str:
+    """Return why a process failed, from what it printed: the first exception of the last chain, or the last line.
+
+    Examples
+    --------
+    >>> cause(["Traceback (most recent call last):", '  File "a.py", line 1', "OSError: no room", "", "bye"])
+    'OSError: no room'
+    >>> cause(["starting", "\\x1b[91mERROR\\x1b[0m: port in use", ""])
+    'ERROR: port in use'
+    """
+    lines = [ESCAPES.sub("", line).rstrip() for line in log]
+    chain = "\n".join(lines).split("Traceback (most recent call last):\n")
+    first = len(chain) - 1
+    while first > 1 and chain[first - 1].rstrip().endswith(CAUSED):
+        first -= 1
+    if first > 0 and (found := EXCEPTION.search(chain[first])):
+        return found[0]
+    return next((line for line in reversed(lines) if line.strip()), "it said nothing").strip()

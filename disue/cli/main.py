@@ -2,13 +2,15 @@
 
 import signal
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 import disue
+from disue.cli.terminal import drop_output, finish_output, prepare_streams, say
 from disue.errors import DISK_FULL, ConfigError, DataError, DisueError, one_line
 
 app = typer.Typer(
@@ -44,7 +46,7 @@ class Engine(StrEnum):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"disue {disue.__version__}")
+        say(f"disue {disue.__version__}")
         raise typer.Exit
 
 
@@ -123,7 +125,9 @@ def compare(
         typer.Option(metavar="NAME", help="A set of methods: `ablation`, all parts of disue on, off and exchanged."),
     ] = None,
     scenarios: Annotated[str, typer.Option(metavar="X,Y", help="Scenarios.")] = "label-groups",
-    seeds: Annotated[str, typer.Option(metavar="N|LIST", help="A count from 0, or a list: `7,8,9`.")] = "3",
+    seeds: Annotated[
+        str, typer.Option(metavar="N|LIST", help="A count from 0, up to 20; or a list: `7,8,9`, `0-2`; of one: `904,`.")
+    ] = "3",
     datasets: Annotated[str, typer.Option(metavar="D,E", help="Datasets.")] = "digits",
     clients: Annotated[int, typer.Option(min=1, help="Number of simulated clients.")] = 12,
     assignments: Annotated[
@@ -211,7 +215,7 @@ def certs(
 
     names, place = [host.strip() for host in hosts.split(",")], user_path(directory, "DIR").absolute()
     make_certificates(place, names, nodes, days)
-    typer.echo(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
+    say(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
 
 
 @app.command()
@@ -360,17 +364,28 @@ def _end(number: int, _frame: object) -> None:
 
 def main() -> None:
     """Run the command; bad input ends with one line and status 2, a run that failed with status 1."""
+    prepare_streams()
     for ending in (signal.SIGTERM, signal.SIGHUP):  # so that engines stop what they started, as on Ctrl-C
         if signal.getsignal(ending) is not signal.SIG_IGN:  # `nohup` ignores SIGHUP
             signal.signal(ending, _end)
     try:
-        app()
+        try:
+            app()
+        finally:
+            finish_output()
     except DisueError as error:
-        typer.echo(f"disue: {error}", err=True)
-        sys.exit(2 if isinstance(error, ConfigError | DataError) else 1)
+        _fail(str(error), 2 if isinstance(error, ConfigError | DataError) else 1)
+    except BrokenPipeError:  # whoever read the output has gone
+        drop_output()
+        sys.exit(1)
     except OSError as error:  # nothing that a traceback explains
-        what = f"'{error.filename or '.'}' cannot be "
+        what = f"'{error.filename}' cannot be " if error.filename else "a file or the output cannot be "
         full = error.errno in DISK_FULL
         what += f"written ({error.strerror}); make room there" if full else f"used ({error.strerror or error})"
-        typer.echo(f"disue: {one_line(what)}", err=True)
-        sys.exit(1)
+        _fail(what, 1)
+
+
+def _fail(what: str, status: int) -> NoReturn:
+    with suppress(OSError):  # where nobody listens there is the status
+        say(f"disue: {one_line(what)}", error=True)
+    sys.exit(status)

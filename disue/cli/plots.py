@@ -179,5 +179,5 @@ def _style(label: str, number: int) -> dict[str, Any]:
 
 
 def _clients(cell: Cell) -> list[dict[str, str]]:
-    with (cell.directory / "clients.csv").open(newline="") as file:
+    with (cell.directory / "clients.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from disue.cli.terminal import say
 from disue.data.inputs import Inputs, read_inputs
 from disue.errors import one_line
 from disue.runs import Run, load_run
@@ -47,7 +47,7 @@ def predict(directory: Path, paths: Sequence[Path], expert: str, top: int, form:
     if invert:
         inputs = Inputs(inputs.names, 1.0 - inputs.pixels)
     elif hint := inversion_hint(inputs.pixels, run.task):
-        typer.echo(f"disue: {hint}", err=True)
+        say(f"disue: {hint}", error=True)
     predictions = classify(run, inputs, expert, top)
     {"table": _print_table, "json": _print_json, "csv": _print_csv}[form](predictions)
 
@@ -104,7 +104,7 @@ def _print_json(predictions: Sequence[Prediction]) -> None:
         }
         for one in predictions
     ]
-    typer.echo(json.dumps(rows, indent=1))
+    say(json.dumps(rows, indent=1))
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:

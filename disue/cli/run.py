@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
-import typer
 
 from disue.assignments import parse_assignments
 from disue.cli.flower import copy_app, quiet_environment, raised, run_status, tool
+from disue.cli.terminal import say
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 
@@ -47,23 +47,23 @@ def run(connection: str, assignments: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="disue-") as home:
         work = Path(home)
         run_id = _submit(connection, config, environment, work)
-        typer.echo(f"run {run_id} on SuperLink connection '{connection}'")
+        say(f"run {run_id} on SuperLink connection '{connection}'")
         try:
             log = _follow([tool("flwr"), "log", run_id, connection], environment, work)
             status = _end_of_run(run_id, connection, environment, work)
         except (KeyboardInterrupt, SystemExit):
-            typer.echo(
+            say(
                 f"run {run_id} goes on; to see it: flwr log {run_id} {connection}; "
                 f"to end it: flwr stop {run_id} {connection}",
-                err=True,
+                error=True,
             )
             raise
     if status != "finished:completed":
         raise raised(log) or FederationError(f"run {run_id} ended as '{status}'")
-    typer.echo(f"run {run_id}: {status}")
+    say(f"run {run_id}: {status}")
     directories = re.findall(r"run directory: (.+)", "\n".join(log))
     if directories:
-        typer.echo(f"artefacts, on the machine of the ServerApp: {directories[-1]}")
+        say(f"artefacts, on the machine of the ServerApp: {directories[-1]}")
 
 
 def _submit(connection: str, config: RunConfig, environment: dict[str, str], work: Path) -> str:
@@ -72,9 +72,11 @@ def _submit(connection: str, config: RunConfig, environment: dict[str, str], wor
     settings = config.model_dump(by_alias=True, exclude_unset=True)
     if settings:
         overrides = work / "run-config.toml"
-        overrides.write_text(tomli_w.dumps(settings))
+        overrides.write_text(tomli_w.dumps(settings), encoding="utf-8")
         command += ["--run-config", str(overrides)]
-    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=work, env=environment, capture_output=True, check=False, encoding="utf-8", errors="replace"
+    )
     reply = _json(done.stdout)
     if reply.get("success"):
         return str(reply["run-id"])
@@ -99,12 +101,18 @@ def _follow(command: list[str], environment: dict[str, str], work: Path) -> list
     """Run ``command``, print its lines as they come, and return them."""
     lines: list[str] = []
     with subprocess.Popen(
-        command, cwd=work, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=work,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             for line in process.stdout or ():
                 lines.append(line.rstrip())
-                typer.echo(lines[-1])
+                say(lines[-1])
         finally:
             process.kill()
     return lines

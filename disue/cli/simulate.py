@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from disue.assignments import parse_assignments
-from disue.cli.views import number, view_of
+from disue.cli.views import is_live, number, told_through, view_of
 from disue.cli.watching import followed
 from disue.config import RunConfig
 from disue.errors import ConfigError
@@ -50,6 +50,7 @@ def simulate(
     from server_app.recorder import default_directory
     from server_app.run import preflight
     from server_app.stopping import signals_stop
+    from server_app.warned import WARNINGS
 
     done = 0
     if config.resume_from:
@@ -66,7 +67,7 @@ def simulate(
     nodes_for(config, clients)
     preflight(config, clients)
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     console.print(
         f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
         f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
@@ -76,10 +77,14 @@ def simulate(
     directory, rounds = Path(config.output_dir), config.num_server_rounds
     if engine == "ray":
         console.print("starting Flower's simulation (half a minute) ...", style="dim")
-    signals = signals_stop(directory, [signal.SIGINT, signal.SIGTERM])
-    with view_of(console, directory.name, done) as view, followed(directory, view, rounds), signals:
-        if engine == "inline":
-            summary = run_inline(config, clients)
+    signals = signals_stop(directory, [signal.SIGINT, signal.SIGTERM], noticed=is_live(console))
+    inline = engine == "inline"  # then this process says itself what the run warns of
+    with view_of(console, directory.name, done) as view, followed(directory, view, rounds, not inline), signals:
+        if inline:
+            import flwr.common.logger  # noqa: F401  (it makes the handler whose place the view takes)
+
+            with told_through(view):
+                summary = run_inline(config, clients)
         else:
             from disue.cli.ray import run_ray
 
@@ -91,6 +96,8 @@ def simulate(
     console.print(_summary_table(summary))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
+    if (directory / WARNINGS).exists():
+        console.print(f"warnings: {directory / WARNINGS}", soft_wrap=True)
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
 
 

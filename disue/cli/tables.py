@@ -63,7 +63,7 @@ def write_results(finished: Finished, path: Path) -> None:
     """Write one row per run."""
 
     def write(part: Path) -> None:
-        with part.open("w", newline="") as file:
+        with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["dataset", "scenario", "method", "seed", *COLUMNS])
             for cell, summary in finished:
@@ -82,7 +82,7 @@ def write_table(finished: Finished, path: Path) -> None:
         *(_section(*place, _values(finished, *place), told) for place in places(finished)),
         LEGEND,
     ]
-    write_whole(path, lambda part: part.write_text("\n".join(sections)))
+    write_whole(path, lambda part: part.write_text("\n".join(sections), encoding="utf-8"))
 
 
 def places(finished: Finished) -> list[tuple[str, str]]:

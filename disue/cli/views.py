@@ -1,5 +1,7 @@
 """How a run is shown while it goes on: live in a terminal, a line per phase anywhere else."""
 
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -66,8 +68,41 @@ def sparks(values: list[float]) -> str:
     return "".join(SPARKS[min(7, int(8 * (value - low) / span))] for value in shown)
 
 
-class PlainView:
+ENDING = "the run ends after this round; a second signal ends it at once"
+
+
+class _Telling:
+    """Shows warnings, each once, in lines that stay.
+
+    Parameters
+    ----------
+    console : Console
+        Where a live view is drawn, what is printed is above it.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._shown = 0
+
+    def warn(self, text: str) -> None:
+        """Show a line that stays, at once."""
+        self.console.print(_warning(text), soft_wrap=True)
+
+    def _tell(self, sight: Sight) -> None:
+        """Show what is new of a run's warnings."""
+        for text in sight.warnings[self._shown :]:
+            self.warn(text)
+        self._shown = max(self._shown, len(sight.warnings))
+
+
+def _warning(text: str) -> Text:
+    return Text(f"warning: {one_line(text)}", style="yellow")
+
+
+class PlainView(_Telling):
     """A line for every phase of a round, and one with its accuracies at its end; for pipes and containers.
+
+    Warnings go to standard error.
 
     Parameters
     ----------
@@ -77,12 +112,18 @@ class PlainView:
     """
 
     def __init__(self, console: Console, rounds: int = 0) -> None:
-        self.console = console
+        super().__init__(console)
+        self._errors = Console(stderr=True, highlight=False)
         self._rounds = rounds
         self._phases: set[str] = set()
 
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self._errors.print(_warning(text), soft_wrap=True)
+
     def show(self, sight: Sight) -> None:
         """Print the lines of what is over and was not printed yet."""
+        self._tell(sight)
         for row in sight.rows[self._rounds :]:
             for phase in PHASES:
                 ok, missing = _clients(row)
@@ -138,7 +179,7 @@ def _clients(row: Row) -> tuple[int, int]:
     return ok, failed + rejected
 
 
-class LiveView:
+class LiveView(_Telling):
     """One panel that changes in place; for terminals.
 
     Parameters
@@ -149,11 +190,17 @@ class LiveView:
     """
 
     def __init__(self, live: Live, title: str) -> None:
+        super().__init__(live.console)
+        self._ending = False
         self.live = live
         self.title = title
 
     def show(self, sight: Sight) -> None:
         """Draw the panel anew."""
+        self._tell(sight)
+        if sight.ending and not self._ending:
+            self.console.print(ENDING, soft_wrap=True, markup=False)
+        self._ending = sight.ending
         self.live.update(self.panel(sight), refresh=True)
 
     def panel(self, sight: Sight) -> Panel:
@@ -209,3 +256,30 @@ def view_of(console: Console, title: str, rounds: int = 0) -> Iterator[View]:
             yield LiveView(live, title)
     else:
         yield PlainView(console, rounds)
+
+
+@contextmanager
+def told_through(view: View) -> Iterator[None]:
+    """Show what this process warns of, by logging or by Python's warnings, through a view, and not across it."""
+    logger, own = logging.getLogger("flwr"), _Through(view)
+    others = [handler for handler in logger.handlers if type(handler).__name__ == "ConsoleHandler"]
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, category, *_: view.warn(f"{category.__name__}: {message}")
+        for handler in others:
+            logger.removeHandler(handler)
+        logger.addHandler(own)
+        try:
+            yield
+        finally:
+            logger.removeHandler(own)
+            for handler in others:
+                logger.addHandler(handler)
+
+
+class _Through(logging.Handler):
+    def __init__(self, view: View) -> None:
+        super().__init__(logging.WARNING)
+        self._view = view
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._view.warn(record.getMessage())

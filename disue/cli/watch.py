@@ -3,9 +3,9 @@
 import time
 from pathlib import Path
 
-import typer
 from rich.console import Console
 
+from disue.cli.terminal import say
 from disue.cli.views import view_of
 from disue.cli.watching import POLL_SECONDS, look
 from disue.errors import FederationError
@@ -41,6 +41,6 @@ def watch(directory: Path) -> None:
             f"the run was killed after round {len(sight.rows)}; to go on with it: disue simulate --resume {directory}"
         )
     if sight.summary.get("status") == "stopped":
-        typer.echo(f"{sight.summary['error']}; to go on with it: disue simulate --resume {directory}")
+        say(f"{sight.summary['error']}; to go on with it: disue simulate --resume {directory}")
     elif sight.summary.get("status") != "completed":
         raise FederationError(f"the run ended early: {sight.summary.get('error', 'it does not say why')}")

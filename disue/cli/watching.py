@@ -4,15 +4,15 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from disue.errors import DataError
+from disue.errors import DataError, DisueError
 from disue.files import LARGEST, Whole, checked, json_object, read_text, run_summary
 
 T = TypeVar("T")
@@ -41,6 +41,10 @@ class Sight:
         In the whole run.
     time : float
         When this was, seconds since the epoch.
+    warnings : list of str
+        What the run warned of.
+    ending : bool
+        Whether it was asked to end after its round.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -49,6 +53,8 @@ class Sight:
     summary: Row = field(default_factory=dict)
     rounds: int = 0
     time: float = 0.0
+    warnings: list[str] = field(default_factory=list)
+    ending: bool = False
 
     @property
     def seconds_left(self) -> float | None:
@@ -65,6 +71,9 @@ class Sight:
 
 class View(Protocol):
     """Shows a run."""
+
+    def warn(self, text: str) -> None:
+        """Show a line that stays, at once."""
 
     def show(self, sight: Sight) -> None:
         """Show what is new."""
@@ -91,9 +100,12 @@ def look(directory: Path, rounds: int = 0) -> Sight:
     """
     from server_app.portrait import Move
     from server_app.report.reading import membership_moves, metrics_rows
+    from server_app.stopping import STOP
+    from server_app.warned import WARNINGS, Warned, warned
 
     progress: Row = _read(directory / "progress.json", _progress, {})
     nobody: list[Move] = []
+    nothing: list[Warned] = []
     moves = _read(directory / "membership.csv", membership_moves, nobody)
     clusters = {move.client: move.cluster for move in moves}
     return Sight(
@@ -102,6 +114,8 @@ def look(directory: Path, rounds: int = 0) -> Sight:
         sizes=dict(sorted(Counter(clusters.values()).items())),
         summary=_read(directory / "summary.json", run_summary, {}),
         rounds=int(progress.get("rounds", rounds)),
+        warnings=[own.text for own in _read(directory / WARNINGS, warned, nothing)],
+        ending=(directory / STOP).exists(),
         time=time.time(),
     )
 
@@ -141,13 +155,18 @@ def _progress(text: str) -> Row:
 
 
 @contextmanager
-def followed(directory: Path, view: View, rounds: int) -> Iterator[None]:
-    """Show a run that goes on inside, from a thread of its own."""
+def followed(directory: Path, view: View, rounds: int, warnings: bool = False) -> Iterator[None]:
+    """Show a run that goes on inside, from a thread of its own; ``warnings``: show those in its directory, too."""
     over = threading.Event()
 
+    def show() -> None:
+        sight = look(directory, rounds)
+        view.show(sight if warnings else replace(sight, warnings=[]))
+
     def follow() -> None:
-        while not over.wait(POLL_SECONDS):
-            view.show(look(directory, rounds))
+        with suppress(DisueError, OSError):  # the last look, below, meets it again
+            while not over.wait(POLL_SECONDS):
+                show()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -156,4 +175,4 @@ def followed(directory: Path, view: View, rounds: int) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        view.show(look(directory, rounds))
+        show()

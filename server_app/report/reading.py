@@ -165,7 +165,9 @@ def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
             if array.size and not float(np.abs(array).max()) < LARGEST_VALUE:  # also if one is not a number
                 raise ValueError(f"'{name}' has values that cannot be drawn")
         return arrays
-    except (SafetensorError, OSError, *NOT_PARSED) as error:
+    except OSError as error:
+        raise DataError(f"'{path}' cannot be read ({error.strerror or error})") from None
+    except (SafetensorError, *NOT_PARSED) as error:
         raise DataError(f"'{path}' is damaged ({error}); {ADVICE}") from None
 
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from disue.assignments import parse_assignments
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
-from disue.cli.compare import METHOD_KEYS, _locked, compare, make_cells, parse_seeds
+from disue.cli.compare import METHOD_KEYS, SHARED_KEYS, _locked, compare, make_cells
 from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
 from disue.config import RunConfig
@@ -146,7 +146,10 @@ def test_runs_of_another_configuration_are_not_mixed_in(comparison: Path) -> Non
         ),
         (["--methods", "disue:clusterer=kmean"], "clusterer: 'kmean' does not exist (did you mean 'kmeans'?)"),
         (["--datasets", "mnits"], "dataset: 'mnits' does not exist"),
-        (["--methods", "disue:train-examples=9"], "--methods: train-examples cannot be set for one method alone, use"),
+        (
+            ["--methods", "disue:train-examples=9"],
+            "--methods: train-examples cannot be set for one method alone, use --set\n",
+        ),
         (["--methods", "disue:seed=3"], "--methods: seed cannot be set for one method alone"),
         (["--methods", "disue:"], "--methods: got 'disue:'; expected METHOD or METHOD:KEY=VALUE"),
         (["--methods", "disue:clusterer"], "--methods: got 'disue:clusterer'; expected METHOD or METHOD:KEY=VALUE"),
@@ -157,16 +160,26 @@ def test_runs_of_another_configuration_are_not_mixed_in(comparison: Path) -> Non
         (["--set", "seed=3"], "seed: cannot be set in a comparison; use --seeds"),
         (["--output", "~no-such-user/x"], "output-dir: '~no-such-user/x' cannot be used"),
         (["--output", "/proc/nowhere"], "output-dir: '/proc/nowhere' cannot be written"),
-        (["--seeds", "99999999999999999999999"], "--seeds: got '99999999999999999999999'; expected a count from 1 to"),
-        (["--seeds", "99999999999999999999999,"], "seed: got 99999999999999999999999"),
+        (
+            ["--seeds", "99999999999999999999999"],
+            "--seeds: got '99999999999999999999999'; expected a count from 1 to 20,",
+        ),
+        (["--seeds", "99999999999999999999999,"], "--seeds: got '99999999999999999999999,'; expected"),
         (["--set", "method=fedavg"], "method: cannot be set in a comparison; use --methods"),
         (["--set", "output-dir=x"], "output-dir: cannot be set in a comparison; use --output"),
         (["--set", "resume-from=x"], "resume-from: cannot be set in a comparison; use --output"),
         (["--set", "alpha=-1"], "alpha: got -1"),
         (["--methods", "fedavg,fedavg"], "--methods: fedavg is given twice"),
         (["--methods", ","], "--methods: got ','; expected one name or more"),
-        (["--seeds", "0"], "--seeds: got '0'; expected a count from 1 to 1000, or a list like 7,8,9"),
+        (["--seeds", "0"], "--seeds: got '0'; expected a count from 1 to 20, a list like 7,8,9 or a range like 0-2"),
+        (["--seeds", "904"], "--seeds: got '904'; for the one seed 904 use '904,'; expected a count from 1 to 20,"),
+        (["--seeds", "21"], "--seeds: got '21'; for the one seed 21 use '21,'; expected"),
         (["--seeds", "1,x"], "--seeds: got '1,x'"),
+        (["--seeds", "2-0"], "--seeds: got '2-0'"),
+        (["--seeds", "-1"], "--seeds: got '-1'"),
+        (["--seeds", "0-9223372036854775807"], "--seeds: got '0-9223372036854775807'; at most 1000 seeds are taken"),
+        (["--seeds", "9223372036854775808,"], "--seeds: got '9223372036854775808,'; expected"),
+        (["--seeds", "0-2,1"], "--seeds: 1 is given twice"),
         (["--seeds", "1,1"], "--seeds: 1 is given twice"),
         (["--methods", "oracle", "--scenarios", "dirichlet"], "--methods: none of them can run in these scenarios"),
         (["--clients", "1000"], "digits"),
@@ -215,10 +228,11 @@ def test_a_directory_with_other_things_is_refused(tmp_path: Path) -> None:
         compare(**options(tmp_path))
 
 
-def test_seeds_are_a_count_or_a_list() -> None:
-    assert parse_seeds("3") == [0, 1, 2]
-    assert parse_seeds("7, 8,9") == [7, 8, 9]
-    assert parse_seeds("5,") == [5]
+def test_what_is_not_shared_by_all_methods_may_be_set_for_one() -> None:
+    keys = RunConfig().to_flower().keys()
+    assert keys >= SHARED_KEYS
+    assert keys - SHARED_KEYS == set(METHOD_KEYS) >= {"prototypes", "aggregator", "privacy", "teacher"}
+    assert not {"seed", "dataset", "alpha", "batch-size", "local-epochs", "fraction-train"} & set(METHOD_KEYS)
 
 
 def test_where_every_run_fails_there_is_no_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -230,6 +244,16 @@ def test_where_every_run_fails_there_is_no_table(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "failed: min-success-fraction: 0 of 6 clients" in printed
     assert "are in" not in printed
+
+
+def test_what_is_doubtful_is_said_once_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("disue.cli.compare.run_cells", lambda cells, workers, on_done: [])
+    compare(**options(tmp_path / "out", methods="fedavg,local", assignments=[*QUICK, "num-groups=9"]))
+    printed = capsys.readouterr().out
+    assert printed.count("warning: num-groups: got 9; there are 6 clients, so 3 of the groups are empty\n") == 1
+    assert printed.count("warning: num-groups: got 9; scenario 'dirichlet' plants no groups") == 1
 
 
 def test_an_error_of_any_kind_costs_one_run_only(tmp_path: Path) -> None:

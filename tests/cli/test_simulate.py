@@ -56,7 +56,7 @@ def test_the_readmes_run_of_small_and_large_models(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["--set", "alhpa=1"], "alhpa: no such run config key (did you mean 'alpha'?)"),
-        (["--set", "alpha=0"], "alpha: got 0; input should be greater than 0"),
+        (["--set", "alpha=0"], "alpha: got 0; input should be greater than or equal to"),
         (["--set", "method=nope"], "method: 'nope' does not exist; choose from"),
         (["--set", "alpha"], "--set: got 'alpha'; expected key=value"),
         (["--clients", "3", "--set", "num-clusters=4"], "num-clusters: got 4; there are 3 clients"),

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from disue.assignments import parse_assignments
+from disue.assignments import parse_assignments, parse_seeds
 from disue.config import RunConfig
 from disue.errors import ConfigError
 
@@ -23,8 +23,11 @@ def test_flower_round_trip_keeps_every_value() -> None:
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"num-sever-rounds": 3}, ["num-sever-rounds", "did you mean 'num-server-rounds'"]),
-        ({"alpha": -1.0}, ["alpha: got -1.0", "greater than 0"]),
+        (
+            {"num-sever-rounds": 3},
+            ["num-sever-rounds: no such run config key (did you mean 'num-server-rounds'?); all keys are in docs/"],
+        ),
+        ({"alpha": -1.0}, ["alpha: got -1.0", "greater than or equal to"]),
         ({"num-server-rounds": "many"}, ["num-server-rounds: got 'many'", "integer"]),
         ({"num-server-rounds": 2.5}, ["num-server-rounds: got 2.5", "integer"]),
         ({"seed": True}, ["seed: got True", "integer"]),
@@ -49,6 +52,7 @@ def test_a_bad_key_or_value_is_one_line_that_names_it(values: dict[str, object],
     assert "\n" not in message
     for word in words:
         assert word in message
+    assert len(message) < 200
 
 
 def test_each_listed_model_has_an_equal_part_of_the_clients() -> None:
@@ -74,3 +78,21 @@ def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:
 def test_an_assignment_without_a_key_or_sign_is_refused(word: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):
         parse_assignments([word])
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("3", [0, 1, 2]),
+        ("20", list(range(20))),
+        ("0-2", [0, 1, 2]),
+        ("7, 8,9", [7, 8, 9]),
+        ("5,", [5]),
+        ("904,", [904]),
+        ("904-904", [904]),
+        ("100 - 102, 7", [100, 101, 102, 7]),
+        (f"{2**63 - 1},", [2**63 - 1]),
+    ],
+)
+def test_seeds_are_a_count_a_list_or_ranges(text: str, seeds: list[int]) -> None:
+    assert parse_seeds(text) == seeds

@@ -84,6 +84,6 @@ def test_it_is_the_same_after_a_file(tmp_path: Path) -> None:
 
 def test_what_does_not_fit_the_task_is_damaged(tmp_path: Path) -> None:
     some_gate().save(tmp_path)
-    with pytest.raises(DataError, match=r"gate.safetensors' is damaged \(.*\); run it again, or restore the file"):
+    with pytest.raises(DataError, match=r"gate.safetensors' does not fit \(.* of model '.*' as it is here\); restore"):
         Gate.load(tmp_path, Task(TASK.class_names, (3, 8, 8), (0.5,) * 3, (0.2,) * 3))
     assert Gate.load(tmp_path / "elsewhere", TASK) is None

@@ -138,7 +138,7 @@ def damage(directory: Path, what: str) -> None:
     ("what", "said"),
     [
         ("truncated", "is damaged ("),
-        ("another network", "is damaged (its parameters are not those of a model of this run)"),
+        ("another network", "does not fit (its parameters are not those of model 'mlp' as it is here); restore"),
         ("foreign", "is damaged (it says nothing of DisUE)"),
         ("not a number", "is damaged ('head.bias' has values that are not finite)"),
     ],

@@ -202,9 +202,17 @@ def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None
 
 
 def test_the_readme_job(tmp_path: Path) -> None:
-    """The README's main job: `disue simulate` with nothing else, twelve clients in three planted groups on Ray."""
+    """The README's main job: `disue simulate` with nothing else, twelve clients in three planted groups on Ray.
+
+    Behind a proxy that answers nobody, and with a directory for temporary files whose name is too long for a socket.
+    """
     command = [str(Path(sys.executable).parent / "disue"), "simulate"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600)
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    around = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9") | {"TMPDIR": str(long)}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | around, capture_output=True, text=True, check=False, timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     summary = json.loads(next((tmp_path / "runs").glob("*/summary.json")).read_text())
     assert summary["clients"] == 12

@@ -78,5 +78,5 @@ def test_a_config_that_is_not_whole_is_named_or_has_its_defaults(spoilt: Path, l
     text = (spoilt / "config.toml").read_text()
     assert lost in text
     (spoilt / "config.toml").write_text(text.replace(lost, "[other]" if lost[0] == "[" else "x = "))
-    with pytest.raises(DataError, match="config.toml' is damaged"):
+    with pytest.raises(DataError, match="config.toml'( is damaged|: x: no such run config key)"):
         write_card(spoilt)

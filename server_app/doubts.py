@@ -1,0 +1,41 @@
+"""What a run's settings ask for and its data cannot give: it is said, and the run goes on with what there is."""
+
+from disue.config import RunConfig
+from disue.data import Federation
+from disue.data.federation import MIN_TRAIN_EXAMPLES
+
+
+def doubts(config: RunConfig, data: object) -> list[str]:
+    """Return a line for each setting that does not do what it says with these data.
+
+    Parameters
+    ----------
+    config : RunConfig
+    data : Federation or anything else
+        Of data that are the clients' own nothing is known.
+    """
+    if not isinstance(data, Federation):
+        return []
+    return [line for line in (_groups(config, data), _starved(config, data)) if line]
+
+
+def _groups(config: RunConfig, data: Federation) -> str:
+    asked, clients = config.num_groups, data.num_clients
+    if data.scenario.groups.max() > 0:
+        if asked <= clients:
+            return ""
+        return f"num-groups: got {asked}; there are {clients} clients, so {asked - clients} of the groups are empty"
+    counted = config.method in ("fesem", "fedgroup", "ifca") or config.clusterer == "ifca"
+    if asked == RunConfig().num_groups or (counted and not config.num_clusters):
+        return ""
+    return f"num-groups: got {asked}; scenario '{config.scenario}' plants no groups, so it changes nothing"
+
+
+def _starved(config: RunConfig, data: Federation) -> str:
+    few = sum(len(part) <= MIN_TRAIN_EXAMPLES for part in data.train_parts)
+    if not few or 0 < config.train_examples <= MIN_TRAIN_EXAMPLES:
+        return ""
+    return (
+        f"scenario '{config.scenario}' with alpha {config.alpha:g} leaves {few} of {data.num_clients} clients no more "
+        f"than {MIN_TRAIN_EXAMPLES} training examples"
+    )

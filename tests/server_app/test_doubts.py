@@ -1,0 +1,47 @@
+"""Settings that ask for what there is not are told of, by a line each."""
+
+from typing import Any
+
+import pytest
+
+from disue.config import RunConfig
+from disue.data import build_federation
+from server_app.doubts import doubts
+
+NO_GROUPS = "num-groups: got 5; scenario 'dirichlet' plants no groups, so it changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("settings", "clients", "expected"),
+    [
+        ({"num_groups": 20}, 12, ["num-groups: got 20; there are 12 clients, so 8 of the groups are empty"]),
+        ({"num_groups": 3, "scenario": "rotation"}, 2, ["num-groups: got 3; there are 2 clients, so 1 of the"]),
+        ({"num_groups": 12, "scenario": "label-swap"}, 12, []),
+        ({"num_groups": 5, "scenario": "dirichlet", "alpha": 10.0}, 12, [NO_GROUPS]),
+        ({"num_groups": 5, "scenario": "dirichlet", "alpha": 10.0, "method": "ifca"}, 12, []),
+        (
+            {"num_groups": 5, "scenario": "dirichlet", "alpha": 10.0, "method": "ifca", "num_clusters": 2},
+            12,
+            [NO_GROUPS],
+        ),
+        (
+            {"scenario": "quantity", "alpha": 0.01},
+            12,
+            ["scenario 'quantity' with alpha 0.01 leaves 11 of 12 clients no"],
+        ),
+        ({"scenario": "quantity", "alpha": 0.01, "train_examples": 2}, 12, []),
+        ({"scenario": "iid"}, 12, []),
+        ({}, 12, []),
+    ],
+)
+def test_what_cannot_be_given_is_said(settings: dict[str, Any], clients: int, expected: list[str]) -> None:
+    config = RunConfig(**settings)
+    found = doubts(config, build_federation(config, clients))
+    assert len(found) == len(expected)
+    assert all(line.startswith(words) for line, words in zip(found, expected, strict=True))
+    assert doubts(config, "data of their own") == []
+
+
+def test_a_run_says_it_once(run, messages: list[str]) -> None:  # type: ignore[no-untyped-def]
+    run(clients=4, num_groups=6, num_server_rounds=1, method="fedavg")
+    assert messages.count("num-groups: got 6; there are 4 clients, so 2 of the groups are empty") == 1
