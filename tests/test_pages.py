@@ -4,6 +4,7 @@ A command that needs what not every machine has says so in its page: `<!-- needs
 """
 
 import argparse
+import json
 import re
 import runpy
 import shlex
@@ -12,6 +13,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -29,6 +31,7 @@ from disue.data import datasets, federation
 from disue.data.datasets import DATASETS, Dataset, Examples
 from disue.models import MODELS
 from disue.nodes import NodeConfig
+from disue.runs import load_run
 from server_app.run import preflight
 
 RUN_BY = {
@@ -290,3 +293,20 @@ def test_a_command_is_found_wherever_it_stands() -> None:
     pages = {command.page for command in commands()}
     assert {"README.md", "docs/RESULTS.md", "docs/tutorial.ipynb", "disue/cli/main.py", "docs/PRIVACY.md"} <= pages
     assert len(commands()) > 80
+
+
+def test_the_tutorials_digits_are_in_no_clients_data(finished: Path) -> None:
+    """The cell that takes images for the models takes none that a client has, or that teaches the universal expert."""
+    notebook = json.loads((ROOT / "docs" / "tutorial.ipynb").read_text())
+    (cell,) = (text for cell in notebook["cells"] if "images, labels =" in (text := "".join(cell["source"])))
+    run = load_run(finished)
+    names: dict[str, Any] = {"run": run}
+    exec(cell, names)
+    divided = federation.build_federation(run.config, len(run.clusters))
+    parts = [divided.dataset.train[np.concatenate([*divided.train_parts, divided.proxy_indices])]]
+    parts.append(divided.dataset.test[np.concatenate(divided.test_parts)])
+    taken = {part.x[i].numpy().tobytes() for part in parts for i in range(len(part))}
+    assert len(taken) > 1000
+    for pixels in (names["images"], names["pixels"]):
+        assert not taken & {(image * 16).astype(np.uint8).tobytes() for image in pixels}
+    assert sorted(names["labels"]) == list(range(10))
