@@ -148,7 +148,7 @@ def _of_universal(record: RunRecord) -> str:
     if interval := of_examples(universal, test_examples(record)):
         notes.append(f"95 % interval {in_words(interval)}")
     notes += _against_baselines(record, "universal_accuracy")
-    if universal is not None and average is not None:
+    if universal is not None and average is not None and not record.baselines:
         notes.append(f"{_points(universal - average)} the {AVERAGE}")
     return "; ".join(notes)
 
