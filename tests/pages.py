@@ -9,6 +9,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+UNIT = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```ini\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`((?:disue|flwr|flower-\w+|python|pip|pytest|tensorboard|[A-Z_]+=\S+ disue) [^`]+)`")
 HERE_DOCUMENT = re.compile(r"<<'?(\w+)'?\n.*?^\1$", re.MULTILINE | re.DOTALL)
 SEPARATORS = ("&&", "||", "|", ";", "&")
@@ -73,13 +75,19 @@ def _all() -> Iterator[Command]:
 
 def of_page(name: str, text: str) -> Iterator[Command]:
     """Yield the commands of a page in Markdown."""
-    for comments, shell in BLOCK.findall(text):
+    units = [(comments, _started_by(unit)) for comments, unit in UNIT.findall(text)]
+    for comments, shell in BLOCK.findall(text) + units:
         said = re.findall(r"<!-- (.*?) -->", comments)
         labels = tuple(label for label in said if not label.startswith("needs:"))
         needs = ", ".join(label.removeprefix("needs:").strip() for label in said if label.startswith("needs:"))
         yield from _of_shell(name, labels, needs, shell)
     for span in SPAN.findall(re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)):
         yield from _of_shell(name, (), "", " ".join(span.split()), whole=False)
+
+
+def _started_by(unit: str) -> str:
+    """Return what a unit of systemd starts, without the directories of the programs."""
+    return "\n".join(re.findall(r"^ExecStart=\S*/(.*)$", unit.replace("\\\n", " "), re.MULTILINE))
 
 
 def _of_shell(page: str, labels: tuple[str, ...], needs: str, shell: str, whole: bool = True) -> Iterator[Command]:

@@ -22,7 +22,7 @@ import torch
 import typer
 from flwr.cli.app import app as flower
 from flwr.common.config import parse_config_args
-from pages import ROOT, Command, commands, of_page
+from pages import PYTHON, ROOT, Command, commands, of_page
 from PIL import Image
 
 from disue.cli.main import app, main
@@ -293,6 +293,18 @@ def test_a_command_is_found_wherever_it_stands() -> None:
     pages = {command.page for command in commands()}
     assert {"README.md", "docs/RESULTS.md", "docs/tutorial.ipynb", "disue/cli/main.py", "docs/PRIVACY.md"} <= pages
     assert len(commands()) > 80
+
+
+@pytest.mark.parametrize("page", ["README.md", *(path.name for path in (ROOT / "docs").glob("*.md")), "MODEL_CARD.md"])
+def test_the_python_of_a_page_runs(page: str, place: Path, finished: Path) -> None:
+    shutil.copytree(finished, place / "runs" / "first")
+    experts = place / "runs" / "first" / "experts"
+    shutil.copy(experts / "expert-0.safetensors", experts / "expert-2.safetensors")
+    text = next(path for path in (ROOT / page, ROOT / "docs" / page, finished / page) if path.is_file()).read_text()
+    blocks = PYTHON.findall(text)
+    assert blocks or page not in ("README.md", "MODEL_CARD.md")
+    for block in blocks:
+        exec(block.replace('"DIR"', '"runs/first"'), {"x": torch.zeros(2, 8, 8)})
 
 
 def test_the_tutorials_digits_are_in_no_clients_data(finished: Path) -> None:
