@@ -20,7 +20,7 @@ from disue.gate import GATE
 from disue.naming import by_name
 from disue.task import quoted
 from server_app.report.command import PLACES
-from server_app.report.intervals import in_words, of_examples, over_clients, test_examples
+from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients
 from server_app.report.reading import ClientRow, RunRecord, read_run
 from server_app.report.words import AVERAGE, counted, last_of, percent, privacy, total_of
 
@@ -239,7 +239,7 @@ def _interval(record: RunRecord, key: str, value: float) -> str:
     if key == "expert_accuracy" and value == last_of(record, key):
         return in_words(over_clients([client.expert for client in record.clients])) or "–"
     measured = key == "average_accuracy" or key.startswith("universal_accuracy")
-    return in_words(of_examples(value, test_examples(record))) or "–" if measured else "–"
+    return in_words(of_examples(value, examples_tested(record))) or "–" if measured else "–"
 
 
 def _clusters(record: RunRecord) -> list[dict[str, Any]]:

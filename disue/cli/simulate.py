@@ -208,10 +208,10 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
 
 
 def _summary_table(record: "RunRecord") -> Table:
-    from server_app.report.intervals import in_words, of_examples, test_examples
+    from server_app.report.intervals import examples_tested, in_words, of_examples
     from server_app.report.words import AVERAGE
 
-    summary, examples = record.summary, test_examples(record)
+    summary, examples = record.summary, examples_tested(record)
 
     def sure(key: str, of: Row, words: str) -> str:
         interval = in_words(of_examples(of.get(key), examples))

@@ -45,7 +45,7 @@ def over_clients(accuracies: Sequence[float | None]) -> Interval | None:
     return max(0.0, mean - half), min(1.0, mean + half)
 
 
-def test_examples(record: RunRecord) -> int:
+def examples_tested(record: RunRecord) -> int:
     """Return how many test examples the server has; 0 where it has none or the run is not over."""
     counts = record.arrays.get("confusion")
     return 0 if counts is None or not counts.size else max(0, int(counts.sum()))

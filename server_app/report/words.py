@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from server_app.report.intervals import in_words, of_examples, over_clients, overlap, test_examples
+from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients, overlap
 from server_app.report.reading import Row, RunRecord
 
 AVERAGE = "plain average of this run's client models"
@@ -145,7 +145,7 @@ def privacy(record: RunRecord) -> str:
 def _of_universal(record: RunRecord) -> str:
     universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
     notes = ["one model for anyone"]
-    if interval := of_examples(universal, test_examples(record)):
+    if interval := of_examples(universal, examples_tested(record)):
         notes.append(f"95 % interval {in_words(interval)}")
     notes += _against_baselines(record, "universal_accuracy")
     if universal is not None and average is not None and not record.baselines:
@@ -186,7 +186,7 @@ def _universal(record: RunRecord) -> str:
     universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
     if universal is None:
         return ""
-    examples = test_examples(record)
+    examples = examples_tested(record)
     of = f"{percent(universal)} of the {f'{examples:,} ' if examples else ''}test examples"
     sentence = f"The universal expert, the one model for anyone, is right on {of}"
     if average is None:
@@ -217,7 +217,7 @@ def _baselines(record: RunRecord) -> str:
 
 
 def _baseline(record: RunRecord, name: str, summary: Row) -> str:
-    sure = in_words(of_examples(summary.get("universal_accuracy"), test_examples(record)))
+    sure = in_words(of_examples(summary.get("universal_accuracy"), examples_tested(record)))
     parts = [
         f"{what} is right on {percent(summary[key])} of {of}, here {percent(last_of(record, key))}"
         for what, key, of in (
