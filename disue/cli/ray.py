@@ -62,7 +62,8 @@ def run_ray(
     ------
     DisueError
         What the app raised; a `ConfigError` if there is no directory with a short name for Ray, or no cluster at
-        ``RAY_ADDRESS``; a `FederationError` that says why the SuperLink did not start or the run did not finish, and where the log is.
+        ``RAY_ADDRESS``; a `FederationError` that says why the SuperLink did not start or the run did not finish, and
+        where the log is.
     """
     directory = Path(config.output_dir)
     with tempfile.TemporaryDirectory(prefix="disue-", ignore_cleanup_errors=True) as home:
