@@ -20,8 +20,9 @@ from disue.gate import GATE
 from disue.naming import by_name
 from disue.task import quoted
 from server_app.report.command import PLACES
+from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients
 from server_app.report.reading import ClientRow, RunRecord, read_run
-from server_app.report.words import counted, last_of, percent, privacy, total_of
+from server_app.report.words import AVERAGE, counted, last_of, percent, privacy, total_of
 
 CARD = "MODEL_CARD.md"
 SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
@@ -41,11 +42,16 @@ Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ 
 
 ## How good they are
 
-| | accuracy | measured on |
-| --- | --- | --- |
+| | accuracy | 95 % interval | measured on |
+| --- | --- | --- | --- |
 {% for row in accuracies %}
-| {{ row.name }} | {{ row.value }} | {{ row.on }} |
+| {{ row.name|plain }} | {{ row.value }} | {{ row.interval }} | {{ row.on }} |
 {% endfor %}
+
+The interval is Wilson's on the server's test set, and Student's over the clients for the mean over clients.
+{% if average and method != "fedavg" %}
+The {{ average }} is not FedAvg, which trains its clients from their average in every round.
+{% endif %}
 
 {% if clusters %}
 ## Clusters
@@ -142,6 +148,7 @@ def card(record: RunRecord) -> str:
         mean=_numbers(task["mean"]),
         std=_numbers(task["std"]),
         accuracies=_accuracies(record),
+        average=AVERAGE if last_of(record, "average_accuracy") is not None else "",
         clusters=_clusters(record) if experts else [],
         prior=_prior(record),
         privacy=privacy(record),
@@ -203,6 +210,7 @@ def _accuracies(record: RunRecord) -> list[dict[str, str]]:
     own = "each client's own test data, mean over clients"
     server = own if record.config["dataset"] == OWN else "the balanced test set of the server"
     rows = [("universal model", "universal_accuracy", "the clients' test examples" if server == own else server)]
+    own_model = ("own expert", "expert_accuracy", own)
     prefix = "universal_accuracy_"
     rows += [
         (f"universal model, {key.removeprefix(prefix)}", key, rows[0][2])
@@ -210,13 +218,29 @@ def _accuracies(record: RunRecord) -> list[dict[str, str]]:
         if key.startswith(prefix)
     ]
     rows += [
-        ("plain average of the clients' models (FedAvg)", "average_accuracy", server),
-        ("own expert", "expert_accuracy", own),
+        (AVERAGE, "average_accuracy", server),
+        own_model,
         ("own expert, worst tenth of the clients", "worst_decile_accuracy", own),
         ("own expert after local fine-tuning", "personal_accuracy", own),
     ]
-    known = [(name, last_of(record, key), on) for name, key, on in rows]
-    return [{"name": name, "value": percent(value), "on": on} for name, value, on in known if value is not None]
+    known = [(name, key, last_of(record, key), on) for name, key, on in rows]
+    for method, summary in record.baselines.items():
+        same = f"{method} with the same clients and seed"
+        used = ("the model that a client uses", *own_model[1:])
+        known += [(f"{same}: {name}", key, summary.get(key), on) for name, key, on in (rows[0], used)]
+    return [
+        {"name": name, "value": percent(value), "interval": _interval(record, key, value), "on": on}
+        for name, key, value, on in known
+        if value is not None
+    ]
+
+
+def _interval(record: RunRecord, key: str, value: float) -> str:
+    """Return how sure an accuracy is, where that is known: on the server's test set, or over this run's clients."""
+    if key == "expert_accuracy" and value == last_of(record, key):
+        return in_words(over_clients([client.expert for client in record.clients])) or "–"
+    measured = key == "average_accuracy" or key.startswith("universal_accuracy")
+    return in_words(of_examples(value, examples_tested(record))) or "–" if measured else "–"
 
 
 def _clusters(record: RunRecord) -> list[dict[str, Any]]:

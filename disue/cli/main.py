@@ -85,14 +85,23 @@ def simulate(
         Path | None,
         typer.Option(metavar="DIR", help="Go on with the run in this directory, after its last complete round."),
     ] = None,
+    baseline: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METHOD", help="Run this method, too, and compare with it; may be given often."),
+    ] = None,
 ) -> None:
     """Simulate a federation on this machine, and print how it went and where its files are.
+
+    A baseline has the same clients, data, seed and settings, runs after the run itself, and is kept in the run
+    directory's `baselines/`. The table, the report and the model card then compare with it by name.
 
     Examples:
 
     - disue simulate
 
     - disue simulate --engine inline --clients 20 --set dataset=fashion-mnist
+
+    - disue simulate --engine inline --baseline fedavg
 
     - disue simulate --set method=fedavg --set seed=7 --output runs/fedavg-7
 
@@ -107,7 +116,7 @@ def simulate(
     """
     from disue.cli.simulate import simulate as run
 
-    run(clients, engine.value, gpus_per_client, assignments or [], output, resume)
+    run(clients, engine.value, gpus_per_client, assignments or [], output, resume, baseline or [])
 
 
 @app.command()

@@ -41,6 +41,7 @@ from server_app.stopping import OVER
 
 CONNECTION = "disue"
 START_TIMEOUT = 60.0
+CLUSTER_TIMEOUT = 10.0
 POLL_SECONDS = 0.2
 LONGEST_SOCKET = 103
 """Bytes of a socket's path: macOS's limit, Linux allows four more."""
@@ -69,8 +70,9 @@ def run_ray(
     Raises
     ------
     DisueError
-        What the app raised; a `ConfigError` if Ray has no directory with a short name; a `FederationError` that says
-        why the SuperLink did not start or the run did not finish, and where the log is.
+        What the app raised; a `ConfigError` if there is no directory with a short name for Ray, or no cluster at
+        ``RAY_ADDRESS``; a `FederationError` that says why the SuperLink did not start or the run did not finish, and
+        where the log is.
     """
     directory = Path(config.output_dir)
     with tempfile.TemporaryDirectory(prefix="disue-", ignore_cleanup_errors=True) as home:
@@ -106,7 +108,7 @@ def private_superlink(work: Path) -> Iterator[dict[str, str]]:
     FederationError
         If it does not answer within a minute.
     ConfigError
-        If there is no directory with a name short enough for Ray.
+        If there is no directory with a name short enough for Ray, or no cluster at ``RAY_ADDRESS``.
     """
     port = _free_port()
     flower_home = work / "flwr"
@@ -150,11 +152,25 @@ def _place_of_ray(work: Path) -> Iterator[dict[str, str]]:
     started here.
     """
     if os.environ.get("RAY_ADDRESS", "") not in ("", "local"):
+        _check_cluster(os.environ["RAY_ADDRESS"])
         yield {}
         return
     with ExitStack() as stack:
         wanted = os.environ.get("RAY_TMPDIR")
         yield {"RAY_ADDRESS": "local", "RAY_TMPDIR": str(_short(Path(wanted)) if wanted else _made_short(work, stack))}
+
+
+def _check_cluster(address: str) -> None:
+    """Raise `ConfigError` if nobody listens where a cluster is said to be: Ray itself would wait for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon:  # "auto": Ray looks for it on this machine
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CLUSTER_TIMEOUT).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"RAY_ADDRESS: no cluster answers at '{address}' ({error}); name the HOST:PORT of its head, or unset it"
+        ) from None
 
 
 def _made_short(work: Path, stack: ExitStack) -> Path:

@@ -7,7 +7,7 @@ import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -17,6 +17,9 @@ from disue.cli.views import is_live, number, told_through, view_of
 from disue.cli.watching import followed
 from disue.config import RunConfig
 from disue.errors import ConfigError
+
+if TYPE_CHECKING:
+    from server_app.report.reading import RunRecord
 
 Row = dict[str, Any]
 USUAL_CLIENTS = 12
@@ -29,8 +32,9 @@ def simulate(
     assignments: list[str],
     output: Path | None,
     resume: Path | None,
+    baselines: list[str],
 ) -> None:
-    """Run one simulation; see ``disue simulate --help``.
+    """Run one simulation, and its baselines; see ``disue simulate --help``.
 
     A first SIGINT or SIGTERM ends it after its round.
 
@@ -49,8 +53,6 @@ def simulate(
 
     from server_app.recorder import default_directory
     from server_app.run import preflight
-    from server_app.stopping import signals_stop
-    from server_app.warned import WARNINGS
 
     done = 0
     if config.resume_from:
@@ -66,8 +68,51 @@ def simulate(
     config = config.model_copy(update=places)
     nodes_for(config, clients)
     preflight(config, clients)
+    compared = _baselines(config, clients, baselines)
 
     console = Console(highlight=False, markup=False)
+    again = " ".join(f"--baseline {other.method}" for other in compared)
+    summary = _carry_out(config, clients, engine, gpus_per_client, console, done, again)
+    for other in compared if summary["status"] == "completed" else []:
+        ended = _carry_out(other, clients, engine, gpus_per_client, console)
+        if ended["status"] != "completed":
+            console.print(f"then, to compare with it: disue report {shlex.quote(config.output_dir)}", soft_wrap=True)
+            break
+    if summary["status"] != "stopped":
+        _show(config, console, bool(compared))
+
+
+def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[RunConfig]:
+    """Return the configs of the baselines; raise `ConfigError` for one that cannot be run."""
+    from server_app.report.reading import BASELINES
+    from server_app.run import preflight
+
+    compared = []
+    for method in dict.fromkeys(methods):
+        if method == config.method:
+            raise ConfigError(f"--baseline: got '{method}', which is the run's own method; name another one")
+        place = Path(config.output_dir) / BASELINES / method
+        values = {"method": method, "output_dir": str(place), "resume_from": "", "report": False}
+        compared.append(config.model_copy(update=values))
+        try:
+            preflight(compared[-1], clients)
+        except ConfigError as error:
+            raise ConfigError(f"--baseline {method}: {error}") from None
+    return compared
+
+
+def _carry_out(
+    config: RunConfig,
+    clients: int,
+    engine: str,
+    gpus_per_client: float,
+    console: Console,
+    done: int = 0,
+    again: str = "",
+) -> Row:
+    """Show one run, and return its summary; ``again``: more options of the command that goes on with it."""
+    from server_app.stopping import signals_stop
+
     console.print(
         f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
         f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
@@ -90,10 +135,23 @@ def simulate(
 
             summary = run_ray(config, nodes_for(config, clients), gpus_per_client, lambda row: None)
     if summary["status"] == "stopped":
-        again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
-        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
-        return
-    console.print(_summary_table(summary))
+        command = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))} {again}".rstrip()
+        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {command}", soft_wrap=True)
+    return summary
+
+
+def _show(config: RunConfig, console: Console, compared: bool) -> None:
+    """Print the table of a run that is over and where its files are; with baselines write the pages anew before."""
+    from server_app.card import write_card
+    from server_app.report import read_run, write_report
+    from server_app.warned import WARNINGS
+
+    directory = Path(config.output_dir)
+    if compared:
+        write_card(directory)
+        if config.report:
+            write_report(directory)
+    console.print(_summary_table(read_run(directory)))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     if (directory / WARNINGS).exists():
@@ -156,31 +214,34 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
     return nodes
 
 
-def _summary_table(summary: Row) -> Table:
+def _summary_table(record: "RunRecord") -> Table:
+    from server_app.report.intervals import examples_tested, in_words, of_examples
+    from server_app.report.words import AVERAGE
+
+    summary, examples = record.summary, examples_tested(record)
+
+    def sure(key: str, of: Row, words: str) -> str:
+        interval = in_words(of_examples(of.get(key), examples))
+        return f"{words}; 95 % interval {interval}" if interval else words
+
     table = Table(title=f"{summary['method']} after {summary['rounds']} rounds", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
-    table.add_row(
-        "universal accuracy",
-        number(summary["universal_accuracy"]),
-        "one model for anyone",
-    )
-    prefix = "universal_accuracy_"
+    universal, expert, prefix = "universal_accuracy", "expert_accuracy", "universal_accuracy_"
+    table.add_row("universal accuracy", number(summary[universal]), sure(universal, summary, "one model for anyone"))
     for key in (key for key in summary if key.startswith(prefix)):
         table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), "the same of this size")
     table.add_row(
-        "FedAvg-average accuracy",
-        number(summary["average_accuracy"]),
-        "the plain average instead",
+        "average accuracy", number(summary["average_accuracy"]), sure("average_accuracy", summary, f"the {AVERAGE}")
     )
-    table.add_row("expert accuracy", number(summary["expert_accuracy"]), "own expert on own test data")
+    table.add_row("expert accuracy", number(summary[expert]), "own expert on own test data")
     table.add_row("personal accuracy", number(summary["personal_accuracy"]), "own expert, fine-tuned")
-    table.add_row(
-        "worst-decile accuracy",
-        number(summary["worst_decile_accuracy"]),
-        "own expert, worst tenth",
-    )
+    table.add_row("worst-decile accuracy", number(summary["worst_decile_accuracy"]), "own expert, worst tenth")
+    for name, other in record.baselines.items():
+        words = sure(universal, other, "a run of it: same clients, same seed")
+        table.add_row(f"{name}: universal accuracy", number(other.get(universal)), words)
+        table.add_row(f"{name}: expert accuracy", number(other.get(expert)), "what a client uses, on own test data")
     table.add_row("clusters", str(summary["num_clusters"]), "found by the server")
     table.add_row("ari", number(summary["ari"], 2), "agreement with planted groups")
     if "epsilon" in summary:

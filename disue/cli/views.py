@@ -216,7 +216,7 @@ class LiveView(_Telling):
             known = [float(row[key]) for row in sight.rows if row.get(key) is not None]
             table.add_row(name, Text(f"{known[-1]:.3f}  {sparks(known)}" if known else "-"))
         last = sight.rows[-1] if sight.rows else {}
-        table.add_row("average", Text(f"{number(last.get('average_accuracy'))}  (FedAvg)"))
+        table.add_row("average", Text(f"{number(last.get('average_accuracy'))}  of this run's client models"))
         agreement = "" if last.get("ari") is None else f"  ari {last['ari']:.2f}"
         table.add_row("clusters", Text(sizes_in_words(sight.sizes) + agreement if sight.sizes else "-"))
         if last.get("epsilon") is not None:

@@ -30,7 +30,7 @@ from server_app.report.drawing import (
 )
 from server_app.report.flow import flow
 from server_app.report.reading import RunRecord
-from server_app.report.words import PHASES, counted, percent
+from server_app.report.words import AVERAGE, PHASES, counted, percent
 
 
 def charts(record: RunRecord) -> list[Chart]:
@@ -71,7 +71,7 @@ def accuracy(record: RunRecord) -> Chart:
         )
     lines = (
         ("universal_accuracy", "universal expert", {"color": ACCENT, "width": 3}),
-        ("average_accuracy", "plain average (FedAvg)", {"color": MUTED, "width": 2, "dash": "dash"}),
+        ("average_accuracy", AVERAGE, {"color": MUTED, "width": 2, "dash": "dash"}),
         ("expert_accuracy", "own expert, mean", {"color": SECOND, "width": 3}),
         ("worst_decile_accuracy", "own expert, worst tenth", {"color": SECOND, "width": 1.5, "dash": "dot"}),
         ("personal_accuracy", "after local fine-tuning", {"color": "#54a24b", "width": 2}),

@@ -16,6 +16,8 @@ from disue.task import MOST_CLASSES
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 Row = dict[str, Any]
+BASELINES = "baselines"
+"""In a run directory: the runs of other methods that it is compared with, each in a directory named as its method."""
 LARGEST_VALUE = 1e15
 """Of what is drawn from ``portrait.safetensors``."""
 
@@ -65,6 +67,8 @@ class RunRecord:
         ``portrait.safetensors``.
     names : dict
         ``portrait.json``: whose the rows of the arrays are.
+    baselines : dict of str to dict
+        ``baselines/*/summary.json``, of other methods with the same clients and seed, by the name of the method.
     """
 
     directory: Path
@@ -76,6 +80,7 @@ class RunRecord:
     teaching: list[Taught] = field(default_factory=list)
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     names: Row = field(default_factory=dict)
+    baselines: dict[str, Row] = field(default_factory=dict)
 
     @property
     def config(self) -> Row:
@@ -129,6 +134,7 @@ def read_run(directory: Path) -> RunRecord:
         teaching=read_text(directory / "teaching.csv", _teaching, []),
         arrays=_read_arrays(directory / TENSORS),
         names=read_text(directory / NAMES, _portrait_names, {}),
+        baselines=_baselines(directory / BASELINES),
     )
     _check_portrait(record)
     return record
@@ -152,6 +158,12 @@ def membership_moves(text: str) -> list[Move]:
     """Parse ``membership.csv``; a last line that is still being written is left out."""
     lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines(keepends=True))
     return [Move(int(line["round"]), line["client"], int(line["cluster"])) for line in lines]
+
+
+def _baselines(directory: Path) -> dict[str, Row]:
+    """Return the summaries of the baselines that are over."""
+    found = {path.parent.name: read_text(path, run_summary) for path in sorted(directory.glob("*/summary.json"))}
+    return {name: summary for name, summary in found.items() if summary.get("status") == "completed"}
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

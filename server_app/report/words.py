@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients, overlap
 from server_app.report.reading import Row, RunRecord
 
+AVERAGE = "plain average of this run's client models"
 PHASES = {
     "local": "local training",
     "clustering": "clustering",
@@ -91,13 +93,14 @@ def status_of(record: RunRecord) -> str:
 
 def cards(record: RunRecord) -> list[Card]:
     """Return the numbers that stand out."""
-    universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
-    expert, worst = last_of(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
+    universal, expert = last_of(record, "universal_accuracy"), last_of(record, "expert_accuracy")
+    worst = last_of(record, "worst_decile_accuracy")
     ari, clusters = last_of(record, "ari"), last_of(record, "num_clusters")
     spent = last_of(record, "epsilon")
+    own = ["mean over clients, each on its own test data", *_against_baselines(record, "expert_accuracy")]
     shown = [
-        Card(percent(universal), "universal expert", _against(universal, average)),
-        Card(percent(expert), "own expert", "mean over clients, each on its own test data"),
+        Card(percent(universal), "universal expert", _of_universal(record)),
+        Card(percent(expert), "own expert", "; ".join(own)),
         Card(percent(worst), "worst tenth", "own expert, mean over the tenth of the clients that it serves least"),
         Card("–" if clusters is None else str(clusters), "clusters" if clusters != 1 else "cluster", _agreement(ari)),
     ]
@@ -108,7 +111,14 @@ def sentences(record: RunRecord) -> list[str]:
     """Return the outcome in plain words."""
     if not record.rows:
         return ["No round is finished yet."]
-    words = [_what_was_run(record), _universal(record), _experts(record), _clusters(record), _cost(record)]
+    words = [
+        _what_was_run(record),
+        _universal(record),
+        _baselines(record),
+        _experts(record),
+        _clusters(record),
+        _cost(record),
+    ]
     words.append(privacy(record))
     return [sentence for sentence in words if sentence]
 
@@ -132,13 +142,25 @@ def privacy(record: RunRecord) -> str:
     )
 
 
-def _against(universal: float | None, average: float | None) -> str:
-    if universal is None or average is None:
-        return "one model for anyone"
-    difference = 100 * (universal - average)
-    if abs(difference) < 0.05:
-        return "one model for anyone; as good as the plain average"
-    return f"one model for anyone; {difference:+.1f} points against the plain average"
+def _of_universal(record: RunRecord) -> str:
+    universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
+    notes = ["one model for anyone"]
+    if interval := of_examples(universal, examples_tested(record)):
+        notes.append(f"95 % interval {in_words(interval)}")
+    notes += _against_baselines(record, "universal_accuracy")
+    if universal is not None and average is not None and not record.baselines:
+        notes.append(f"{_points(universal - average)} the {AVERAGE}")
+    return "; ".join(notes)
+
+
+def _against_baselines(record: RunRecord, key: str) -> list[str]:
+    value = last_of(record, key)
+    known = [(name, summary.get(key)) for name, summary in record.baselines.items()]
+    return [f"{_points(value - other)} {name}" for name, other in known if value is not None and other is not None]
+
+
+def _points(difference: float) -> str:
+    return "as good as" if abs(100 * difference) < 0.05 else f"{100 * difference:+.1f} points against"
 
 
 def _agreement(ari: float | None) -> str:
@@ -164,25 +186,57 @@ def _universal(record: RunRecord) -> str:
     universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
     if universal is None:
         return ""
-    sentence = f"The universal expert, the one model for anyone, is right on {percent(universal)} of the test examples"
+    examples = examples_tested(record)
+    of = f"{percent(universal)} of the {f'{examples:,} ' if examples else ''}test examples"
+    sentence = f"The universal expert, the one model for anyone, is right on {of}"
     if average is None:
         return f"{sentence} of the clients."
+    sure, other = of_examples(universal, examples), of_examples(average, examples)
+    if sure:
+        sentence += f" (95 % interval {in_words(sure)})"
     difference = 100 * (universal - average)
     if abs(difference) < 0.05:
-        return f"{sentence}, as often as the plain average of the clients' models (FedAvg) in the same round."
+        return f"{sentence}, as often as the {AVERAGE} in the same round."
     compared = "more" if difference > 0 else "fewer"
-    return (
-        f"{sentence}; the plain average of the clients' models (FedAvg) in the same round on {percent(average)}, so "
+    sentence += (
+        f"; the {AVERAGE} in the same round on {percent(average)}{f' ({in_words(other)})' if other else ''}, so "
         f"the universal expert is right on {abs(difference):.1f} {compared} in a hundred."
     )
+    return f"{sentence} The intervals overlap: the difference may be chance." if overlap(sure, other) else sentence
+
+
+def _baselines(record: RunRecord) -> str:
+    if record.baselines:
+        return " ".join(_baseline(record, name, summary) for name, summary in record.baselines.items())
+    if last_of(record, "average_accuracy") is None or record.config.get("method") == "fedavg":
+        return ""
+    return (
+        f"The {AVERAGE} is not FedAvg, which trains its clients from their average in every round; to compare with it, "
+        "with the same clients and seed: disue simulate --baseline fedavg."
+    )
+
+
+def _baseline(record: RunRecord, name: str, summary: Row) -> str:
+    sure = in_words(of_examples(summary.get("universal_accuracy"), examples_tested(record)))
+    parts = [
+        f"{what} is right on {percent(summary[key])} of {of}, here {percent(last_of(record, key))}"
+        for what, key, of in (
+            ("the universal model", "universal_accuracy", f"the test examples{f' ({sure})' if sure else ''}"),
+            ("the model that a client uses", "expert_accuracy", "its own test data"),
+        )
+        if summary.get(key) is not None
+    ]
+    return f"In a run of {name} with the same clients and seed {'; '.join(parts)}." if parts else ""
 
 
 def _experts(record: RunRecord) -> str:
     expert, worst = last_of(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     if expert is None or worst is None:
         return ""
+    sure = over_clients([client.expert for client in record.clients])
     sentence = (
-        f"A client's own expert is right on {percent(expert)} of that client's test data on average, and on "
+        f"A client's own expert is right on {percent(expert)} of that client's test data on average"
+        f"{f' (95 % interval over clients {in_words(sure)})' if sure else ''}, and on "
         f"{percent(worst)} for the tenth of the clients that it serves least"
     )
     known = [client for client in record.clients if client.expert is not None and client.universal is not None]

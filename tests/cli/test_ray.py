@@ -1,6 +1,7 @@
 """The surroundings of the Ray engine, with small programs in place of Flower's: proxies, long names, failed starts."""
 
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -123,8 +124,19 @@ def test_a_directory_of_the_users_own_and_a_cluster_of_the_users_own_are_kept(
     monkeypatch.setenv("RAY_TMPDIR", "/tmp/" + "x" * 120)
     with pytest.raises(ConfigError, match="^RAY_TMPDIR: .* a name of 125 bytes; use a directory with at most 3[0-9]$"):
         seen_by_superlink(tmp_path / "2")
-    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    assert seen_by_superlink(tmp_path / "3")["RAY_ADDRESS"] == "head:6379"
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert seen_by_superlink(tmp_path / "3")["RAY_ADDRESS"] == address
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999999"])
+def test_a_cluster_that_is_not_there_is_refused_at_once(
+    address: str, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS: no cluster answers at '{address}' "):
+        seen_by_superlink(tmp_path / "work")
 
 
 def test_where_no_short_directory_is_to_be_had_the_run_is_refused(

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
@@ -12,12 +13,15 @@ from synthetic import CHARTS, HOSTILE, write_run
 from disue.assignments import parse_assignments
 from disue.config import RunConfig
 from disue.errors import DataError
+from server_app.card import card
 from server_app.report import read_run, write_comparison, write_report
+from server_app.report.build import comparison_page, report_page
 from server_app.report.charts import charts
 from server_app.report.command import command_of
 from server_app.report.drawing import safe
 from server_app.report.flow import flow
-from server_app.report.words import sentences
+from server_app.report.intervals import in_words, of_examples, over_clients
+from server_app.report.words import cards, sentences
 
 
 class Page(HTMLParser):
@@ -125,11 +129,66 @@ def test_the_flow_counts_who_goes_where(tmp_path: Path) -> None:
     assert sorted(links["value"]) == sorted([9, 9, 9, 1, 1, 1, 9, 9, 9, 1, 1, 1, 10, 10, 10])
 
 
+def wilson(share: float, examples: int) -> tuple[str, str]:
+    """Return Wilson's 95 % interval in per cent, from its closed form."""
+    z, p = 1.959964, round(share * examples) / examples
+    middle = (p + z * z / (2 * examples)) / (1 + z * z / examples)
+    half = z / (1 + z * z / examples) * (p * (1 - p) / examples + z * z / (4 * examples**2)) ** 0.5
+    return f"{100 * (middle - half):.1f}", f"{100 * (middle + half):.1f}"
+
+
+@pytest.mark.parametrize(("share", "examples"), [(0.9, 100), (0.0, 7), (1.0, 30), (0.5, 2), (0.943, 899)])
+def test_the_interval_of_a_test_set_is_wilsons(share: float, examples: int) -> None:
+    assert in_words(of_examples(share, examples)) == "{} to {} %".format(*wilson(share, examples)).replace(
+        "-0.0", "0.0"
+    )
+
+
+def test_an_interval_is_given_only_where_it_is_known() -> None:
+    for share, examples in ((None, 100), (0.5, 0), (0.5, -3), (1.5, 10), (0.5, 10**12)):
+        assert of_examples(share, examples) is None
+    assert over_clients([0.5]) is None
+    assert over_clients([0.5, None]) is None
+    half = 4.302653 * 0.1 / 3**0.5  # Student's quantile with two degrees of freedom
+    assert over_clients([0.4, 0.5, 0.6]) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+
+
+def test_no_page_calls_the_average_of_a_run_fedavg(finished: Path) -> None:
+    """FedAvg's clients train from their average in every round; those of another method do not."""
+    record = read_run(finished)
+    for text in (report_page(record), comparison_page([record, record]), card(record)):
+        assert "plain average of" in text
+        assert not re.search(r"average[^.]{0,40}\(FedAvg\)|FedAvg.average", text)
+
+
+def test_a_baseline_is_compared_with_by_its_name(tmp_path: Path) -> None:
+    directory = write_run(tmp_path / "run", clients=12)
+    for name, status in (("fedavg", "completed"), ("local", "stopped")):
+        (directory / "baselines" / name).mkdir(parents=True)
+        summary = {"status": status, "method": name, "universal_accuracy": 0.5, "expert_accuracy": 0.25}
+        (directory / "baselines" / name / "summary.json").write_text(json.dumps(summary))
+    record = read_run(directory)
+    words, notes = " ".join(sentences(record)), [shown.note for shown in cards(record)]
+    assert "In a run of fedavg with the same clients and seed the universal model is right on 50.0 % of" in words
+    assert "the model that a client uses is right on 25.0 % of its own test data, here " in words
+    assert "+19.0 points against fedavg" in notes[0]
+    assert "points against fedavg" in notes[1]
+    assert "against local" not in "".join(notes) + words
+    assert "--baseline" not in words
+    (directory / "baselines" / "fedavg" / "summary.json").write_text("{")
+    with pytest.raises(DataError, match="baselines/fedavg/summary.json' is damaged"):
+        read_run(directory)
+
+
 def test_the_words_say_what_the_numbers_are(tmp_path: Path) -> None:
-    words = " ".join(sentences(read_run(write_run(tmp_path / "run", clients=12))))
+    record = read_run(write_run(tmp_path / "run", clients=12))
+    words, examples = " ".join(sentences(record)), int(record.arrays["confusion"].sum())
     assert "ran 10 rounds with 12 clients on digits (scenario label-groups, seed 0)" in words
-    assert "right on 69.0 % of the test examples" in words
-    assert "in the same round on 67.0 %, so the universal expert is right on 2.0 more in a hundred" in words
+    (low, high), (low_of_average, high_of_average) = (wilson(share, examples) for share in (0.69, 0.67))
+    assert f"right on 69.0 % of the {examples:,} test examples (95 % interval {low} to {high} %)" in words
+    assert f"client models in the same round on 67.0 % ({low_of_average} to {high_of_average} %), so the univ" in words
+    assert "so the universal expert is right on 2.0 more in a hundred. The intervals overlap: " in words
+    assert "is not FedAvg" in words
     assert "beats the universal expert for 12 of 12 clients" in words
     assert "in 3 clusters, exactly the planted groups. Clients last changed their cluster in round 3." in words
     assert "All rounds took 40.0 s, most of it local training (20.0 s)." in words
