@@ -16,11 +16,12 @@ from disue.files import inside, read_text, run_settings, run_summary, user_path
 from disue.naming import by_name
 from disue.source import source_hash
 from server_app.card import CARD
-from server_app.checkpoint import NOT_UNPACKED, OTHER_VERSION, Checkpoints, Saved, restore
+from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
 from strategies.roster import Roster
+from strategies.state import OTHER_VERSION, restore
 
 CHANGEABLE = frozenset(
     {
