@@ -21,7 +21,7 @@ from disue.naming import by_name
 from disue.task import quoted
 from server_app.report.command import PLACES
 from server_app.report.reading import ClientRow, RunRecord, read_run
-from server_app.report.words import counted, last_of, percent, privacy, total_of
+from server_app.report.words import counted, ending, measured, percent, privacy, total_of
 
 CARD = "MODEL_CARD.md"
 SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
@@ -34,6 +34,10 @@ TEMPLATE = """\
 {{ kinds }} for images of {{ shape }} pixels (channels x height x width) in {{ classes|length }} classes: \
 {{ class_names|plain }}. Made by DisUE {{ version }}; how the run went is in `report.html` and `metrics.jsonl`.
 
+{% if ending %}
+**{{ ending|plain }}**
+
+{% endif %}
 ## Data
 
 {{ source|plain }} {{ clients }} took part, {{ examples }}. \
@@ -57,8 +61,8 @@ Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ 
 {{ row.expert }} | {{ row.worst }} |
 {% endfor %}
 
-Accuracies are means over the cluster's clients, each on its own test data; a client uses its own expert \
-{{ prior }}.
+Accuracies are means over the cluster's clients{{ " that were evaluated" if some }}, each on its own test data; \
+a client uses its own expert {{ prior }}.
 
 {% endif %}
 {% if privacy %}
@@ -107,7 +111,7 @@ Versions: {{ versions }}.
 
 
 def write_card(directory: Path) -> Path:
-    """Write ``MODEL_CARD.md`` of a finished run, and return where.
+    """Write ``MODEL_CARD.md`` of a run that is over, and return where.
 
     Raises
     ------
@@ -136,6 +140,7 @@ def card(record: RunRecord) -> str:
         classes=task["classes"],
         class_names=quoted(task["classes"]),
         version=disue.__version__,
+        ending=ending(record),
         source=_source(record),
         clients=counted(len(record.clients), "client"),
         examples=_in_all(sum(client.examples for client in record.clients)),
@@ -143,6 +148,7 @@ def card(record: RunRecord) -> str:
         std=_numbers(task["std"]),
         accuracies=_accuracies(record),
         clusters=_clusters(record) if experts else [],
+        some=any(client.expert is None for client in record.clients),
         prior=_prior(record),
         privacy=privacy(record),
         limits=_limits(record, experts),
@@ -214,8 +220,12 @@ def _accuracies(record: RunRecord) -> list[dict[str, str]]:
         ("own expert, worst tenth of the clients", "worst_decile_accuracy", own),
         ("own expert after local fine-tuning", "personal_accuracy", own),
     ]
-    known = [(name, last_of(record, key), on) for name, key, on in rows]
-    return [{"name": name, "value": percent(value), "on": on} for name, value, on in known if value is not None]
+    known = [(name, *measured(record, key), on) for name, key, on in rows]
+    return [
+        {"name": name, "value": percent(value), "on": f"{on}{remark}"}
+        for name, value, remark, on in known
+        if value is not None
+    ]
 
 
 def _clusters(record: RunRecord) -> list[dict[str, Any]]:
@@ -271,10 +281,11 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
         f"All images are resized to {shape} without keeping proportions, and each is given one of the classes above, "
         "whatever it shows. Nothing was measured on other data than those named."
     ]
-    worst = last_of(record, "worst_decile_accuracy")
+    worst, remark = measured(record, "worst_decile_accuracy")
     if worst is not None:
         limits.append(
-            f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} only."
+            f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} "
+            f"only{remark}."
         )
     if (confusion := record.arrays.get("confusion")) is not None and confusion.size:
         recalls = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)

@@ -93,7 +93,8 @@ class Checkpoints:
         self.has_saved = True
         self._good = [*self._good, path][-KEPT:]
         for old in set(self.directory.glob("round-*")) - set(self._good):
-            old.unlink()
+            if old.is_symlink() or not old.is_dir():
+                old.unlink(missing_ok=True)
 
     def load(self) -> Saved | None:
         """Return the newest checkpoint that is not damaged; None if there is none at all.

@@ -174,6 +174,8 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "source": source_hash(),
         }
+        if summary["status"] != "completed":
+            return FederationError(f"the run was {summary['status']}: {summary.get('error')}")
         write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n"))
         return {**summary, **record}
     except DisueError as error:

@@ -29,6 +29,7 @@ import tomli_w
 from disue.cli.flower import copy_app, quiet_environment, raised, run_status, started_run, tool
 from disue.config import RunConfig
 from disue.errors import FederationError
+from disue.files import write_whole
 from server_app.stopping import OVER
 
 CONNECTION = "disue"
@@ -167,7 +168,7 @@ def _is_over(log: list[str]) -> bool:
 def _keep(log: list[str], directory: Path) -> None:
     """Keep the log in the run directory, if the run came as far as to make one."""
     if directory.is_dir():
-        (directory / "flower.log").write_text("\n".join(log) + "\n")
+        write_whole(directory / "flower.log", "\n".join(log) + "\n")
 
 
 def _complete_lines(path: Path) -> list[str]:

@@ -87,7 +87,6 @@ def simulate(
     if summary["status"] == "stopped":
         again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
         console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
-        return
     console.print(_summary_table(summary))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
