@@ -84,13 +84,13 @@ def simulate(
             from disue.cli.ray import run_ray
 
             summary = run_ray(config, nodes_for(config, clients), gpus_per_client, lambda row: None)
-    if summary["status"] == "stopped":
-        again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
-        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
-    console.print(_summary_table(summary))
+    console.print(_summary_table(summary, rounds))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
+    if summary["status"] == "stopped":
+        again = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))}"
+        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {again}", soft_wrap=True)
 
 
 def _resumed(values: dict[str, Any], clients: int | None) -> tuple[RunConfig, int, int]:
@@ -148,8 +148,9 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
     return nodes
 
 
-def _summary_table(summary: Row) -> Table:
-    table = Table(title=f"{summary['method']} after {summary['rounds']} rounds", title_justify="left")
+def _summary_table(summary: Row, rounds: int) -> Table:
+    of = "" if summary["rounds"] == rounds else f" of {rounds}"
+    table = Table(title=f"{summary['method']} after {summary['rounds']}{of} rounds", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")
