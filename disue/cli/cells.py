@@ -164,7 +164,10 @@ def _end_with_parent() -> None:
 
 def _run_cell(cell: Cell) -> Summary | DisueError:
     from disue.cli.simulate import run_inline
+    from server_app.hold import in_use, is_held
 
+    if is_held(cell.directory):  # by a command that goes on with this run alone
+        return ConfigError(in_use(cell.directory, "--output"))
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         shutil.rmtree(cell.directory, ignore_errors=True)
