@@ -18,7 +18,7 @@ import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
-from disue.files import PARTS, append, folder_inside, user_path, whole, write_tensors, write_whole
+from disue.files import PARTS, append, folder_inside, inside, user_path, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
@@ -92,7 +92,8 @@ def _is_left_over(path: Path, directory: Path) -> bool:
 
 def forget_after(directory: Path, rounds: int) -> None:
     """Remove what a run wrote at its end, and the pictures of rounds after so many."""
-    pictures = (directory / "generated").glob("round-[0-9][0-9][0-9][0-9]*.png")
+    inside(directory, "experts")
+    pictures = inside(directory, "generated").glob("round-[0-9][0-9][0-9][0-9]*.png")
     later = (path for path in pictures if int(path.stem.removeprefix("round-")) > rounds)
     ends = (path for pattern in AT_THE_END for path in directory.glob(pattern))
     for path in itertools.chain(ends, later, directory.rglob(PARTS)):

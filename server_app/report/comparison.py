@@ -6,7 +6,7 @@ from typing import Any
 from server_app.report.command import PLACES, command_of
 from server_app.report.drawing import PALETTE, Chart, Figure, safe
 from server_app.report.reading import RunRecord
-from server_app.report.words import counted, duration, ending, last_of, percent, size, total_of
+from server_app.report.words import counted, duration, ending, last_of, measured, percent, size, total_of
 
 Lines = tuple[tuple[str, str, Callable[[float], str], int], ...]
 
@@ -62,15 +62,19 @@ def sentences(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
 def numbers(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
     """Return the table of numbers, the best of each line marked."""
     lines = [{"name": "rounds", "cells": [{"text": str(len(record.rows)), "best": False} for record in records]}]
-    for source, of in ((LAST, last_of), (TOTAL, total_of)):
+    for source in (LAST, TOTAL):
         for name, key, form, better in source:
-            values = [of(record, key) for record in records]
+            found = [measured(r, key) if source is LAST else (total_of(r, key), "") for r in records]
+            values = [value for value, _ in found]
             known = [value for value in values if value is not None]
             if not known:
                 continue
             best = max(known, key=lambda value: better * value)
             marked = better != NEITHER and min(known) != max(known)
-            cells = [{"text": "–" if v is None else form(v), "best": marked and v == best} for v in values]
+            cells = [
+                {"text": "–" if v is None else f"{form(v)}{remark}", "best": marked and v == best}
+                for v, remark in found
+            ]
             lines.append({"name": name, "cells": cells})
     return {"columns": list(names), "lines": lines}
 

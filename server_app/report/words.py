@@ -136,8 +136,8 @@ def measured(record: RunRecord, key: str) -> tuple[float | None, str]:
     sampled = (
         row["round"] != record.config.get("num-server-rounds") and record.config.get("fraction-evaluate", 1.0) < 1.0
     )
-    by_clients = not key.startswith(("universal", "average")) or record.config.get("dataset") == "own"
-    return row[key], f"{remark}, of the clients that were asked" if sampled and by_clients else remark
+    by_clients = ("expert", "personal", "worst", *(["universal"] if record.config.get("dataset") == "own" else []))
+    return row[key], f"{remark}, of the clients that were asked" if sampled and key.startswith(by_clients) else remark
 
 
 def cards(record: RunRecord) -> list[Card]:

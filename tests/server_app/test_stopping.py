@@ -27,6 +27,8 @@ from disue.config import RunConfig
 from disue.errors import DataError, TooFewUpdates
 from server_app.hold import exclusive
 from server_app.report import write_report
+from server_app.report.build import comparison_page
+from server_app.report.reading import read_run
 from server_app.resume import resumed_config
 from server_app.run import execute
 from server_app.stopping import STOP, ask_to_stop, signals_stop
@@ -214,6 +216,11 @@ def test_numbers_of_an_earlier_round_and_of_some_clients_are_told_as_such(tmp_pa
     assert re.search(rf"\| universal model \| {NUMBER} \| the balanced test set of the server \|", card)
     assert "No client was evaluated in the last round." in words
     assert "over the cluster's clients that were evaluated" in card
+    page = comparison_page([read_run(directory), read_run(directory)])
+    assert "run (1): The run was stopped after round 3 of 4, as was asked." in page
+    assert re.search(rf"<tr><td>own expert</td>\s*<td>{NUMBER}, {remark}</td>", page)
+    assert re.search(rf"<tr><td>universal expert</td>\s*<td>{NUMBER}</td>", page)
+    assert re.search(r"<tr><td>clusters</td>\s*<td>\d</td>", page)
     assert "fine-tuning" not in card.split("## Limits")[0]  # nobody did that
 
 
