@@ -254,7 +254,7 @@ def write_whole(path: Path, content: bytes | str) -> None:
 def write_passing(path: Path, content: str) -> None:
     """Write a file that is whole or not there, and need not outlive a power cut."""
     with _beside(path) as part:
-        part.write_text(content)
+        part.write_text(content, encoding="utf-8")
         part.replace(path)
 
 
