@@ -1,8 +1,11 @@
 """Files of a run directory: read with errors that name them, written so that they are whole or not there."""
 
 import csv
+import errno
 import json
 import os
+import stat
+import threading
 import tomllib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -22,6 +25,8 @@ T = TypeVar("T")
 LARGEST = 1e300
 """Of numbers in files; they are added, and multiplied by small ones."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+PARTS = ".*.part"
+"""What files are called that are still being written."""
 ADVICE = "run it again, or restore the file"
 OTHER_MODEL = "restore the file, or the code of the model that made it"
 OTHER_VERSION = "the run is of another version of DisUE, or the file was changed"
@@ -95,7 +100,40 @@ def inside(directory: Path, name: str) -> Path:
     real = Path(os.path.realpath(path))
     if not real.is_relative_to(os.path.realpath(directory)):
         raise DataError(f"'{path}' leads out of the run directory, to '{real}'; put a folder in its place")
+    if os.path.lexists(path) and not path.is_dir():
+        raise DataError(f"'{path}' is no folder; remove it")
     return path
+
+
+def folder_inside(directory: Path, name: str) -> Path:
+    """Return a folder of a run directory, which is made if it is missing; see `inside`."""
+    path = inside(directory, name)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def open_itself(path: Path, flags: int) -> int:
+    """Open a file, never what a link leads to, and return the descriptor; flags are those of `os.open`.
+
+    Raises
+    ------
+    DataError
+        If there is a link, a folder, a pipe or a device in its place.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):  # ENXIO: a pipe that nobody reads
+            raise
+        raise DataError(_no_file(path)) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise DataError(_no_file(path))
+    return descriptor
+
+
+def _no_file(path: Path) -> str:
+    return f"'{path}' is {'a link' if path.is_symlink() else 'no file'}; remove it"
 
 
 class _Loose(BaseModel):
@@ -217,25 +255,44 @@ def write_whole(path: Path, content: bytes | str) -> None:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_passing(path: Path, content: str) -> None:
+    """Write a file that is whole or not there, and need not outlive a power cut."""
+    with _beside(path) as part:
+        part.write_text(content, encoding="utf-8")
+        part.replace(path)
+
+
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """Give a path to write to, which becomes ``path`` if all went well and is gone if not.
 
-    What is in it is on the disk before it has its name, so that a power cut leaves the old file or the new one.
+    What is in it is on the disk before it has its name, so that a power cut leaves the old file or the new one. A link
+    in the place of ``path`` is replaced, and what it leads to stays as it is.
 
     Raises
     ------
+    DataError
+        If there is a folder in its place.
     DiskError
         If the disk is full; what was there before is still there.
     """
+    if path.is_dir() and not path.is_symlink():
+        raise DataError(_no_file(path))
+    with disk_errors(path), _beside(path) as part:
+        yield part
+        _sync(part)
+        part.replace(path)
+        _sync(path.parent)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Give a new file in the same folder, of this process alone, which is gone at the end."""
     part = part_of(path)
-    part.unlink(missing_ok=True)  # what another process left, or a link to somewhere else
+    part.unlink(missing_ok=True)  # what a process of the same number left, or a link to somewhere else
     try:
-        with disk_errors(path):
-            yield part
-            _sync(part)
-            part.replace(path)
-            _sync(path.parent)
+        os.close(open_itself(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        yield part
     finally:
         part.unlink(missing_ok=True)
 
@@ -252,14 +309,25 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 def part_of(path: Path) -> Path:
-    """Return where a file is written before it is moved to its place."""
-    return path.with_name(f".{path.name}.part")
+    """Return where this process and thread write a file before it is moved to its place; `PARTS` are all of them."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.part")
 
 
 def append(path: Path, text: str) -> None:
-    """Add to a file, and see that it is on the disk; raise `DiskError` if that is full."""
-    with disk_errors(path), path.open("a", newline="", encoding="utf-8") as file:
-        file.write(text)
+    """Add to a file, and see that it is on the disk; a file with a second name is replaced, and the other one kept.
+
+    Raises
+    ------
+    DataError
+        If there is a link, a folder, a pipe or a device in its place.
+    DiskError
+        If the disk is full.
+    """
+    with disk_errors(path), os.fdopen(open_itself(path, os.O_RDWR | os.O_APPEND | os.O_CREAT), "rb+") as file:
+        if os.fstat(file.fileno()).st_nlink > 1:
+            write_whole(path, file.read() + text.encode())
+            return
+        file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())
 

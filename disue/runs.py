@@ -1,4 +1,4 @@
-"""A finished run, to be used: its models, and what says which of them suits an image.
+"""A run that is over, to be used: its models, and what says which of them suits an image.
 
 >>> from disue import load_run
 >>> run = load_run("runs/first")                    # doctest: +SKIP
@@ -29,6 +29,8 @@ from disue.task import Shape, Task
 
 UNIVERSAL = "universal"
 EXPERT = "expert-"
+ENDED_EARLY = ("stopped", "failed")
+"""What a run is called that did not come to its last round; its models, if it has any, are of the last good one."""
 
 
 class PixelModel(nn.Module):
@@ -97,7 +99,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run.
+    """A run that is over: completed, or with the models of the round after which it ended early (``summary``).
 
     Attributes
     ----------
@@ -196,8 +198,8 @@ def load_run(directory: str | Path) -> Run:
     Raises
     ------
     DataError
-        If there is no run in the directory, the run is not finished, a file is missing or damaged, or the run is of a
-        version that has other config keys.
+        If there is no run in the directory, the run ended early without models, a file is missing or damaged, or the
+        run is of a version that has other config keys.
     """
     place = user_path(directory)
     if not place.is_dir():
@@ -205,10 +207,11 @@ def load_run(directory: str | Path) -> Run:
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
-    if summary.get("status") != "completed":
+    early = summary.get("status") in ENDED_EARLY and (place / f"{UNIVERSAL}.safetensors").is_file()
+    if summary.get("status") != "completed" and not early:
         why = " ".join(str(summary.get("error")).split())
         how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
-        raise DataError(f"'{place}': this run is not finished ({how}); name a run that was completed")
+        raise DataError(f"'{place}': this run is not finished ({how}); go on with it (--resume), or name another run")
     config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
     _check_models(config, place)
     task = read_text(place / "config.toml", lambda text: _task(run_settings(text)["task"]))

@@ -22,7 +22,7 @@ from disue.task import quoted
 from server_app.report.command import PLACES
 from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients
 from server_app.report.reading import ClientRow, RunRecord, read_run
-from server_app.report.words import AVERAGE, counted, last_of, percent, privacy, total_of
+from server_app.report.words import AVERAGE, counted, ending, last_of, measured, percent, privacy, total_of
 
 CARD = "MODEL_CARD.md"
 SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
@@ -35,6 +35,10 @@ TEMPLATE = """\
 {{ kinds }} for images of {{ shape }} pixels (channels x height x width) in {{ classes|length }} classes: \
 {{ class_names|plain }}. Made by DisUE {{ version }}; how the run went is in `report.html` and `metrics.jsonl`.
 
+{% if ending %}
+**{{ ending|plain }}**
+
+{% endif %}
 ## Data
 
 {{ source|plain }} {{ clients }} took part, {{ examples }}. \
@@ -63,8 +67,8 @@ The {{ average }} is not FedAvg, which trains its clients from their average in 
 {{ row.expert }} | {{ row.worst }} |
 {% endfor %}
 
-Accuracies are means over the cluster's clients, each on its own test data; a client uses its own expert \
-{{ prior }}.
+Accuracies are means over the cluster's clients{{ " that were evaluated" if some }}, each on its own test data; \
+a client uses its own expert {{ prior }}.
 
 {% endif %}
 {% if privacy %}
@@ -113,7 +117,7 @@ Versions: {{ versions }}.
 
 
 def write_card(directory: Path) -> Path:
-    """Write ``MODEL_CARD.md`` of a finished run, and return where.
+    """Write ``MODEL_CARD.md`` of a run that is over, and return where.
 
     Raises
     ------
@@ -142,6 +146,7 @@ def card(record: RunRecord) -> str:
         classes=task["classes"],
         class_names=quoted(task["classes"]),
         version=disue.__version__,
+        ending=ending(record),
         source=_source(record),
         clients=counted(len(record.clients), "client"),
         examples=_in_all(sum(client.examples for client in record.clients)),
@@ -150,6 +155,7 @@ def card(record: RunRecord) -> str:
         accuracies=_accuracies(record),
         average=AVERAGE if last_of(record, "average_accuracy") is not None else "",
         clusters=_clusters(record) if experts else [],
+        some=any(client.expert is None for client in record.clients),
         prior=_prior(record),
         privacy=privacy(record),
         limits=_limits(record, experts),
@@ -223,14 +229,19 @@ def _accuracies(record: RunRecord) -> list[dict[str, str]]:
         ("own expert, worst tenth of the clients", "worst_decile_accuracy", own),
         ("own expert after local fine-tuning", "personal_accuracy", own),
     ]
-    known = [(name, key, last_of(record, key), on) for name, key, on in rows]
+    known = [(name, key, *measured(record, key), on) for name, key, on in rows]
     for method, summary in record.baselines.items():
         same = f"{method} with the same clients and seed"
         used = ("the model that a client uses", *own_model[1:])
-        known += [(f"{same}: {name}", key, summary.get(key), on) for name, key, on in (rows[0], used)]
+        known += [(f"{same}: {name}", key, summary.get(key), "", on) for name, key, on in (rows[0], used)]
     return [
-        {"name": name, "value": percent(value), "interval": _interval(record, key, value), "on": on}
-        for name, key, value, on in known
+        {
+            "name": name,
+            "value": percent(value),
+            "interval": _interval(record, key, value),
+            "on": f"{on}{remark}",
+        }
+        for name, key, value, remark, on in known
         if value is not None
     ]
 
@@ -239,8 +250,8 @@ def _interval(record: RunRecord, key: str, value: float) -> str:
     """Return how sure an accuracy is, where that is known: on the server's test set, or over this run's clients."""
     if key == "expert_accuracy" and value == last_of(record, key):
         return in_words(over_clients([client.expert for client in record.clients])) or "–"
-    measured = key == "average_accuracy" or key.startswith("universal_accuracy")
-    return in_words(of_examples(value, examples_tested(record))) or "–" if measured else "–"
+    on_test_set = key == "average_accuracy" or key.startswith("universal_accuracy")
+    return in_words(of_examples(value, examples_tested(record))) or "–" if on_test_set else "–"
 
 
 def _clusters(record: RunRecord) -> list[dict[str, Any]]:
@@ -296,10 +307,11 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
         f"All images are resized to {shape} without keeping proportions, and each is given one of the classes above, "
         "whatever it shows. Nothing was measured on other data than those named."
     ]
-    worst = last_of(record, "worst_decile_accuracy")
+    worst, remark = measured(record, "worst_decile_accuracy")
     if worst is not None:
         limits.append(
-            f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} only."
+            f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} "
+            f"only{remark}."
         )
     if (confusion := record.arrays.get("confusion")) is not None and confusion.size:
         recalls = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)

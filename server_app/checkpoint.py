@@ -1,8 +1,8 @@
 """All that a run needs to go on after a round, in one file: tensors, and how they hang together as JSON.
 
-A part of a run says in a class attribute ``stateful`` which of its attributes change as rounds go by. Their values are
-tensors, plain numbers and texts, lists, tuples, sets and dicts of them, the records below, and parts in their turn.
-What is one object in two places is one object again when it is read: some of them are known by their identity.
+See `strategies.state` for what a part remembers. Values are tensors, plain numbers and texts, lists, tuples, sets and
+dicts of them, the records below, and parts in their turn. What is one object in two places is one object again when it
+is read: some of them are known by their identity.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,30 +26,19 @@ from disue.wire import EvaluateReply
 from strategies.experts import Team
 from strategies.prototypes import Prototypes
 from strategies.roster import Client
+from strategies.state import OTHER_VERSION, state_of
 from strategies.teachers import Lesson
 
 DIRECTORY = "checkpoint"
 METADATA = "disue"
 FORMAT = 1
 KEPT = 2
-OTHER_VERSION = "was written by another version of disue"
 NOT_UNPACKED = (SafetensorError, RuntimeError, *NOT_PARSED)
 RECORDS: dict[str, Any] = {
     kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, Lesson, Prototypes, Task, Team)
 }
 """The dataclasses and named tuples that a state may hold."""
 COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set)}
-
-
-@runtime_checkable
-class HasState(Protocol):
-    """A network or an optimiser, as PyTorch's are."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Return what is to be known of it."""
-
-    def load_state_dict(self, state: Any, /) -> object:
-        """Take it up."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +93,8 @@ class Checkpoints:
         self.has_saved = True
         self._good = [*self._good, path][-KEPT:]
         for old in set(self.directory.glob("round-*")) - set(self._good):
-            old.unlink()
+            if old.is_symlink() or not old.is_dir():
+                old.unlink(missing_ok=True)
 
     def load(self) -> Saved | None:
         """Return the newest checkpoint that is not damaged; None if there is none at all.
@@ -135,48 +125,6 @@ def _round(value: object) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"round {value!r}")
     return value
-
-
-def state_of(part: object) -> dict[str, Any]:
-    """Return what is to be known of a part: the values of the attributes that it and its bases call ``stateful``."""
-    return {name: _state(getattr(part, name)) for name in _stateful(type(part))}
-
-
-def _state(value: object) -> Any:
-    if _is_part(value):
-        return state_of(value)
-    if isinstance(value, HasState):
-        return dict(value.state_dict())
-    return value
-
-
-def restore(part: object, state: Mapping[str, Any]) -> None:
-    """Give a part, made as it was made for the run that was saved, what is known of it.
-
-    Raises
-    ------
-    DataError
-        If the state is of another version.
-    """
-    names = _stateful(type(part))
-    if set(state) != set(names):
-        raise DataError(f"the checkpoint {OTHER_VERSION} ({type(part).__name__} has {names}, not {list(state)})")
-    for name in names:
-        value = getattr(part, name)
-        if _is_part(value):
-            restore(value, state[name])
-        elif isinstance(value, HasState):
-            value.load_state_dict(state[name])
-        else:
-            setattr(part, name, state[name])
-
-
-def _is_part(value: object) -> bool:
-    return hasattr(type(value), "stateful")
-
-
-def _stateful(kind: type) -> list[str]:
-    return [name for base in reversed(kind.__mro__) for name in vars(base).get("stateful", ())]
 
 
 def packed(value: Any) -> bytes:

@@ -10,7 +10,7 @@ from typing import Any
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from disue.files import part_of
+from disue.files import write_passing
 
 PROGRESS = "progress.json"
 SECONDS_BETWEEN_WRITES = 0.2
@@ -87,12 +87,8 @@ class Progress:
             yield
         finally:
             grid.push_messages, grid.pull_messages = push, pull  # type: ignore[method-assign]
-            for path in (self.path, part_of(self.path)):
-                path.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
     def _write(self) -> None:
         self._written = self.clock()
-        part = part_of(self.path)
-        part.unlink(missing_ok=True)
-        part.write_text(json.dumps(self._state), encoding="utf-8")
-        part.replace(self.path)
+        write_passing(self.path, json.dumps(self._state))

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,8 +16,8 @@ import numpy as np
 import tomli_w
 
 from disue.config import RunConfig
-from disue.errors import ConfigError
-from disue.files import LARGEST, append, part_of, user_path, whole, write_tensors, write_whole
+from disue.errors import ConfigError, DataError
+from disue.files import LARGEST, PARTS, append, folder_inside, inside, user_path, whole, write_tensors, write_whole
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
@@ -33,7 +34,7 @@ from strategies.roster import Client
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
 TOTALS = ("clients_failed", "clients_rejected", "repeats", "client_steps", "personal_steps", "guard_kept_average")
 Row = dict[str, Any]
-BEFORE_THE_CONFIG = (LOCK.parent.as_posix(), LOCK.as_posix(), part_of(Path("config.toml")).name)
+BEFORE_THE_CONFIG = (LOCK.parent.as_posix(), LOCK.as_posix(), ".config.toml.*.part")
 """What a process that was killed as it made a run directory may have left there."""
 AT_THE_END = (
     *("summary.json", "clients.csv", "teaching.csv", "portrait.json", "portrait.safetensors", "report.html"),
@@ -67,9 +68,7 @@ def check_directory(directory: Path) -> None:
     """
     made: list[Path] = []
     try:
-        if directory.is_dir() and any(
-            path.relative_to(directory).as_posix() not in BEFORE_THE_CONFIG for path in directory.rglob("*")
-        ):
+        if directory.is_dir() and not all(_is_left_over(path, directory) for path in directory.rglob("*")):
             raise ConfigError(f"output-dir: '{directory}' is not empty; name another directory")
         missing = [path for path in (directory, *directory.parents) if not path.exists()]
         for path in reversed(missing):
@@ -85,13 +84,21 @@ def check_directory(directory: Path) -> None:
                 path.rmdir()
 
 
+def _is_left_over(path: Path, directory: Path) -> bool:
+    name = path.relative_to(directory).as_posix()
+    return not path.is_symlink() and any(fnmatchcase(name, pattern) for pattern in BEFORE_THE_CONFIG)
+
+
 def forget_after(directory: Path, rounds: int) -> None:
     """Remove what a run wrote at its end, and the pictures of rounds after so many."""
-    pictures = (directory / "generated").glob("round-[0-9][0-9][0-9][0-9]*.png")
+    inside(directory, "experts")
+    pictures = inside(directory, "generated").glob("round-[0-9][0-9][0-9][0-9]*.png")
     later = (path for path in pictures if int(path.stem.removeprefix("round-")) > rounds)
     ends = (path for pattern in AT_THE_END for path in directory.glob(pattern))
-    for path in itertools.chain(ends, later, directory.rglob(".*.part")):
-        path.unlink()
+    for path in itertools.chain(ends, later, directory.rglob(PARTS)):
+        if path.is_dir() and not path.is_symlink():
+            raise DataError(f"'{path}' is no file; remove it")
+        path.unlink(missing_ok=True)
 
 
 class Recorder:
@@ -147,9 +154,10 @@ class Recorder:
         write_whole(directory / "config.toml", tomli_w.dumps(settings))
         write_whole(directory / "metrics.jsonl", "".join(map(_line, rows)))
 
-    def next_round(self) -> int:
-        """Return the number of the round after those that are recorded."""
-        return len(self._rows) + 1
+    @property
+    def rounds(self) -> int:
+        """How many rounds are recorded."""
+        return len(self._rows)
 
     def record_round(
         self,
@@ -210,33 +218,30 @@ class Recorder:
         self._clusters |= outcome.clusters
         self._rows.append(row)
         if outcome.sheet is not None:
-            (self.directory / "generated").mkdir(exist_ok=True)
-            save_sheet(outcome.sheet, self.directory / "generated" / f"round-{outcome.server_round:04}.png")
+            with whole(folder_inside(self.directory, "generated") / f"round-{outcome.server_round:04}.png") as part:
+                save_sheet(outcome.sheet, part)
         append(self.directory / "metrics.jsonl", _line(row))
         if self.on_round:
             self.on_round(row)
         return row
 
     def save(self, strategy: FederatedStrategy) -> None:
-        """Write models, ``clients.csv`` and ``teaching.csv``."""
-        (self.directory / "experts").mkdir(exist_ok=True)
-        for model, universal in strategy.universals.items():
-            name = "universal" if model == strategy.model else f"universal-{model}"
-            self._save(universal, model, self.directory / f"{name}.safetensors")
-            for cluster, expert in strategy.experts_of(model).items():
-                name = f"expert-{Team(cluster, model).label(strategy.model)}"
-                self._save(expert, model, self.directory / "experts" / f"{name}.safetensors")
-        save_gate(self.directory, strategy)
+        """Write ``clients.csv``, ``teaching.csv`` and models; last the universal ones: with them all is there."""
         self._write_clients(strategy)
         self._write_lesson(strategy)
+        save_gate(self.directory, strategy)
+        experts = folder_inside(self.directory, "experts")
+        for model in strategy.universals:
+            for cluster, expert in strategy.experts_of(model).items():
+                name = f"expert-{Team(cluster, model).label(strategy.model)}"
+                self._save(expert, model, experts / f"{name}.safetensors")
+        for model, universal in reversed(strategy.universals.items()):  # the run's own at the end
+            name = "universal" if model == strategy.model else f"universal-{model}"
+            self._save(universal, model, self.directory / f"{name}.safetensors")
 
     def finish(self) -> Row:
         """Write ``summary.json``, which says that the run is over, and return it."""
-        summary = self._summary("completed") | {key: self._rows[-1][key] for key in self._rows[-1] if key != "round"}
-        totals = {key for row in self._rows for key in row if _is_total(key)}
-        summary |= {key: sum(row.get(key) or 0 for row in self._rows) for key in sorted(totals)}
-        self._write_summary(summary)
-        return summary
+        return self._write_summary(self._summary("completed"))
 
     def fail(self, error: BaseException) -> None:
         """Write a ``summary.json`` that says why the run ended early."""
@@ -244,14 +249,21 @@ class Recorder:
 
     def stop(self) -> Row:
         """Write a ``summary.json`` that says that the run can go on, and return it."""
-        summary = self._summary("stopped") | {"error": f"it was asked to end after round {len(self._rows)}"}
-        self._write_summary(summary)
+        why = f"it was asked to end after round {len(self._rows)}"
+        return self._write_summary(self._summary("stopped") | {"error": why})
+
+    def _write_summary(self, summary: Row) -> Row:
+        write_whole(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
         return summary
 
-    def _write_summary(self, summary: Row) -> None:
-        write_whole(self.directory / "summary.json", json.dumps(summary, indent=2) + "\n")
-
     def _summary(self, status: str) -> Row:
+        """Return how the run ended, the numbers of its last round, and the sums of those that are counted."""
+        last = {key: value for row in self._rows[-1:] for key, value in row.items() if key != "round"}
+        totals = {key for row in self._rows for key in row if _is_total(key)}
+        sums = {key: sum(row.get(key) or 0 for row in self._rows) for key in sorted(totals)}
+        return self._of_the_run(status) | last | sums
+
+    def _of_the_run(self, status: str) -> Row:
         return {
             "status": status,
             "method": self.config.method,

@@ -1,5 +1,6 @@
 """Going on with a run that was interrupted, after its last complete round."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,11 +17,12 @@ from disue.files import inside, read_text, run_settings, run_summary, user_path
 from disue.naming import by_name
 from disue.source import source_hash
 from server_app.card import CARD
-from server_app.checkpoint import NOT_UNPACKED, OTHER_VERSION, Checkpoints, Saved, restore
+from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
 from strategies.roster import Roster
+from strategies.state import OTHER_VERSION, restore
 
 CHANGEABLE = frozenset(
     {
@@ -30,6 +32,10 @@ CHANGEABLE = frozenset(
     }
 )
 """Keys that may have other values when a run goes on: the rounds that are over would have been the same."""
+
+
+RECORDS = ("config.toml", "metrics.jsonl", MEMBERSHIP, "summary.json")
+"""Files that a run writes as it goes on, beside its checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,8 @@ class Past:
         The lines of ``membership.csv`` up to the checkpoint.
     partitions : int or None
         Into how many parts the run's dataset is divided; 0: clients have data of their own; None: the run is new.
+    traces : dict of str to str
+        What was in the files that it was read from; see `traces_of`.
     """
 
     checkpoints: Checkpoints
@@ -54,6 +62,7 @@ class Past:
     rows: list[Row] = field(default_factory=list)
     moves: list[Move] = field(default_factory=list)
     partitions: int | None = None
+    traces: dict[str, str] = field(default_factory=dict)
 
     @property
     def rounds(self) -> int:
@@ -68,6 +77,16 @@ class Past:
                     restore(part, self.saved.parts[name])
                 except NOT_UNPACKED as error:
                     raise DataError(f"the checkpoint {OTHER_VERSION} ({name}: {error!r})") from None
+
+    def check_unchanged(self, directory: Path) -> None:
+        """Raise `ConfigError` if a process has written in the directory since this was read; ask under the lock."""
+        now = traces_of(directory)
+        changed = sorted(name for name in now.keys() | self.traces.keys() if now.get(name) != self.traces.get(name))
+        if changed:
+            raise ConfigError(
+                f"resume-from: another process went on with the run in '{directory}' in the meantime ({changed[0]} is "
+                "another); nothing was changed, see how the run stands"
+            )
 
     @contextmanager
     def blamed(self) -> Iterator[None]:
@@ -120,6 +139,7 @@ def look_back(config: RunConfig) -> Past:
         If there is no run, or what it left is damaged.
     """
     directory = default_directory(config)
+    traces = traces_of(directory)
     if config.output_dir and user_path(config.output_dir, "output-dir").resolve() != directory.resolve():
         raise ConfigError(f"output-dir: got '{config.output_dir}'; a run goes on in its own directory, '{directory}'")
     was, partitions = read_settings(directory)
@@ -136,7 +156,14 @@ def look_back(config: RunConfig) -> Past:
         raise DataError(f"'{directory / 'metrics.jsonl'}' is damaged (rounds 1 to {done} are not all there)")
     _check_rounds(config, was, directory, done)
     moves = read_text(directory / MEMBERSHIP, membership_moves) if done else []
-    return Past(checkpoints, saved, rows[:done], [move for move in moves if move.round <= done], partitions)
+    return Past(checkpoints, saved, rows[:done], [move for move in moves if move.round <= done], partitions, traces)
+
+
+def traces_of(directory: Path) -> dict[str, str]:
+    """Return the name and the SHA-256 of the files that say how far a run is; the names of checkpoints hold theirs."""
+    paths = [path for name in RECORDS for path in [directory / name] if path.is_file()]
+    traces = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+    return traces | {path.name: path.name for path in directory.glob("checkpoint/round-*")}
 
 
 def read_settings(directory: Path) -> tuple[RunConfig, int]:

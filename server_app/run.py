@@ -1,9 +1,10 @@
 """One run, from the validated config to the finished run directory."""
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from logging import INFO
+from logging import INFO, WARNING
+from pathlib import Path
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.common.logger import log
@@ -13,7 +14,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 from disue.config import RunConfig
 from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
-from disue.errors import ConfigError, DiskError
+from disue.errors import ConfigError, DiskError, DisueError
 from disue.files import disk_errors
 from disue.model_check import check_networks
 from disue.models import build_model, get_state
@@ -32,6 +33,7 @@ from server_app.scoring import by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from server_app.warned import Warnings, collected
+from strategies.base import FederatedStrategy
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
 from strategies.seats import seated
@@ -102,6 +104,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     DisueError
         If the run cannot start or cannot go on.
     """
+    if not config.resume_from:  # once: a default place is named after the time
+        config = config.model_copy(update={"output_dir": str(default_directory(config))})
     preflight(config)
     check_timeout(config, grid)
     grid = seated(grid, config.clients_per_node)
@@ -124,12 +128,10 @@ def _carry_out(
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
     test = data.global_test()
-    if not config.resume_from:
-        check_directory(directory)
-    with disk_errors(directory), exclusive(directory), stopping(directory):
+    with _claimed(config, directory, past):
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
-        warnings.keep_in(directory, past.rounds, recorder.next_round)
+        warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
         portrait = Portrait(directory, past.moves)
         past.restore({"recorder": recorder, "portrait": portrait})
         parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}
@@ -161,33 +163,81 @@ def _carry_out(
                 {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
             )
 
-        try:
-            with progress.watching(grid), ledger.watching(grid):
-                strategy.start(
-                    grid,
-                    ArrayRecord(start),
-                    num_rounds=config.num_server_rounds,
-                    timeout=config.round_timeout,
-                    evaluate_fn=after_round,
-                    first_round=past.rounds + 1,
-                )
+        def leave() -> None:
             recorder.save(strategy)
             portrait.finish(strategy, data, test, build, config.model, device)
-            summary = recorder.finish()
-        except RunStopped:
-            log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", directory)
-            return recorder.stop()
+
+        over = False
+        try:
+            write_summary = recorder.finish
+            try:
+                with progress.watching(grid), ledger.watching(grid):
+                    strategy.start(
+                        grid,
+                        ArrayRecord(start),
+                        num_rounds=config.num_server_rounds,
+                        timeout=config.round_timeout,
+                        evaluate_fn=after_round,
+                        first_round=past.rounds + 1,
+                    )
+            except RunStopped:
+                log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", directory)
+                write_summary = recorder.stop
+            over = True
+            leave()
+            summary = write_summary()
         except BaseException as error:
-            with suppress(DiskError):  # which may be the error itself
+            try:
                 recorder.fail(error)
+                if not over and _has_good_rounds(error, recorder, strategy):
+                    leave()
+                    _tell(config, directory)
+            except DisueError as another:  # a full disk is the error itself
+                log(WARNING, "not all could be written that the run has so far: %s", another)
+            if past.checkpoints.has_saved or past.saved:
+                log(WARNING, "to go on with the run after its last checkpoint: resume-from=%s", directory)
             raise
         finally:
             if events:
                 events.close()
-        write_card(directory)
-        if config.report:
-            write_report(directory)
+        _tell(config, directory)
         return summary
+
+
+@contextmanager
+def _claimed(config: RunConfig, directory: Path, past: Past) -> Iterator[None]:
+    """Hold the run directory, in which nobody may have written since it was looked at.
+
+    Raises
+    ------
+    ConfigError
+        If somebody did, or does.
+    """
+    if not config.resume_from:
+        check_directory(directory)  # before the lock is put there, too
+    with disk_errors(directory), exclusive(directory, "resume-from" if config.resume_from else "output-dir"):
+        if config.resume_from:
+            past.check_unchanged(directory)
+        else:
+            check_directory(directory)
+        with stopping(directory):
+            yield
+
+
+def _has_good_rounds(error: BaseException, recorder: Recorder, strategy: FederatedStrategy) -> bool:
+    """Return whether a run that failed has models to give: those of the last round that is recorded.
+
+    Not where somebody wants it to end at once, or the disk is the trouble.
+    """
+    wanted = isinstance(error, Exception) and not isinstance(error, OSError | DiskError)
+    return wanted and 0 < recorder.rounds == strategy.outcome.server_round
+
+
+def _tell(config: RunConfig, directory: Path) -> None:
+    """Write the model card, and the report if it is wished."""
+    write_card(directory)
+    if config.report:
+        write_report(directory)
 
 
 def _gathered(config: RunConfig, grid: Grid, past: Past) -> Roster:

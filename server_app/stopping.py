@@ -4,9 +4,10 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from disue.files import open_itself
 from server_app.hold import is_held
 
 OVER = "the run is over"  # the last words of a ServerApp that did not fail
@@ -23,7 +24,8 @@ def ask_to_stop(directory: Path) -> bool:
     """Ask the run that is carried out in a directory to end after its round; False: there is none."""
     if not is_held(directory):
         return False
-    (directory / STOP).touch()
+    with suppress(FileExistsError):  # the wish is known
+        os.close(open_itself(directory / STOP, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     return True
 
 
@@ -39,7 +41,7 @@ def stopping(directory: Path) -> Iterator[None]:
 
 def check_stop(directory: Path) -> None:
     """Raise `RunStopped` if the run in a directory was asked to end."""
-    if (directory / STOP).exists():
+    if os.path.lexists(directory / STOP):
         raise RunStopped
 
 

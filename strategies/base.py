@@ -35,6 +35,7 @@ from strategies.roster import Client, Roster
 from strategies.secure import SecureSums
 from strategies.shelf import Shelf
 from strategies.signatures import SignatureBook
+from strategies.state import Snapshot
 from strategies.teachers import Lesson
 from strategies.updates import ClientUpdate
 
@@ -192,6 +193,9 @@ class FederatedStrategy(Strategy):
     ) -> Result:
         """Carry out the rounds up to ``num_rounds``, as Flower's own method does, which can only begin with the first.
 
+        A round that fails changes nothing: the state is that after the round before it. Only what clients said of
+        themselves is kept, so that they are not asked again. A round with too few updates is repeated once.
+
         Parameters
         ----------
         grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config
@@ -208,21 +212,41 @@ class FederatedStrategy(Strategy):
         for server_round in range(first_round, num_rounds + 1):
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
+            before = Snapshot(self, without=(self.descriptions,))
             try:
-                trained, train_metrics = self._train(server_round, arrays, train_config, grid, timeout)
-            except TooFewUpdates as error:
-                log(WARNING, "%s; the round is repeated", error)
-                trained, train_metrics = self._train(server_round, arrays, train_config, grid, timeout)
-            result.arrays = arrays = trained or arrays
-            requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
-            replies = grid.send_and_receive(requests, timeout=timeout)
-            self.aggregate_evaluate(server_round, replies)
+                trained, train_metrics = self._attempted(before, server_round, arrays, train_config, grid, timeout)
+                result.arrays = arrays = trained or arrays
+                requests = self.configure_evaluate(server_round, arrays, evaluate_config, grid)
+                replies = grid.send_and_receive(requests, timeout=timeout)
+                self.aggregate_evaluate(server_round, replies)
+            except BaseException:
+                before.put_back()
+                raise
             if train_metrics:
                 result.train_metrics_clientapp[server_round] = train_metrics
             if evaluate_fn and (scores := evaluate_fn(server_round, arrays)):
                 log(INFO, "\t└──> %s", scores)
                 result.evaluate_metrics_serverapp[server_round] = scores
         return result
+
+    def _attempted(
+        self,
+        before: Snapshot,
+        server_round: int,
+        arrays: ArrayRecord,
+        config: ConfigRecord,
+        grid: Grid,
+        timeout: float,
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train, and once more from the state before if too few updates came."""
+        try:
+            return self._train(server_round, arrays, config, grid, timeout)
+        except TooFewUpdates as error:
+            log(WARNING, "%s; the round is repeated", error)
+            repeated = self.outcome.repeated()
+            before.put_back()
+            self.outcome = repeated
+            return self._train(server_round, arrays, config, grid, timeout)
 
     def _train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, timeout: float
@@ -240,8 +264,6 @@ class FederatedStrategy(Strategy):
         if self._tried is None:
             self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
             self.dialogue.problems.clear()
-        else:
-            self.outcome.repeats += 1
         self.roster.refresh(grid)
         for name in self.roster.returned:
             log(
@@ -292,7 +314,7 @@ class FederatedStrategy(Strategy):
         ------
         TooFewUpdates
             If fewer than ``min_success_fraction`` of the sampled clients, and of those left out for not answering, sent
-            a usable update. Nothing has changed then: the round can be configured again.
+            a usable update. `start` takes back what has changed then.
         """
         updates = self._read_updates(self.dialogue.answers(replies, self.outcome, "local"))
         usable = {update.name for update in updates}
@@ -421,7 +443,6 @@ class FederatedStrategy(Strategy):
             self._require_enough(len(sums.present))
         except TooFewUpdates:
             self.outcome.count([], len(updates) - len(sums.present), len(sums.rejected))
-            self.clusters = self.clusters_before
             raise
         with self.outcome.timed("local"):
             summed = sums.unmask(self.universal, self.needs_signature, ask)

@@ -53,6 +53,21 @@ class RoundOutcome:
     on_phase: Callable[[int, str], None] = field(default=lambda number, phase: None, repr=False, compare=False)
     """Called with the round and the name of a phase as it begins."""
 
+    def repeated(self) -> "RoundOutcome":
+        """Return the beginning of another attempt: with what this one cost and who failed, and nothing else of it."""
+        return RoundOutcome(
+            self.server_round,
+            repeats=self.repeats + 1,
+            clients_failed=self.clients_failed,
+            clients_rejected=self.clients_rejected,
+            client_steps=self.client_steps,
+            bytes_down=self.bytes_down,
+            bytes_up=self.bytes_up,
+            bytes_evaluation=self.bytes_evaluation,
+            seconds=dict(self.seconds),
+            on_phase=self.on_phase,
+        )
+
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
         """Add the seconds spent inside to a phase."""

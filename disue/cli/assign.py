@@ -1,4 +1,4 @@
-"""`disue assign`: which cluster of a finished run a new client would join, by its data."""
+"""`disue assign`: which cluster of a run that is over a new client would join, by its data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -172,7 +172,10 @@ def _end_with_parent() -> None:
 
 def _run_cell(cell: Cell) -> Summary | DisueError:
     from disue.cli.simulate import run_inline
+    from server_app.hold import in_use, is_held
 
+    if is_held(cell.directory):  # by a command that goes on with this run alone
+        return ConfigError(in_use(cell.directory, "--output"))
     wall, cpu = time.perf_counter(), time.process_time()
     try:
         shutil.rmtree(cell.directory, ignore_errors=True)
@@ -182,6 +185,8 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
             "cpu_seconds": round(time.process_time() - cpu, 3),
             "source": source_hash(),
         }
+        if summary["status"] != "completed":
+            return FederationError(f"the run was {summary['status']}: {summary.get('error')}")
         write_whole(cell.directory / RECORD, lambda path: path.write_text(json.dumps(record) + "\n", encoding="utf-8"))
         return {**summary, **record}
     except DisueError as error:

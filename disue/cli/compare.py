@@ -1,6 +1,7 @@
 """`disue compare`: methods x scenarios x seeds, side by side."""
 
 import fcntl
+import os
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from disue.cli.tables import write_results, write_table
 from disue.cli.views import is_live, number
 from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
+from disue.files import folder_inside, open_itself
 
 T = TypeVar("T", int, str)
 SHARED_KEYS = frozenset(
@@ -184,8 +186,8 @@ def _checked(output: Path) -> Path:
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
     """Keep other comparisons out of the directory, which is made if need be."""
-    (output / "cells").mkdir(parents=True, exist_ok=True)
-    with (output / "cells" / ".lock").open("w", encoding="utf-8") as file:
+    lock = folder_inside(output, "cells") / ".lock"
+    with os.fdopen(open_itself(lock, os.O_RDWR | os.O_CREAT), "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -109,8 +109,8 @@ def simulate(
 
     - disue simulate --resume runs/fedavg-7 --set num-server-rounds=20
 
-    Ctrl-C, or a SIGTERM, ends the run after its round, with status 0; --resume goes on with it. A second one ends it at
-    once.
+    Ctrl-C, or a SIGTERM, ends the run after its round, with its models and status 0; --resume goes on with it. A second
+    one ends it at once.
 
     All keys of --set, with defaults and meaning, are in docs/CONFIG.md.
     """
@@ -291,7 +291,7 @@ def predict(
         bool, typer.Option("--invert", help="Turn dark into light: for ink on paper, where the run saw light on dark.")
     ] = False,
 ) -> None:
-    """Say what is in images, with a model of a finished run.
+    """Say what is in images, with a model of a run that is over.
 
     Images are converted as those of clients are: turned as their EXIF data say, resized to the run's input without
     keeping proportions, colour to grey by luminance.
@@ -317,7 +317,7 @@ def assign(
         typer.Argument(metavar="DATA", help="A folder with a folder of images per class, or an .npz file (`x`, `y`)."),
     ],
 ) -> None:
-    """Say which cluster of a finished run a new client with these data would join.
+    """Say which cluster of a run that is over a new client with these data would join.
 
     Prints by which rule, how like each cluster the client is, and how good the universal model and each expert are on
     the data; `with label shares` is how good an expert is as the run's clients use it, with the label shares of the own
@@ -351,7 +351,7 @@ def export(
         typer.Option(metavar="PATH", help="A file; with `--expert all` a folder. [default: DIR/export/]"),
     ] = None,
 ) -> None:
-    """Write models of a finished run as files that run without DisUE.
+    """Write models of a run that is over as files that run without DisUE.
 
     The input is pixels from 0 to 1 (batch, channels, height, width), any batch size, normalised inside; the output are
     logits. Class names are in the file's metadata. Each file is compared with PyTorch before it is put in its place.

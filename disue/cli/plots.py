@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from disue.cli.cells import Cell, write_whole
 from disue.cli.tables import ORACLE, Finished, places
+from disue.files import folder_inside
 
 COLOURS = matplotlib.colormaps["tab20"]
 MARKERS = "osv^D<>pPXhd"
@@ -27,7 +28,7 @@ def write_plots(finished: Finished, directory: Path) -> list[Path]:
     accuracy per method. ``clients``: how the clients' own accuracies are distributed. ``clusters``: who is in which
     cluster, beside the planted groups, for one seed.
     """
-    directory.mkdir(exist_ok=True)
+    directory = folder_inside(directory.parent, directory.name)
     for old in directory.glob("*.png"):
         old.unlink()  # of an earlier command with other methods or scenarios
     paths: list[Path] = []

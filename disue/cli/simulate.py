@@ -71,15 +71,22 @@ def simulate(
     compared = _baselines(config, clients, baselines)
 
     console = Console(highlight=False, markup=False)
-    again = " ".join(f"--baseline {other.method}" for other in compared)
-    summary = _carry_out(config, clients, engine, gpus_per_client, console, done, again)
+    summary = _carry_out(config, clients, engine, gpus_per_client, console, done)
     for other in compared if summary["status"] == "completed" else []:
         ended = _carry_out(other, clients, engine, gpus_per_client, console)
         if ended["status"] != "completed":
+            console.print(_stopped(ended, other, engine), soft_wrap=True)
             console.print(f"then, to compare with it: disue report {shlex.quote(config.output_dir)}", soft_wrap=True)
             break
-    if summary["status"] != "stopped":
-        _show(config, console, bool(compared))
+    _show(config, console, bool(compared) and summary["status"] == "completed")
+    if summary["status"] == "stopped":
+        again = "".join(f" --baseline {other.method}" for other in compared)
+        console.print(f"{_stopped(summary, config, engine)}{again}", soft_wrap=True)
+
+
+def _stopped(summary: Row, config: RunConfig, engine: str) -> str:
+    command = f"disue simulate --engine {engine} --resume {shlex.quote(config.output_dir)}"
+    return f"stopped after round {summary['rounds']} of {config.num_server_rounds}; to go on: {command}"
 
 
 def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[RunConfig]:
@@ -108,9 +115,8 @@ def _carry_out(
     gpus_per_client: float,
     console: Console,
     done: int = 0,
-    again: str = "",
 ) -> Row:
-    """Show one run, and return its summary; ``again``: more options of the command that goes on with it."""
+    """Show one run, of which so many rounds are done, and return its summary."""
     from server_app.stopping import signals_stop
 
     console.print(
@@ -134,14 +140,11 @@ def _carry_out(
             from disue.cli.ray import run_ray
 
             summary = run_ray(config, nodes_for(config, clients), gpus_per_client, lambda row: None)
-    if summary["status"] == "stopped":
-        command = f"disue simulate --engine {engine} --resume {shlex.quote(str(directory))} {again}".rstrip()
-        console.print(f"stopped after round {summary['rounds']} of {rounds}; to go on: {command}", soft_wrap=True)
     return summary
 
 
 def _show(config: RunConfig, console: Console, compared: bool) -> None:
-    """Print the table of a run that is over and where its files are; with baselines write the pages anew before."""
+    """Print the table of a run and where its files are; with baselines write the pages anew before."""
     from server_app.card import write_card
     from server_app.report import read_run, write_report
     from server_app.warned import WARNINGS
@@ -151,7 +154,7 @@ def _show(config: RunConfig, console: Console, compared: bool) -> None:
         write_card(directory)
         if config.report:
             write_report(directory)
-    console.print(_summary_table(read_run(directory)))
+    console.print(_summary_table(read_run(directory), config.num_server_rounds))
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     if (directory / WARNINGS).exists():
@@ -214,7 +217,7 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
     return nodes
 
 
-def _summary_table(record: "RunRecord") -> Table:
+def _summary_table(record: "RunRecord", rounds: int) -> Table:
     from server_app.report.intervals import examples_tested, in_words, of_examples
     from server_app.report.words import AVERAGE
 
@@ -224,7 +227,8 @@ def _summary_table(record: "RunRecord") -> Table:
         interval = in_words(of_examples(of.get(key), examples))
         return f"{words}; 95 % interval {interval}" if interval else words
 
-    table = Table(title=f"{summary['method']} after {summary['rounds']} rounds", title_justify="left")
+    of = "" if summary["rounds"] == rounds else f" of {rounds}"
+    table = Table(title=f"{summary['method']} after {summary['rounds']}{of} rounds", title_justify="left")
     table.add_column("what")
     table.add_column("value", justify="right")
     table.add_column("meaning", style="dim")

@@ -74,13 +74,12 @@ def report_page(record: RunRecord) -> str:
     contents = [(chart.key, chart.title) for chart in drawn.values()]
     if record.clients:
         contents.insert(next(i for i, (key, _) in enumerate(contents) if key == "clients") + 1, ("table", "Clients"))
-    error = record.summary.get("error")
     return _render(
         title=f"{record.config.get('method')} on {record.config.get('dataset')}",
         subtitle=str(record.directory),
         status=status_of(record),
         cards=cards(record),
-        sentences=[*([f"The run ended early: {error}"] if error else []), *sentences(record)],
+        sentences=sentences(record),
         contents=[*contents, ("config", "Configuration")],
         layout=[*rows, "config"],
         table=_table(record),

@@ -30,7 +30,7 @@ from server_app.report.drawing import (
 )
 from server_app.report.flow import flow
 from server_app.report.reading import RunRecord
-from server_app.report.words import AVERAGE, PHASES, counted, percent
+from server_app.report.words import AVERAGE, PHASES, counted, percent, unwritten
 
 
 def charts(record: RunRecord) -> list[Chart]:
@@ -104,7 +104,7 @@ def cluster_map(record: RunRecord) -> Chart:
     """Draw the clients' signatures in the plane."""
     chart = ("map", "Cluster map")
     if "map" not in record.arrays:
-        return Chart(*chart, "This method compares no clients, or the run is not over yet.")
+        return Chart(*chart, unwritten(record) or "This method compares no clients.")
     names, clusters, groups = record.names["map"], record.clusters, record.groups
     points = np.round(record.arrays["map"].astype(float), 4)
     of = [clusters.get(name, -1) for name in names]
@@ -170,7 +170,7 @@ def composition(record: RunRecord) -> Chart:
     labels = record.arrays.get("labels")
     clusters = record.clusters
     if labels is None or not clusters:
-        return Chart(*chart, "The server knows nothing of the clients' labels.")
+        return Chart(*chart, unwritten(record) or "The server knows nothing of the clients' labels.")
     sums: dict[int, np.ndarray[Any, Any]] = {}
     for name, row in zip(record.names["labels"], labels.astype(float), strict=True):
         if name in clusters:
@@ -192,7 +192,7 @@ def similarity(record: RunRecord) -> Chart:
     """Draw how alike clients are, ordered by cluster."""
     chart = ("similarity", "Similarity of clients")
     if "similarity" not in record.arrays:
-        return Chart(*chart, "This method compares no clients, or the run is not over yet.")
+        return Chart(*chart, unwritten(record) or "This method compares no clients.")
     matrix = np.round(record.arrays["similarity"].astype(float), 3)
     names, clusters = [safe(name) for name in record.names["similarity"]], record.clusters
     of = [clusters.get(name, -1) for name in record.names["similarity"]]
@@ -233,7 +233,7 @@ def teaching(record: RunRecord) -> Chart:
     """Draw each expert's weight by class."""
     chart = ("teaching", "Who taught what")
     if not record.teaching:
-        return Chart(*chart, "No experts taught a universal expert in this run.")
+        return Chart(*chart, unwritten(record) or "No experts taught a universal expert in the last round.")
     experts = list(dict.fromkeys(taught.expert for taught in record.teaching))
     classes = sorted({taught.label for taught in record.teaching})
     weights = {(t.expert, t.label): t.weight for t in record.teaching}
@@ -256,7 +256,7 @@ def client_accuracy(record: RunRecord) -> Chart:
     chart = ("clients", "Accuracy of every client")
     known = sorted((c for c in record.clients if c.expert is not None), key=lambda c: c.expert or 0.0)
     if not known:
-        return Chart(*chart, "No client was evaluated, or the run is not over yet.")
+        return Chart(*chart, unwritten(record) or "No client was evaluated in the last round.")
     worst = worst_count(len(known))
     clusters = [-1 if client.cluster is None else client.cluster for client in known]
     shown = sorted(set(clusters))
@@ -318,7 +318,7 @@ def confusion(record: RunRecord) -> Chart:
     chart = ("confusion", "What the universal expert confuses")
     counts = record.arrays.get("confusion")
     if counts is None:
-        return Chart(*chart, "The server has no test set of its own, or the run is not over yet.")
+        return Chart(*chart, unwritten(record) or "The server has no test set of its own.")
     totals = counts.sum(axis=1, keepdims=True)
     names = _classes(record, len(counts))
     shares = list(counts / np.maximum(totals, 1))

@@ -6,7 +6,7 @@ from typing import Any
 from server_app.report.command import PLACES, command_of
 from server_app.report.drawing import PALETTE, Chart, Figure, safe
 from server_app.report.reading import RunRecord
-from server_app.report.words import counted, duration, last_of, percent, size, total_of
+from server_app.report.words import counted, duration, ending, last_of, measured, percent, size, total_of
 
 Lines = tuple[tuple[str, str, Callable[[float], str], int], ...]
 
@@ -40,7 +40,8 @@ def names_of(records: Sequence[RunRecord]) -> list[str]:
 
 def sentences(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
     """Return in words which run is best in what."""
-    words = []
+    words = [f"{name}: {early}" for r, name in zip(records, names, strict=True) if (early := ending(r))]
+    known_of_all = len(words)
     for what, key in (("universal expert", "universal_accuracy"), ("own experts", "expert_accuracy")):
         known = [
             (value, name) for r, name in zip(records, names, strict=True) if (value := last_of(r, key)) is not None
@@ -55,21 +56,25 @@ def sentences(records: Sequence[RunRecord], names: Sequence[str]) -> list[str]:
     unlike = [key for key, values in differences(records).items() if key in ("dataset", "scenario", "seed") and values]
     if unlike:
         words.append(f"The runs differ in {' and '.join(unlike)}: they were not on the same clients and data.")
-    return words or ["The runs share no number that could be compared."]
+    return words if len(words) > known_of_all else [*words, "The runs share no number that could be compared."]
 
 
 def numbers(records: Sequence[RunRecord], names: Sequence[str]) -> dict[str, Any]:
     """Return the table of numbers, the best of each line marked."""
     lines = [{"name": "rounds", "cells": [{"text": str(len(record.rows)), "best": False} for record in records]}]
-    for source, of in ((LAST, last_of), (TOTAL, total_of)):
+    for source in (LAST, TOTAL):
         for name, key, form, better in source:
-            values = [of(record, key) for record in records]
+            found = [measured(r, key) if source is LAST else (total_of(r, key), "") for r in records]
+            values = [value for value, _ in found]
             known = [value for value in values if value is not None]
             if not known:
                 continue
             best = max(known, key=lambda value: better * value)
             marked = better != NEITHER and min(known) != max(known)
-            cells = [{"text": "–" if v is None else form(v), "best": marked and v == best} for v in values]
+            cells = [
+                {"text": "–" if v is None else f"{form(v)}{remark}", "best": marked and v == best}
+                for v, remark in found
+            ]
             lines.append({"name": name, "cells": cells})
     return {"columns": list(names), "lines": lines}
 

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+from disue.errors import one_line
+from disue.runs import ENDED_EARLY
+from server_app.portrait import NAMES
 from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients, overlap
 from server_app.report.reading import Row, RunRecord
 
@@ -91,17 +94,69 @@ def status_of(record: RunRecord) -> str:
     return str(record.summary.get("status", "not finished"))
 
 
+def ending(record: RunRecord) -> str:
+    """Return how a run ended early, and of which round its models are; nothing of one that is completed or goes on."""
+    status, rounds = status_of(record), len(record.rows)
+    if status not in ENDED_EARLY:
+        return ""
+    where = (
+        f"after round {rounds} of {record.config.get('num-server-rounds', rounds)}" if rounds else "in its first round"
+    )
+    why = f": {one_line(str(record.summary.get('error')))}" if status == "failed" else ", as was asked"
+    models = (
+        f" Its models are those of round {rounds}."
+        if (record.directory / "universal.safetensors").exists()
+        else " It left no models."
+    )
+    return f"The run {'failed' if status == 'failed' else 'was stopped'} {where}{why}.{models} It can go on (--resume)."
+
+
+def is_written(record: RunRecord) -> bool:
+    """Return whether what a run writes at its end is there."""
+    return status_of(record) == "completed" or (record.directory / NAMES).exists()
+
+
+def unwritten(record: RunRecord) -> str:
+    """Return why what a run writes at its end is not there; nothing if it is."""
+    if is_written(record):
+        return ""
+    return (
+        "Not known: the run ended without it." if record.summary else "Not known yet: it is written when the run ends."
+    )
+
+
+def measured(record: RunRecord, key: str) -> tuple[float | None, str]:
+    """Return the last number that is known of a metric of clients or models, and what is special about it.
+
+    The remark, which begins with a comma, says so if it is of an earlier round than the models, or of some clients.
+    """
+    row = next((row for row in reversed(record.rows) if row.get(key) is not None), None)
+    if row is None:
+        return None, ""
+    last = record.rows[-1]["round"]
+    remark = "" if row["round"] == last else f", in round {row['round']} of {last}"
+    sampled = (
+        row["round"] != record.config.get("num-server-rounds") and record.config.get("fraction-evaluate", 1.0) < 1.0
+    )
+    by_clients = ("expert", "personal", "worst", *(["universal"] if record.config.get("dataset") == "own" else []))
+    return row[key], f"{remark}, of the clients that were asked" if sampled and key.startswith(by_clients) else remark
+
+
 def cards(record: RunRecord) -> list[Card]:
     """Return the numbers that stand out."""
-    universal, expert = last_of(record, "universal_accuracy"), last_of(record, "expert_accuracy")
-    worst = last_of(record, "worst_decile_accuracy")
+    universal, of = measured(record, "universal_accuracy")
+    (expert, of_experts), worst = measured(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     ari, clusters = last_of(record, "ari"), last_of(record, "num_clusters")
     spent = last_of(record, "epsilon")
     own = ["mean over clients, each on its own test data", *_against_baselines(record, "expert_accuracy")]
     shown = [
-        Card(percent(universal), "universal expert", _of_universal(record)),
-        Card(percent(expert), "own expert", "; ".join(own)),
-        Card(percent(worst), "worst tenth", "own expert, mean over the tenth of the clients that it serves least"),
+        Card(percent(universal), "universal expert", f"{_of_universal(record)}{of}"),
+        Card(percent(expert), "own expert", f"{'; '.join(own)}{of_experts}"),
+        Card(
+            percent(worst),
+            "worst tenth",
+            f"own expert, mean over the tenth that it serves least{of_experts or ' of the clients'}",
+        ),
         Card("–" if clusters is None else str(clusters), "clusters" if clusters != 1 else "cluster", _agreement(ari)),
     ]
     return shown if spent is None else [*shown, Card(f"{spent:,.3g}", "epsilon", budget(record))]
@@ -110,8 +165,9 @@ def cards(record: RunRecord) -> list[Card]:
 def sentences(record: RunRecord) -> list[str]:
     """Return the outcome in plain words."""
     if not record.rows:
-        return ["No round is finished yet."]
+        return [*filter(None, [ending(record)]), "No round is finished yet."]
     words = [
+        ending(record),
         _what_was_run(record),
         _universal(record),
         _baselines(record),
@@ -183,14 +239,14 @@ def _what_was_run(record: RunRecord) -> str:
 
 
 def _universal(record: RunRecord) -> str:
-    universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
+    (universal, remark), average = measured(record, "universal_accuracy"), last_of(record, "average_accuracy")
     if universal is None:
         return ""
     examples = examples_tested(record)
     of = f"{percent(universal)} of the {f'{examples:,} ' if examples else ''}test examples"
     sentence = f"The universal expert, the one model for anyone, is right on {of}"
     if average is None:
-        return f"{sentence} of the clients."
+        return f"{sentence} of the clients{remark}."
     sure, other = of_examples(universal, examples), of_examples(average, examples)
     if sure:
         sentence += f" (95 % interval {in_words(sure)})"
@@ -230,22 +286,22 @@ def _baseline(record: RunRecord, name: str, summary: Row) -> str:
 
 
 def _experts(record: RunRecord) -> str:
-    expert, worst = last_of(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
+    (expert, of), worst = measured(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     if expert is None or worst is None:
         return ""
     sure = over_clients([client.expert for client in record.clients])
     sentence = (
         f"A client's own expert is right on {percent(expert)} of that client's test data on average"
         f"{f' (95 % interval over clients {in_words(sure)})' if sure else ''}, and on "
-        f"{percent(worst)} for the tenth of the clients that it serves least"
+        f"{percent(worst)} for the tenth of the clients that it serves least{of}"
     )
     known = [client for client in record.clients if client.expert is not None and client.universal is not None]
     if known:
         better = sum((client.expert or 0.0) > (client.universal or 0.0) for client in known)
         sentence += f"; it beats the universal expert for {better:,} of {counted(len(known), 'client')}"
-    personal = last_of(record, "personal_accuracy")
+    personal, of = measured(record, "personal_accuracy")
     if personal is not None:
-        sentence += f". After one more local training it is right on {percent(personal)}"
+        sentence += f". After one more local training it is right on {percent(personal)}{of}"
     return f"{sentence}."
 
 

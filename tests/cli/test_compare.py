@@ -15,16 +15,21 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
+from conftest import FAST
 from PIL import Image
 
 from disue.assignments import parse_assignments
+from disue.cli import cells
 from disue.cli.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue.cli.compare import METHOD_KEYS, SHARED_KEYS, _locked, compare, make_cells
 from disue.cli.presets import preset
 from disue.cli.tables import paired, write_table
 from disue.config import RunConfig
-from disue.errors import ConfigError, FederationError
+from disue.errors import ConfigError, DataError, FederationError
+from server_app.hold import exclusive
 from server_app.methods import check_names
+from server_app.recorder import Recorder
+from server_app.stopping import ask_to_stop
 
 QUICK = ["model=mlp", "num-server-rounds=2", "local-epochs=1", "distill-steps=20", "train-examples=20"]
 METHODS = "fedavg,oracle,disue,disue:clusterer=single"
@@ -290,6 +295,32 @@ def test_a_run_that_no_client_evaluated_ends_nothing(tmp_path: Path, monkeypatch
 def test_two_comparisons_do_not_share_a_directory(comparison: Path) -> None:
     with _locked(comparison), pytest.raises(ConfigError, match="another comparison is running in"):
         compare(**options(comparison))
+
+
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_text("mine")
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    (tmp_path / "out" / "cells" / ".lock").symlink_to(tmp_path / "precious")
+    with pytest.raises(DataError, match=r"\.lock' is a link; remove it"), _locked(tmp_path / "out"):
+        pass
+    assert (tmp_path / "precious").read_text() == "mine"
+
+
+def test_a_cell_that_was_stopped_or_is_held_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = RunConfig.from_flower(FAST | {"method": "fedavg", "train-examples": 20, "test-examples": 10})
+    cell = Cell("digits", "label-groups", "fedavg", config, 2, tmp_path)
+    with exclusive(cell.directory):
+        assert str(cells._run_cell(cell)).startswith(f"--output: '{cell.directory}' is in use")
+        assert cell.directory.exists()
+    after_round = Recorder.record_round
+
+    def stop(*arguments: Any) -> Any:
+        ask_to_stop(cell.directory)
+        return after_round(*arguments)
+
+    monkeypatch.setattr(Recorder, "record_round", stop)
+    assert str(cells._run_cell(cell)) == "the run was stopped: it was asked to end after round 1"
+    assert cell.summary() is None
 
 
 def test_runs_of_other_source_code_are_pointed_out(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:

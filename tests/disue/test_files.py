@@ -6,13 +6,22 @@ from pathlib import Path
 import pytest
 
 from disue.errors import DataError, one_line
-from disue.files import inside, json_numbers, read_tensors, read_text, run_settings, user_path, write_whole
+from disue.files import (
+    inside,
+    json_numbers,
+    part_of,
+    read_tensors,
+    read_text,
+    run_settings,
+    user_path,
+    write_whole,
+)
 
 
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "precious").write_text("mine")
-    (tmp_path / "run" / ".a.json.part").symlink_to(tmp_path / "precious")
+    part_of(tmp_path / "run" / "a.json").symlink_to(tmp_path / "precious")
     (tmp_path / "run" / "a.json").symlink_to(tmp_path / "precious")
     write_whole(tmp_path / "run" / "a.json", "new")
     assert (tmp_path / "precious").read_text() == "mine"
@@ -27,7 +36,10 @@ def test_a_folder_that_is_a_link_out_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run" / "loop").symlink_to("loop")
     assert inside(tmp_path / "run", "missing") == tmp_path / "run" / "missing"
     inside(tmp_path / "run", "there")
-    inside(tmp_path / "run", "loop")
+    (tmp_path / "run" / "file").touch()
+    for name in ("loop", "file"):
+        with pytest.raises(DataError, match=f"{name}' is no folder; remove it"):
+            inside(tmp_path / "run", name)
     with pytest.raises(DataError, match="out' leads out of the run directory"):
         inside(tmp_path / "run", "out")
     with pytest.raises(DataError, match="leads out"):

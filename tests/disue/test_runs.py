@@ -155,7 +155,6 @@ def test_a_damaged_model_is_named(spoilt: Path, what: str, said: str) -> None:
     ("name", "content", "said"),
     [
         ("summary.json", None, "this run is not finished (it goes on, or was ended)"),
-        ("summary.json", '{"status": "failed", "error": "too few"}', "is not finished (it failed: too few)"),
         ("summary.json", "{", "summary.json' is damaged"),
         ("config.toml", None, "there is no run here (config.toml is missing)"),
         ("config.toml", "[run]\n", "config.toml' is damaged"),
@@ -171,6 +170,15 @@ def test_a_run_that_is_not_whole_is_refused(spoilt: Path, name: str, content: st
         load_run(spoilt)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["failed", "stopped"])
+def test_a_run_that_ended_early_has_models_or_is_refused(spoilt: Path, status: str) -> None:
+    (spoilt / "summary.json").write_text(json.dumps({"status": status, "error": "too few"}))
+    assert load_run(spoilt).universals == ["universal"]
+    (spoilt / "universal.safetensors").unlink()
+    with pytest.raises(DataError, match=rf"is not finished \(it {status}: too few\); go on with it \(--resume\)"):
+        load_run(spoilt)
 
 
 def test_importing_disue_does_not_import_torch() -> None:

@@ -13,6 +13,7 @@ from synthetic import CHARTS, HOSTILE, write_run
 from disue.assignments import parse_assignments
 from disue.config import RunConfig
 from disue.errors import DataError
+from disue.files import part_of
 from server_app.card import card
 from server_app.report import read_run, write_comparison, write_report
 from server_app.report.build import comparison_page, report_page
@@ -282,8 +283,8 @@ def test_every_chart_is_explained(tmp_path: Path) -> None:
 def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", clients=3, rounds=2)
     (tmp_path / "precious").write_text("mine")
-    for name in (".report.html.part", "report.html"):
-        (directory / name).symlink_to(tmp_path / "precious")
+    for path in (part_of(directory / "report.html"), directory / "report.html"):
+        path.symlink_to(tmp_path / "precious")
     write_report(directory)
     assert (tmp_path / "precious").read_text() == "mine"
     assert (directory / "report.html").read_text().startswith("<!DOCTYPE html>")
