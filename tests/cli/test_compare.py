@@ -104,9 +104,9 @@ def test_there_are_plots_and_they_show_something(comparison: Path) -> None:
         for scenario in ("label-groups", "dirichlet")
     )
     for path in paths:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        assert pixels.shape[1] > 400
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        picture = Image.open(path).convert("RGB")
+        assert picture.width > 400
+        assert picture.getcolors(20) is None  # there are more
 
 
 def test_a_repeated_command_runs_nothing_again_and_a_longer_one_only_what_is_new(
