@@ -74,7 +74,8 @@ class Demo:
         )
 
     def container(self, service: str) -> str:
-        return self.compose("ps", "-q", service).stdout.split()[-1]
+        (found,) = containers(self.environment["COMPOSE_PROJECT_NAME"], service)
+        return found
 
     def inside(self, service: str, *command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -123,7 +124,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             ["bash", "-ec", f"exec {script}"], cwd=checkout, env=environment, stdout=file, stderr=file
         )
     try:
-        wait_for(lambda: up.poll() is not None or ended(f"{name}.run"), 1500, "the demo's run has ended")
+        wait_for(lambda: up.poll() is not None or containers(name, "run", "status=exited"), 1500, "the run has ended")
         demo.log = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
         assert up.poll() is None, demo.log[-5000:]
         demo.status = json.loads(output("docker", "inspect", demo.container("run")))[0]["State"]["ExitCode"]
@@ -136,12 +137,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         assert down.returncode == 0, down.stdout
 
 
-def ended(run: str) -> bool:
-    """Return whether the container of the service ``run`` has come to its end."""
-    project, service = run.split(".")
-    filters = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
-    command = ["docker", "ps", "-aq", "--filter", "status=exited"]
-    return bool(output(*command, *(word for name in filters for word in ("--filter", name))).strip())
+def containers(project: str, service: str, *filters: str) -> list[str]:
+    """Return the containers of a service, also those that have come to their end."""
+    labels = {"project": project, "service": service, "oneoff": "False"}
+    filters += tuple(f"label=com.docker.compose.{name}={value}" for name, value in labels.items())
+    return output("docker", "ps", "-aq", *(word for one in filters for word in ("--filter", one))).split()
 
 
 def inspected(demo: Demo) -> dict[str, dict[str, Any]]:
