@@ -2,8 +2,9 @@
 
     python benchmarks/regression.py
 
-Runs other scripts here with little work, and compares one ratio of each with what docs/PERFORMANCE.md says. Prints a
-line for each, and exits with status 1 if one is worse by more than a fifth.
+Runs other scripts here with little work, and compares one ratio of each with what docs/PERFORMANCE.md says. One that is
+worse by more than a fifth is measured again with more work, and that counts. Prints a line for each, and exits with
+status 1 if one is still worse.
 """
 
 import argparse
@@ -20,11 +21,12 @@ TOLERANCE = 0.2
 class Expected:
     """A ratio that a script prints, and how large it was.
 
-    ``more_is_better`` says which way is worse.
+    ``quick`` and ``thorough`` are its arguments at first and again; ``more_is_better`` says which way is worse.
     """
 
     script: str
-    arguments: tuple[str, ...]
+    quick: tuple[str, ...]
+    thorough: tuple[str, ...]
     ratio: str
     measured: float
     more_is_better: bool
@@ -40,14 +42,15 @@ class Expected:
 
 
 ROUND_OF_300 = ("--clients", "300", "--rounds", "1", "--reply-memory", "100")
+ONCE, THRICE = ("--turns", "1"), ("--turns", "3")
 EXPECTED = [
-    Expected("simulation.py", ("--rounds", "8", "--turns", "1"), "inline_to_bare", 0.92, more_is_better=True),
-    Expected("distillation.py", ("--turns", "3"), "ours_to_bare", 1.07, more_is_better=False),
-    Expected("distillation.py", ("--turns", "3"), "teaching_to_bare", 0.54, more_is_better=False),
-    Expected("startup.py", (), "client_to_imports", 1.65, more_is_better=False),
-    Expected("startup.py", (), "run_to_imports", 6.4, more_is_better=False),
-    Expected("clustering.py", (), "ratio", 1.4, more_is_better=False),
-    Expected("large_round.py", ROUND_OF_300, "peak_to_all_models", 0.48, more_is_better=False),
+    Expected("simulation.py", ("--rounds", "5", *ONCE), ("--rounds", "8", *ONCE), "inline_to_bare", 0.92, True),
+    Expected("distillation.py", ONCE, THRICE, "ours_to_bare", 1.07, False),
+    Expected("distillation.py", ONCE, THRICE, "teaching_to_bare", 0.54, False),
+    Expected("startup.py", ONCE, THRICE, "client_to_imports", 1.65, False),
+    Expected("startup.py", ONCE, THRICE, "run_to_imports", 6.4, False),
+    Expected("clustering.py", (), (), "ratio", 1.4, False),
+    Expected("large_round.py", ROUND_OF_300, ROUND_OF_300, "peak_to_all_models", 0.48, False),
 ]
 
 
@@ -65,9 +68,11 @@ def main() -> None:
     known: dict[tuple[str, tuple[str, ...]], dict[str, float]] = {}
     worse = False
     for one in EXPECTED:
-        key = one.script, one.arguments
-        known[key] = known.get(key) or measure(*key)
-        found = known[key][one.ratio]
+        for key in ((one.script, one.quick), (one.script, one.thorough)):
+            known[key] = known.get(key) or measure(*key)
+            found = known[key][one.ratio]
+            if one.passes(found):
+                break
         verdict = "ok" if one.passes(found) else "WORSE"
         worse |= verdict != "ok"
         told = f"{one.measured:g} was measured, the limit is {one.limit:.3g}"

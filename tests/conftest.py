@@ -1,6 +1,7 @@
 """Shared fixtures: short runs through the inline engine, and small models."""
 
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-step
 def _one_thread() -> None:
     torch.set_num_threads(1)
     logging.getLogger("flwr").setLevel(logging.WARNING)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """Files are written as ever, but nobody waits until they are safe from a power cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @dataclass

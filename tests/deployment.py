@@ -119,6 +119,11 @@ def deployed(work: Path, *labels: str, timeout: float = 900.0) -> Iterator[Deplo
         kill_children()
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """Return the command line by which a Flower command can be started again."""
+    return process.cmdline()[1:]
+
+
 def kill(process: psutil.Process) -> None:
     """End a SuperNode with all that it started, as a power cut does."""
     tree = [process, *process.children(recursive=True)]

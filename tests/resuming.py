@@ -1,11 +1,22 @@
-"""What tests of interrupted runs share: which runs there are, and what must be equal in the end."""
+"""What tests of interrupted runs share: which runs there are, processes to end, and what must be equal in the end."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from disue.cli.simulate import run_inline
+from disue.config import RunConfig
 from server_app.methods import METHODS
+from server_app.resume import resumed_config
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS if method != "disue"},
@@ -21,6 +32,39 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "cfl that splits": {"method": "cfl", "cfl-eps1": 50.0, "cfl-eps2": 0.01},
 }
 """Every method, and disue with each of its parts that remember something."""
+
+
+def carry_out(settings: dict[str, Any], clients: int, directory: Path) -> None:
+    """Carry out a run in this process, or go on with it if it has begun."""
+    begun = (directory / "config.toml").exists()
+    values = {"resume-from": str(directory)} if begun else settings | {"output-dir": str(directory)}
+    run_inline(resumed_config(values) if begun else RunConfig.from_flower(values), clients)
+
+
+@contextmanager
+def simulation_on_ray(
+    directory: Path, *words: str, rows: int
+) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
+    """Start `disue simulate` on Ray; yield it and all that it started as soon as so many rounds are over."""
+    command = [str(Path(sys.executable).parent / "disue"), "simulate", "--engine", "ray", *words]
+    process = subprocess.Popen(
+        [*command, "--output", str(directory)],
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
+    )
+    metrics = directory / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 180
+        while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        family = psutil.Process(process.pid).children(recursive=True)
+        assert any("raylet" in child.name() for child in family)
+        yield process, family
+    finally:
+        process.terminate()
 
 
 def left_by(directory: Path) -> dict[str, Any]:

@@ -109,9 +109,9 @@ def test_there_are_plots_and_they_show_something(comparison: Path) -> None:
         for scenario in ("label-groups", "dirichlet")
     )
     for path in paths:
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        assert pixels.shape[1] > 400
-        assert len(np.unique(pixels.reshape(-1, 3), axis=0)) > 20
+        picture = Image.open(path).convert("RGB")
+        assert picture.width > 400
+        assert picture.getcolors(20) is None  # there are more
 
 
 def test_a_repeated_command_runs_nothing_again_and_a_longer_one_only_what_is_new(
@@ -349,14 +349,14 @@ def children_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_when_repeated(tmp_path: Path, how: int) -> None:
     command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-               "from disue.cli.main import main; main()", "compare", "--methods", "fedavg,local", "--seeds", "8",
+               "from disue.cli.main import main; main()", "compare", "--methods", "fedavg,local", "--seeds", "4",
                "--clients", "6", "--workers", "2", "--output", "out"]  # fmt: skip
-    for assignment in [*QUICK, "num-server-rounds=40"]:
+    for assignment in [*QUICK, "num-server-rounds=20"]:
         command += ["--set", assignment]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for line in process.stdout:
-        if line.startswith("[2/16]"):
+        if line.startswith("[2/8]"):
             break
     workers = children_of(process)
     process.send_signal(how)
@@ -365,11 +365,11 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_when_repeated(tm
     assert process.stderr is not None
     assert "Traceback" not in process.stderr.read()
     finished = len(list((tmp_path / "out/cells").glob("*/summary.json")))
-    assert 2 <= finished < 16
+    assert 2 <= finished < 8
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
-    assert f"16 runs, {finished} of them finished before" in again.stdout
-    assert len(rows_of(tmp_path / "out")) == 16
+    assert f"8 runs, {finished} of them finished before" in again.stdout
+    assert len(rows_of(tmp_path / "out")) == 8
 
 
 def made(seed: int, label: str = "fedavg", dataset: str = "digits", root: Path = Path("x")) -> Cell:

@@ -43,12 +43,11 @@ def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
     assert json.loads((place / "summary.json").read_text())["status"] == "completed"
 
 
-def test_the_readmes_run_of_small_and_large_models(tmp_path: Path) -> None:
+def test_the_readmes_run_of_small_and_large_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said) -> None:  # type: ignore[no-untyped-def]
     (command,) = re.findall(r"^disue (.*client-models.*)$", README.read_text(), re.MULTILINE)
     quick = ["--set", "num-server-rounds=2", "--set", "distill-steps=10", "--output", "out"]
-    done = disue(*command.split(), *quick, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "universal accuracy, mlp" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    assert "universal accuracy, mlp" in said(*command.split(), *quick)[0]
     for name in ("universal", "universal-mlp", "experts/expert-0", "experts/expert-0-mlp"):
         assert (tmp_path / "out" / f"{name}.safetensors").is_file()
 
@@ -112,11 +111,13 @@ def test_a_run_on_real_machines_is_not_resumed_as_a_simulation(run_directory: Pa
     assert "is no simulation; use disue run" in refused("simulate", "--resume", str(run_directory))
 
 
-def test_a_run_is_resumed_from_anywhere_with_as_many_clients_as_it_had(run_directory: Path) -> None:
-    done = disue("simulate", "--engine", "inline", "--resume", run_directory.name, cwd=run_directory.parent)
-    assert done.returncode == 0, done.stderr
-    assert "fedavg on digits, scenario label-groups: 6 clients" in done.stdout
-    assert f"artefacts: {run_directory}" in done.stdout
+def test_a_run_is_resumed_from_anywhere_with_as_many_clients_as_it_had(
+    run_directory: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(run_directory.parent)
+    out, _ = said("simulate", "--engine", "inline", "--resume", run_directory.name)
+    assert "fedavg on digits, scenario label-groups: 6 clients" in out
+    assert f"artefacts: {run_directory}" in out
     assert json.loads((run_directory / "summary.json").read_text())["clients"] == 6
 
 
@@ -132,10 +133,10 @@ def test_a_gpu_that_is_not_there_is_status_2(
     assert "torch sees no GPU here" in capsys.readouterr().err
 
 
-def test_a_relative_data_directory_counts_from_here(tmp_path: Path) -> None:
+def test_a_relative_data_directory_counts_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "data").mkdir()
-    done = disue("simulate", "--engine", "inline", *QUICK, "--set", "data-dir=data", "--output", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.chdir(tmp_path)
+    said("simulate", "--engine", "inline", *QUICK, "--set", "data-dir=data", "--output", "out")
     settings = tomllib.loads((tmp_path / "out" / "config.toml").read_text())["run"]
     assert settings["data-dir"] == str(tmp_path / "data")
     assert settings["output-dir"] == str(tmp_path / "out")
@@ -165,7 +166,8 @@ def test_a_signal_ends_a_simulation_after_its_round_with_status_0(tmp_path: Path
 
 IN_LITTLE_SPACE = """
 mount -t tmpfs -o size=$4 none "$1" && cd "$1" && "$2" -c "from disue.cli.main import main; main()" simulate \\
-    --engine inline --clients 4 --set model=mlp --set num-server-rounds=3 --set min-cluster-size=1 --output run
+    --engine inline --clients 4 --set model=mlp --set num-server-rounds=3 \\
+    --set min-cluster-size=1 --set distill-steps=5 --output run
 status=$?
 cp -r run "$3" && exit $status
 """
@@ -176,7 +178,9 @@ cp -r run "$3" && exit $status
     [("400k", r"round-000002-\w+.safetensors"), ("2M", "report.html")],
     ids=["for one checkpoint", "for all but the report"],
 )
-def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(tmp_path: Path, size: str, what: str) -> None:
+def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said, size: str, what: str
+) -> None:  # type: ignore[no-untyped-def]
     alone = ["unshare", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*alone, "true"], check=False).returncode:
         pytest.skip("this system lets nobody mount a file system")
@@ -189,8 +193,8 @@ def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(tmp_pat
     assert re.search(rf"/{what}' cannot be written \(No space left on device\); make room there$", ours[0])
     assert "Traceback" not in done.stderr
     assert not list((tmp_path / "run").rglob("*.part"))
-    again = disue("simulate", "--engine", "inline", "--resume", "run", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.chdir(tmp_path)
+    said("simulate", "--engine", "inline", "--resume", "run")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
 

@@ -242,12 +242,9 @@ def test_watch_of_a_run_that_was_killed_ends_and_says_how_to_go_on(tmp_path: Pat
     assert err == f"disue: the run was killed after round 3; to go on with it: disue simulate --resume {directory}\n"
 
 
-def test_watch_wants_a_run(tmp_path: Path) -> None:
-    process = watching(tmp_path)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert err.startswith(f"disue: '{tmp_path}': there is no run here (config.toml is missing)")
-    assert err.count("\n") == 1
+def test_watch_wants_a_run(tmp_path: Path, refused) -> None:  # type: ignore[no-untyped-def]
+    said = refused("watch", str(tmp_path))
+    assert said.startswith(f"disue: '{tmp_path}': there is no run here (config.toml is missing)")
     (tmp_path / "metrics.jsonl").write_text("{\n")
     with pytest.raises(DataError, match="metrics.jsonl' is damaged"):
         look(tmp_path)

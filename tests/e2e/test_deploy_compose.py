@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import CLIENTS, ROOT, blocks, check_run_directory, rows_of, simulate, wait_for
+from deployment import CLIENTS, ROOT, blocks, check_run_directory, simulate, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.xdist_group("compose")]
 
 SERVICES = {"superlink", "serverapp", *(f"{kind}-{i}" for kind in ("supernode", "clientapp") for i in range(1, 5))}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}")
@@ -74,7 +74,8 @@ class Demo:
         )
 
     def container(self, service: str) -> str:
-        return self.compose("ps", "-q", service).stdout.split()[-1]
+        (found,) = containers(self.environment["COMPOSE_PROJECT_NAME"], service)
+        return found
 
     def inside(self, service: str, *command: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
@@ -114,7 +115,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     checkout = tmp_path_factory.mktemp("checkout")
     check_out(checkout)
     name = f"disue-test-{os.getpid()}"
-    environment = os.environ | {"COMPOSE_PROJECT_NAME": name, "DISUE_IMAGE": name, "DISUE_ROUNDS": "2"}
+    environment = os.environ | {"COMPOSE_PROJECT_NAME": name, "DISUE_IMAGE": name, "DISUE_ROUNDS": "1"}
     demo = Demo(checkout, environment, "", -1)
     log = checkout.parent / "up.log"
     script = blocks("compose").replace("docker compose", compose())
@@ -123,7 +124,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
             ["bash", "-ec", f"exec {script}"], cwd=checkout, env=environment, stdout=file, stderr=file
         )
     try:
-        wait_for(lambda: up.poll() is not None or ended(f"{name}.run"), 1500, "the demo's run has ended")
+        wait_for(lambda: up.poll() is not None or containers(name, "run", "status=exited"), 1500, "the run has ended")
         demo.log = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
         assert up.poll() is None, demo.log[-5000:]
         demo.status = json.loads(output("docker", "inspect", demo.container("run")))[0]["State"]["ExitCode"]
@@ -136,12 +137,11 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
         assert down.returncode == 0, down.stdout
 
 
-def ended(run: str) -> bool:
-    """Return whether the container of the service ``run`` has come to its end."""
-    project, service = run.split(".")
-    filters = [f"label=com.docker.compose.project={project}", f"label=com.docker.compose.service={service}"]
-    command = ["docker", "ps", "-aq", "--filter", "status=exited"]
-    return bool(output(*command, *(word for name in filters for word in ("--filter", name))).strip())
+def containers(project: str, service: str, *filters: str) -> list[str]:
+    """Return the containers of a service, also those that have come to their end."""
+    labels = {"project": project, "service": service, "oneoff": "False"}
+    filters += tuple(f"label=com.docker.compose.{name}={value}" for name, value in labels.items())
+    return output("docker", "ps", "-aq", *(word for one in filters for word in ("--filter", one))).split()
 
 
 def inspected(demo: Demo) -> dict[str, dict[str, Any]]:
@@ -151,9 +151,9 @@ def inspected(demo: Demo) -> dict[str, dict[str, Any]]:
 def test_up_alone_gives_a_finished_demo(demo: Demo, tmp_path: Path) -> None:
     assert demo.status == 0, demo.log[-8000:]
     said = [line for line in demo.log.splitlines() if re.search(r"\brun[-_]1\b", line)]
-    for words in ("[ROUND 1/2]", "[ROUND 2/2]", "finished:completed", "4 clients take part; the names of 4 belong"):
+    for words in ("[ROUND 1/1]", "finished:completed", "4 clients take part; the names of 4 belong"):
         assert any(words in line for line in said), words
-    check_run_directory(demo.results, 2, simulate(tmp_path / "run"))
+    check_run_directory(demo.results, 1, simulate(tmp_path / "run"))
 
 
 def test_the_clients_have_different_data_each_its_own(demo: Demo) -> None:
@@ -350,4 +350,3 @@ def test_the_gpu_file_asks_for_gpus_where_models_are_computed(demo: Demo) -> Non
     ).stdout
     assert text.count("driver: nvidia") == 5
     assert "TORCH_INDEX_URL: https://download.pytorch.org/whl/cu" in text
-    assert len(rows_of(demo.results)) == 2

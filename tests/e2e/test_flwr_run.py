@@ -9,7 +9,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import tomli_w
+from resuming import simulation_on_ray
 
 from disue.cli import ray
 from disue.cli.flower import run_status, started_run, tool
@@ -29,6 +29,8 @@ from disue.source import PACKAGES
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+
+shares_fixtures = pytest.mark.xdist_group("flwr run")
 
 CLIENTS = 6
 SMALL = {"num-server-rounds": 3, "distill-steps": 40, "fraction-train": 0.7, "num-clusters": 2, "seed": 5}
@@ -46,48 +48,25 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def flwr_run(app: Path, superlink: Path, run_config: dict[str, Any], num_supernodes: int) -> tuple[str, list[str]]:
-    """Run plain `flwr run` on a SuperLink of its own; return the run's status and the printed lines."""
-    superlink.mkdir(exist_ok=True)
-    overrides = superlink / "overrides.toml"
+def flwr_run(
+    app: Path, work: Path, environment: dict[str, str], run_config: dict[str, Any], num_supernodes: int
+) -> tuple[str, list[str]]:
+    """Run plain `flwr run` on a SuperLink that is there; return the run's status and the printed lines."""
+    overrides = work / "overrides.toml"
     overrides.write_text(tomli_w.dumps(run_config))
-    with private_superlink(superlink) as environment:
-        command = [tool("flwr"), "run", str(app), "--stream", "--run-config", str(overrides)]
-        command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
-        done = subprocess.run(
-            command,
-            cwd=superlink,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=600,
-        )
-        log = (done.stdout + done.stderr).splitlines()
-        return run_status(started_run(log), ray.CONNECTION, environment, superlink), log
+    command = [tool("flwr"), "run", str(app), "--stream", "--run-config", str(overrides)]
+    command += ["--federation-config", f"num-supernodes={num_supernodes} client-resources-num-cpus=1"]
+    done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False, timeout=600)
+    log = (done.stdout + done.stderr).splitlines()
+    return run_status(started_run(log), ray.CONNECTION, environment, work), log
 
 
-def test_the_two_engines_give_equal_metrics_and_equal_models(
-    inline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Flower is not asked how it went: the app said that it came to its end."""
-    monkeypatch.delattr(ray, "run_status")
-    seen: list[dict[str, Any]] = []
-    config = RunConfig.from_flower(SMALL | {"output-dir": str(tmp_path / "run")})
-    summary = run_ray(config, CLIENTS, 0.0, seen.append)
-    assert summary["status"] == "completed"
-    assert [row["round"] for row in seen] == [1, 2, 3]
-    assert rows_of(tmp_path / "run") == rows_of(inline)
-    for name in ("universal.safetensors", "experts/expert-0.safetensors", "clients.csv"):
-        assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes()
-
-
-def test_sums_are_the_same_on_both_engines(tmp_path: Path) -> None:
-    """What clients keep between the messages of a round, Ray keeps for them."""
-    values = SMALL | {"privacy": "secure", "num-server-rounds": 2, "fraction-train": 1.0}
-    run_inline(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "inline")}), CLIENTS)
-    run_ray(RunConfig.from_flower(values | {"output-dir": str(tmp_path / "run")}), CLIENTS, 0.0, lambda row: None)
-    assert rows_of(tmp_path / "run") == rows_of(tmp_path / "inline")
+@pytest.fixture(scope="module")
+def superlink(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[str, str]]]:
+    """Where a SuperLink was started, and the environment in which `flwr` finds it."""
+    work = tmp_path_factory.mktemp("superlink")
+    with private_superlink(work) as environment:
+        yield work, environment
 
 
 @pytest.fixture
@@ -98,16 +77,25 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-def test_several_clients_on_a_node_are_the_same_through_ray(
+@shares_fixtures
+def test_the_two_engines_give_equal_metrics_and_equal_models(
     inline: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a Ray cluster that was left without a word is not waited for."""
+    """Flower is not asked how it went: the app said that it came to its end.
+
+    And a Ray cluster that was left without a word is not waited for.
+    """
+    monkeypatch.delattr(ray, "run_status")
     monkeypatch.setenv("RAY_TMPDIR", str(place))
     (place / "ray_current_cluster").write_text("127.0.0.1:9")
-    config = RunConfig.from_flower(SMALL | {"clients-per-node": 3, "output-dir": str(tmp_path / "run")})
-    run_ray(config, CLIENTS // 3, 0.0, lambda row: None)
+    seen: list[dict[str, Any]] = []
+    config = RunConfig.from_flower(SMALL | {"output-dir": str(tmp_path / "run")})
+    summary = run_ray(config, CLIENTS, 0.0, seen.append)
+    assert summary["status"] == "completed"
+    assert [row["round"] for row in seen] == [1, 2, 3]
     assert rows_of(tmp_path / "run") == rows_of(inline)
-    assert (tmp_path / "run" / "clients.csv").read_bytes() == (inline / "clients.csv").read_bytes()
+    for name in ("universal.safetensors", "experts/expert-0.safetensors", "clients.csv"):
+        assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes()
 
 
 def words_of(process: psutil.Process) -> list[str]:
@@ -142,16 +130,19 @@ def ray_cluster(nodes: int, place: Path) -> Iterator[tuple[str, list[psutil.Proc
         yield address, [process for process in started() if any("raylet/raylet" in word for word in words_of(process))]
     finally:
         left = started()
-        for kill in (psutil.Process.terminate, psutil.Process.kill):
-            for process in left:
-                with suppress(psutil.NoSuchProcess):
-                    kill(process)
-            left = psutil.wait_procs(left, timeout=20)[1]
+        for process in left:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left, timeout=20)
 
 
-def test_a_simulation_uses_all_nodes_of_a_ray_cluster(
-    inline: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
+def test_several_clients_on_a_node_and_sums_are_the_same_on_all_nodes_of_a_ray_cluster(
+    tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """What clients keep between the messages of a round, Ray keeps for them."""
+    values = SMALL | {"privacy": "secure", "num-server-rounds": 2, "fraction-train": 1.0}
+    inline = tmp_path / "inline"
+    run_inline(RunConfig.from_flower(values | {"output-dir": str(inline)}), CLIENTS)
     with ray_cluster(2, place) as (address, raylets):
         assert len(raylets) == 2
         at_work: set[int] = set()
@@ -162,21 +153,27 @@ def test_a_simulation_uses_all_nodes_of_a_ray_cluster(
                     at_work.add(raylet.pid)
 
         monkeypatch.setenv("RAY_ADDRESS", address)
-        run_ray(RunConfig.from_flower(SMALL | {"output-dir": str(tmp_path / "run")}), CLIENTS, 0.0, look)
+        config = RunConfig.from_flower(values | {"clients-per-node": 3, "output-dir": str(tmp_path / "run")})
+        run_ray(config, CLIENTS // 3, 0.0, look)
         assert at_work == {raylet.pid for raylet in raylets}
         assert all(raylet.is_running() for raylet in raylets)  # the cluster is another's
     assert rows_of(tmp_path / "run") == rows_of(inline)
+    assert (tmp_path / "run" / "clients.csv").read_bytes() == (inline / "clients.csv").read_bytes()
 
 
-def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path) -> None:
-    status, log = flwr_run(ROOT, tmp_path / "link", SMALL | {"output-dir": str(tmp_path / "run")}, CLIENTS)
+@shares_fixtures
+def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path, superlink: tuple[Path, dict[str, str]]) -> None:
+    status, log = flwr_run(ROOT, *superlink, SMALL | {"output-dir": str(tmp_path / "run")}, CLIENTS)
     assert status == "finished:completed", "\n".join(log[-30:])
     assert rows_of(tmp_path / "run") == rows_of(inline)
 
 
-def test_a_bad_value_fails_the_run_with_the_line_in_the_log(tmp_path: Path) -> None:
+@shares_fixtures
+def test_a_bad_value_fails_the_run_with_the_line_in_the_log(
+    tmp_path: Path, superlink: tuple[Path, dict[str, str]]
+) -> None:
     values = {"scenario": "rotations", "output-dir": str(tmp_path / "run")}
-    status, log = flwr_run(ROOT, tmp_path / "link", values, 2)
+    status, log = flwr_run(ROOT, *superlink, values, 2)
     assert status == "finished:failed"
     assert any("scenario: 'rotations' does not exist (did you mean 'rotation'?)" in line for line in log)
     assert not (tmp_path / "run").exists()
@@ -195,7 +192,9 @@ def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None
     for package in PACKAGES:
         shutil.copytree(ROOT / package, link / package)
     (link / "client_app" / "training.py").open("a").write("\n# another version\n")
-    status, log = flwr_run(ROOT, link, SMALL | {"output-dir": str(tmp_path / "run")}, 2)
+    values = SMALL | {"join-timeout": 5.0, "output-dir": str(tmp_path / "run")}
+    with private_superlink(link) as environment:
+        status, log = flwr_run(ROOT, link, environment, values, 2)
     assert status == "finished:failed"
     ours = [line for line in log if line.startswith("disue.errors.FederationError: min-clients: 0 clients answered")]
     assert "this client runs other source code" in ours[0]
@@ -221,38 +220,14 @@ def test_the_readme_job(tmp_path: Path) -> None:
     assert f"artefacts: {next((tmp_path / 'runs').iterdir())}" in done.stdout.replace("\n", "")
 
 
-@pytest.mark.parametrize("endings", [[signal.SIGINT], [signal.SIGTERM, signal.SIGTERM]], ids=["once", "twice"])
-def test_a_stopped_simulation_leaves_nothing_running(tmp_path: Path, endings: list[signal.Signals]) -> None:
-    """A first signal ends it after its round, and all is well; a second one at once."""
-    command = [str(Path(sys.executable).parent / "disue"), "simulate", "--set", "num-server-rounds=1000"]
-    process = subprocess.Popen(
-        [*command, "--output", str(tmp_path / "run")],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    try:
-        deadline = time.monotonic() + 180
-        while time.monotonic() < deadline and not (metrics.exists() and metrics.stat().st_size):
-            time.sleep(0.5)
-        started = psutil.Process(process.pid).children(recursive=True)
-        assert any("raylet" in child.name() for child in started)
-        for ending in endings:
-            process.send_signal(ending)
-            time.sleep(0.5)
+def test_a_simulation_that_is_asked_to_end_leaves_nothing_running(tmp_path: Path) -> None:
+    """A first signal ends it after its round, and all is well; `test_resume.py` sends a second one."""
+    directory = tmp_path / "run"
+    with simulation_on_ray(directory, "--set", "num-server-rounds=1000", rows=1) as (process, family):
+        process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=180)
-    finally:
-        process.terminate()
-    _, alive = psutil.wait_procs(started, timeout=20)
-    assert alive == []
-    rows = metrics.read_text().count("\n")
-    if len(endings) == 1:
-        assert process.returncode == 0
-        assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "stopped"
-        assert f"stopped after round {rows} of 1000; to go on: disue simulate --engine ray --resume " in out
-    else:
-        assert process.returncode == 128 + signal.SIGTERM
-    time.sleep(5)
-    assert metrics.read_text().count("\n") == rows
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert process.returncode == 0
+    assert json.loads((directory / "summary.json").read_text())["status"] == "stopped"
+    rows = len(rows_of(directory))
+    assert f"stopped after round {rows} of 1000; to go on: disue simulate --engine ray --resume " in out

@@ -1,26 +1,28 @@
-"""Runs that are killed for good go on as if they had not been: `disue simulate` at random moments, and Flower's own."""
+"""Runs that are killed for good go on as if they had not been: at random moments, and Flower's own."""
 
 import json
 import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import tomli_w
-from resuming import left_by
+from resuming import carry_out, left_by, simulation_on_ray
 
 from disue.cli import ray
 from disue.cli.flower import run_status, started_run, tool
 from disue.cli.ray import private_superlink
 
 ROOT = Path(__file__).parents[2]
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 CLIENTS = 6
 SETTINGS: dict[str, Any] = {
@@ -33,23 +35,24 @@ SETTINGS: dict[str, Any] = {
 KILLS = 20
 
 
-def start(*words: str) -> subprocess.Popen[bytes]:
-    command = [str(Path(sys.executable).parent / "disue"), "simulate", *words]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.fixture(scope="module")
+def start() -> Callable[[Path], ForkServerProcess]:
+    """Start, or go on with, the run in a directory, in a process of its own that has its imports already."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["disue.cli.inline", "server_app.run", "client_app.app", "client_app.work"])
+
+    def begin(directory: Path) -> ForkServerProcess:
+        process = context.Process(target=carry_out, args=(SETTINGS, CLIENTS, directory))
+        process.start()
+        return process
+
+    return begin
 
 
-def settings_as_words(settings: dict[str, Any]) -> list[str]:
-    return [
-        "--clients",
-        str(CLIENTS),
-        *(word for key, value in settings.items() for word in ("--set", f"{key}={value}")),
-    ]
-
-
-def begun(process: subprocess.Popen[bytes], directory: Path, before: float) -> bool:
+def begun(process: ForkServerProcess, directory: Path, before: float) -> bool:
     """Wait until a process writes in a run directory; False: it ended before it did."""
     progress = directory / "progress.json"
-    while process.poll() is None:
+    while process.is_alive():
         try:
             if progress.stat().st_mtime > before:
                 return True
@@ -59,66 +62,69 @@ def begun(process: subprocess.Popen[bytes], directory: Path, before: float) -> b
     return False
 
 
+def ended(process: ForkServerProcess) -> int | None:
+    """Return how a process ends."""
+    process.join()
+    return process.exitcode
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+def whole(tmp_path_factory: pytest.TempPathFactory, start: Callable[[Path], ForkServerProcess]) -> tuple[Path, float]:
     """An uninterrupted run, and how many seconds it took from its first round to its end."""
     directory = tmp_path_factory.mktemp("whole") / "run"
-    process = start("--engine", "inline", *settings_as_words(SETTINGS), "--output", str(directory))
+    process = start(directory)
     assert begun(process, directory, 0.0)
     first = time.monotonic()
-    assert process.wait() == 0
+    assert ended(process) == 0
     return directory, time.monotonic() - first
 
 
+@pytest.mark.xdist_group("killed at random")
 @pytest.mark.parametrize("chain", range(4))
 def test_a_run_that_is_killed_at_random_moments_comes_to_the_same_end(
-    whole: tuple[Path, float], tmp_path: Path, chain: int
+    whole: tuple[Path, float], tmp_path: Path, start: Callable[[Path], ForkServerProcess], chain: int
 ) -> None:
     """Twenty kills in all, most of them of a run that went on after another one, and some as it began or ended."""
     expected, seconds = whole
     moments = random.Random(chain)
     directory = tmp_path / "run"
-    fresh = ["--engine", "inline", *settings_as_words(SETTINGS), "--output", str(directory)]
     kills, left = 0, seconds
     while kills < KILLS // 4:
         if (directory / "summary.json").exists():
             shutil.rmtree(directory)
-        started = (directory / "config.toml").exists()
         before = (directory / "progress.json").stat().st_mtime if (directory / "progress.json").exists() else 0.0
-        process = start(*(["--engine", "inline", "--resume", str(directory)] if started else fresh))
+        process = start(directory)
         if kills == chain:  # once as it starts, with nothing written or much to be cut
-            while process.poll() is None and not (directory / "checkpoint").exists():
+            while process.is_alive() and not (directory / "checkpoint").exists():
                 time.sleep(0.001)
         elif begun(process, directory, before):
             rows = (directory / "metrics.jsonl").read_text().count("\n")
             left = seconds * (1.0 - rows / SETTINGS["num-server-rounds"])
             time.sleep(moments.uniform(0.0, 1.1 if kills % 2 else 0.4) * left)
         process.kill()
-        kills += process.wait() == -signal.SIGKILL
+        kills += ended(process) == -signal.SIGKILL
     if not (directory / "summary.json").exists():
-        started = (directory / "config.toml").exists()
-        assert start(*(["--engine", "inline", "--resume", str(directory)] if started else fresh)).wait() == 0
+        assert ended(start(directory)) == 0
     assert left_by(directory) == left_by(expected)
 
 
-def test_a_killed_simulation_goes_on_with_flwr_run(tmp_path: Path) -> None:
+def test_a_simulation_that_is_ended_at_once_leaves_nothing_running_and_goes_on_with_flwr_run(tmp_path: Path) -> None:
     """On other node ids, in other processes, with clients that have the config from Flower."""
     settings = SETTINGS | {"num-server-rounds": 4}
     expected, directory = tmp_path / "expected", tmp_path / "run"
-    words = settings_as_words(settings)
-    assert start("--engine", "inline", *words, "--output", str(expected)).wait() == 0
+    carry_out(settings, CLIENTS, expected)
 
-    process = start("--engine", "ray", *words, "--output", str(directory))
-    metrics = directory / "metrics.jsonl"
-    while not (metrics.exists() and metrics.read_text().count("\n") >= 2):
-        assert process.poll() is None
-        time.sleep(0.1)
-    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for member in family:
-        member.kill()
-    assert process.wait() == -signal.SIGKILL
-    psutil.wait_procs(family[1:], timeout=20)
-    assert not (directory / "summary.json").exists()
+    words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+    with simulation_on_ray(directory, "--clients", str(CLIENTS), *words, rows=1) as (process, family):
+        for _ in range(2):  # the first asks it to end after its round
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.1)
+        process.communicate(timeout=180)
+    assert psutil.wait_procs(family, timeout=20)[1] == []
+    assert process.returncode == 128 + signal.SIGTERM
+    rows = (directory / "metrics.jsonl").read_bytes()
+    time.sleep(3)
+    assert (directory / "metrics.jsonl").read_bytes() == rows
 
     overrides = tmp_path / "overrides.toml"
     overrides.write_text(tomli_w.dumps(settings | {"resume-from": str(directory)}))

@@ -1,17 +1,31 @@
-"""What docs/PRIVACY.md promises, between real processes: plain ones on one host, as docs/DEPLOY.md starts them.
+"""Plain processes on one host, as docs/DEPLOY.md starts them, and what docs/PRIVACY.md promises between them.
 
 One SuperLink for all tests, in the order of this file.
 """
 
 import csv
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from deployment import BIN, CLIENTS, Deployment, deployed, kill, rows_of, set_to, wait_for
+from deployment import (
+    BIN,
+    CLIENTS,
+    Deployment,
+    check_run_directory,
+    command_of,
+    deployed,
+    free_ports,
+    kill,
+    rows_of,
+    set_to,
+    simulate,
+    wait_for,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,11 +37,12 @@ from disue.models import build_model
 from disue.secure import Contribution
 from server_app.checkpoint import Checkpoints
 from server_app.privacy import LEDGER, epsilon_of
+from server_app.resume import resumed_config
 from server_app.run import execute
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), pytest.mark.xdist_group("one host")]
 
-WAIT = 900.0
+WAIT = 600.0
 """Seconds until a test gives up."""
 SHORTEST_TIMEOUT = 30.0
 """Seconds of `round-timeout`; on a busy machine twice what a message takes."""
@@ -50,7 +65,7 @@ DP = SETTINGS | {"privacy": "dp", "dp-noise": NOISE, "dp-delta": 1e-5}
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("privacy"), "data", "plain") as deployment:
+    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial") as deployment:
         yield deployment
 
 
@@ -68,30 +83,35 @@ def own(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     return vectors
 
 
-def command(deployment: Deployment, settings: dict[str, Any], directory: Path) -> list[str]:
+def submission(deployment: Deployment, settings: dict[str, Any], directory: Path) -> list[str]:
     places = {"proxy": f"path:{deployment.work / 'demo' / 'proxy'}", "output-dir": directory}
     return ["run", "plain", *set_to(settings | places)]
 
 
 def carried_out(deployment: Deployment, settings: dict[str, Any], directory: Path) -> Path:
     """Carry out a run to its good end, and return its directory."""
-    done = deployment.run("disue", *command(deployment, settings, directory), timeout=WAIT)
+    done = deployment.run("disue", *submission(deployment, settings, directory), timeout=WAIT)
     assert done.returncode == 0, done.stdout[-3000:]
     assert summary_of(directory)["status"] == "completed"
     return directory
 
 
-def in_one_process(deployment: Deployment, settings: dict[str, Any], directory: Path, clinics: Sequence[str]) -> Path:
-    """Carry out the same run of the same clinics in this process, and return its directory."""
+def carried_out_here(deployment: Deployment, config: RunConfig, clinics: Sequence[str] = CLIENTS) -> Path:
+    """Carry out a run of these clinics in this process, and return its directory."""
     demo = deployment.work / "demo"
-    values = settings | {"min-clients": len(clinics), "proxy": f"path:{demo / 'proxy'}", "output-dir": str(directory)}
-    config = RunConfig.from_flower(values)
     files = {name: demo / name / "images.npz" for name in clinics}
     nodes: list[dict[str, object]] = [
         {"name": name, "data-path": str(file if file.exists() else file.parent)} for name, file in files.items()
     ]
     execute(config, InlineGrid(client_app, config.to_flower(), nodes))
-    return directory
+    return Path(config.output_dir)
+
+
+def in_one_process(deployment: Deployment, settings: dict[str, Any], directory: Path, clinics: Sequence[str]) -> Path:
+    """Carry out the same run of the same clinics in this process, and return its directory."""
+    proxy = deployment.work / "demo" / "proxy"
+    values = settings | {"min-clients": len(clinics), "proxy": f"path:{proxy}", "output-dir": str(directory)}
+    return carried_out_here(deployment, RunConfig.from_flower(values), clinics)
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
@@ -126,6 +146,11 @@ def received(deployment: Deployment, name: str, kind: str) -> int:
     return deployment.log(f"{name}.log").count(f"Receiving: {kind} message")
 
 
+def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deployment, tmp_path: Path) -> None:
+    assert "finished:completed" in (deployment.work / "blocks.log").read_text()
+    check_run_directory(deployment.work / "runs" / "plain", 2, simulate(tmp_path / "run"))
+
+
 def test_a_secure_run_is_that_of_one_process_and_keeps_nothing_of_one_client(
     deployment: Deployment, tmp_path: Path, own: list[Tensor]
 ) -> None:
@@ -158,7 +183,57 @@ def test_releases_are_counted_for_each_run_over_its_interruptions_and_the_noise_
     spent(in_one_process(deployment, DP, second, CLIENTS), [4])
     for name, tensor in load_file(first / "universal.safetensors").items():
         assert not torch.allclose(load_file(second / "universal.safetensors")[name], tensor, atol=NOISE / 10), name
-    spent(carried_out(deployment, DP | {"num-server-rounds": 2, "resume-from": first}, first), [4, 7])
+    config = resumed_config({"resume-from": str(first), "num-server-rounds": 2})
+    spent(carried_out_here(deployment, config), [4, 7])
+
+
+def test_a_node_without_a_key_that_is_killed_in_a_round_is_in_its_cluster_again_when_restarted(
+    deployment: Deployment,
+) -> None:
+    """And a client whose data cannot be used is left out, and says why."""
+    directory, work = deployment.work / "runs" / "back", deployment.work
+    (work / "demo" / "broken").mkdir()
+    command = f"{BIN}/flower-supernode --insecure --superlink 127.0.0.1:{deployment.port} --port {free_ports(1)[0]}"
+    node_config = ["--node-config", f'name="broken" data-path="{work}/demo/broken"']
+    broken = deployment.start([*shlex.split(command), *node_config], "broken.log")
+    usual = max(row["seconds_local"] for row in rows_of(work / "runs" / "plain"))
+    timeout = max(SHORTEST_TIMEOUT, 3 * usual)
+    settings = SETTINGS | {"num-clusters": 2, "evaluate-every": 100, "round-timeout": timeout}
+    settings |= {"num-server-rounds": 60}  # more than are needed; the test ends the run
+    run = deployment.start([str(BIN / "disue"), *submission(deployment, settings, directory)], "back.log")
+
+    def said(words: str) -> bool:
+        assert run.poll() is None, deployment.log("back.log")[-4000:]
+        return words in deployment.log("back.log")
+
+    wait_for(lambda: said("[ROUND 2/60]"), WAIT, "round 2")
+    node = deployment.process("flower-supernode", "clinic-b")
+    restart = command_of(node)
+    kill(node)
+    wait_for(lambda: said("client clinic-b did not answer"), WAIT, "clinic-b is missed")
+    deployment.start(restart, "clinic-b.log")
+    wait_for(lambda: said("client clinic-b is back, in cluster"), WAIT, "clinic-b is back")
+    done = len(rows_of(directory))
+    wait_for(lambda: said("") and len(rows_of(directory)) > done, WAIT, "a round with it")
+    deployment.process("flwr-serverapp").terminate()
+    assert run.wait(timeout=WAIT) == 0
+    broken.terminate()
+
+    text, rows = deployment.log("back.log"), rows_of(directory)
+    assert text.count("client clinic-b did not answer; going on without it") == 1
+    assert text.count("cannot take part: DataError: broken: data-path has no images") == 1
+    assert f"{work}/demo/" not in text.replace(f"{work}/demo/proxy", "")
+    assert [row["clients_ok"] for row in rows[:2]] == [4, 3]
+    assert rows[1]["clients_failed"] == 1
+    assert rows[-1]["clients_ok"] == 4
+    assert rows[1]["seconds_local"] < timeout + 15.0
+    assert max(row["seconds_local"] for row in rows[2:]) < timeout
+    with (directory / "membership.csv").open() as file:
+        clusters = {row["client"]: row["cluster"] for row in csv.DictReader(file)}
+    assert clusters.keys() == set(CLIENTS)
+    assert clusters["clinic-a"] == clusters["clinic-b"] != clusters["clinic-c"] == clusters["clinic-d"]
+    assert f"client clinic-b is back, in cluster {clusters['clinic-b']}" in text
+    assert broken.wait(timeout=30) == 0
 
 
 def test_a_secure_round_goes_on_without_one_who_is_killed_and_the_run_ends_without_two(
@@ -171,7 +246,7 @@ def test_a_secure_round_goes_on_without_one_who_is_killed_and_the_run_ends_witho
     settings = SECURE | {"num-server-rounds": 2, "evaluate-every": 2, "round-timeout": max(SHORTEST_TIMEOUT, 2 * usual)}
     moments = [("clinic-b", "query.mask", 1), ("clinic-d", "train", 2)]
     before = [received(deployment, name, kind) for name, kind, _ in moments]
-    run = deployment.start([str(BIN / "disue"), *command(deployment, settings, directory)], "killed.log")
+    run = deployment.start([str(BIN / "disue"), *submission(deployment, settings, directory)], "killed.log")
     for (name, kind, times), earlier in zip(moments, before, strict=True):
 
         def is_asked(name: str = name, kind: str = kind, count: int = earlier + times) -> bool:
