@@ -1,7 +1,7 @@
-"""What the fields of a message may be, and what they can do: declared with the record, read and checked here.
+"""What the fields of a message may be, and what they can do: declared with the record, and checked here.
 
 A record is a frozen dataclass. The annotation of each field that comes from outside holds a `Field`: where it is in the
-message, its type and range, and its effect on the run. `read_fields` refuses what is out of range by name;
+message, its type and range, and its effect on the run. `disue.wire.reading.read_fields` refuses what is out of range by name;
 ``docs/INPUT.md`` lists all of them.
 """
 
@@ -12,7 +12,6 @@ from functools import cache
 from typing import Any, get_type_hints
 
 import torch
-from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from disue.errors import WireError, quoted_value
@@ -233,35 +232,6 @@ def _declared(hints: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Field, bool
 def wire_name(attribute: str) -> str:
     """Return what an attribute of a record is called in a message."""
     return attribute.replace("_", "-")
-
-
-def read_fields(kind: type, message: Message, *names: str) -> dict[str, Any]:
-    """Return the numbers and texts of a record, by attribute, as its fields allow them; ``names``: only these.
-
-    Raises
-    ------
-    WireError
-        For the first field that is missing or not allowed.
-    """
-    values: dict[str, Any] = {}
-    for attribute, (field, optional) in fields_of(kind).items():
-        if isinstance(field, Arrays | Other) or (names and attribute not in names):
-            continue
-        key, record = wire_name(attribute), _record(message, field.record)
-        if key in record:
-            values[attribute] = field.check(record[key], key)
-        elif not optional:
-            raise field.refuse(None, key)
-    return values
-
-
-def _record(message: Message, name: str) -> MetricRecord | ConfigRecord:
-    records: Mapping[str, Any] = message.content.metric_records if name == "metrics" else message.content.config_records
-    try:
-        found: MetricRecord | ConfigRecord = records[name]
-    except KeyError:
-        raise WireError(f"the message has no '{name}' record") from None
-    return found
 
 
 def _short(number: int) -> str:

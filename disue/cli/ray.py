@@ -36,7 +36,8 @@ from disue.cli.flower import (
     tool,
 )
 from disue.config import RunConfig
-from disue.errors import ConfigError, DisueError, FederationError
+from disue.errors import ConfigError, DiskError, DisueError, FederationError
+from disue.files import write_whole
 from server_app.stopping import OVER
 
 CONNECTION = "disue"
@@ -271,9 +272,9 @@ def _failure(told: DisueError | None, reason: str, log: list[str], directory: Pa
     where = f"the log is in '{path}'"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(log) + "\n", encoding="utf-8")
-    except OSError as error:
-        where = f"the log could not be kept ('{path}': {error.strerror})"
+        write_whole(path, "\n".join(log) + "\n")
+    except (OSError, DiskError) as error:
+        where = f"the log could not be kept ({error})"
     return told or FederationError(f"{reason}; {where}")
 
 

@@ -6,12 +6,12 @@ from typing import Annotated
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from disue.fields import LARGEST_LOSS, Real, read_fields
+from disue.fields import LARGEST_LOSS, Real
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
 from disue.wire.arrays import read_state, to_record
-from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
+from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
 GUARDS = (
     "part of the sum by which the student or the average is kept, one vote of all clients; counts up to 2 ln C, "

@@ -8,12 +8,12 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from torch import Tensor
 
 from disue.errors import WireError
-from disue.fields import LARGEST_LOSS, MOST_EXAMPLES, MOST_STEPS, Real, Whole, read_fields
+from disue.fields import LARGEST_LOSS, MOST_EXAMPLES, MOST_STEPS, Real, Whole
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.task import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
-from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
+from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
 OWN_ROW = "reported for this client, and one of all clients' in means that count every client once"
 FITS = (

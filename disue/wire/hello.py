@@ -6,10 +6,10 @@ from typing import Annotated
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from disue.errors import WireError
-from disue.fields import MOST_EXAMPLES, Text, Whole, read_fields
+from disue.fields import MOST_EXAMPLES, Text, Whole
 from disue.source import source_hash
 from disue.task import DataSummary
-from disue.wire.reading import read_config
+from disue.wire.reading import read_config, read_fields
 
 MOST_PARTITIONS = 10**7
 

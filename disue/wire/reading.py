@@ -1,12 +1,14 @@
 """What the records share: a request's config, and reading what came, with the reason where it is refused."""
 
 import re
-from typing import TypeVar, get_args
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from disue.config import LocalLoss
 from disue.errors import FederationError, WireError, one_line
+from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
 from disue.source import source_hash
 from disue.task import Task
@@ -80,6 +82,35 @@ def setting(config: ConfigRecord, key: str, kind: type[T]) -> T:
     if type(value) is not kind:
         raise WireError(f"the request's {key} is {value!r}; expected {kind.__name__}")
     return value
+
+
+def read_fields(kind: type, message: Message, *names: str) -> dict[str, Any]:
+    """Return the numbers and texts of a record, by attribute, as its fields allow them; ``names``: only these.
+
+    Raises
+    ------
+    WireError
+        For the first field that is missing or not allowed.
+    """
+    values: dict[str, Any] = {}
+    for attribute, (field, optional) in fields_of(kind).items():
+        if isinstance(field, Arrays | Other) or (names and attribute not in names):
+            continue
+        key, record = wire_name(attribute), _record(message, field.record)
+        if key in record:
+            values[attribute] = field.check(record[key], key)
+        elif not optional:
+            raise field.refuse(None, key)
+    return values
+
+
+def _record(message: Message, name: str) -> MetricRecord | ConfigRecord:
+    records: Mapping[str, Any] = message.content.metric_records if name == "metrics" else message.content.config_records
+    try:
+        found: MetricRecord | ConfigRecord = records[name]
+    except KeyError:
+        raise WireError(f"the message has no '{name}' record") from None
+    return found
 
 
 def error_reason(message: Message) -> str:

@@ -16,7 +16,6 @@ from disue.fields import (
     Real,
     Whole,
     fields_of,
-    read_fields,
     wire_name,
 )
 from disue.models import State, flatten
@@ -24,7 +23,7 @@ from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.task import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
-from disue.wire.reading import make_config, read_config, read_objective, read_task, setting
+from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
 
 @dataclass(frozen=True)

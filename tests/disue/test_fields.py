@@ -10,9 +10,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from fuzzing.messages import asked_for
 
 from disue.errors import WireError
-from disue.fields import Arrays, Field, Real, Reals, Text, Texts, Whole, fields_of, read_fields
+from disue.fields import Arrays, Field, Real, Reals, Text, Texts, Whole, fields_of
 from disue.task import DataSummary
 from disue.wire import CompareReply, EvaluateReply, HelloReply
+from disue.wire.reading import read_fields
 from disue.wire.table import RECORDS, fields_table
 
 PAGE = Path(__file__).parents[2] / "docs" / "INPUT.md"
