@@ -1,8 +1,8 @@
 """What the fields of a message may be, and what they can do: declared with the record, and checked here.
 
 A record is a frozen dataclass. The annotation of each field that comes from outside holds a `Field`: where it is in the
-message, its type and range, and its effect on the run. `disue.wire.reading.read_fields` refuses what is out of range by name;
-``docs/INPUT.md`` lists all of them.
+message, its type and range, and its effect on the run. `disue.wire.reading` refuses what is out of range by name, and
+``docs/INPUT.md`` lists all fields.
 """
 
 import math
