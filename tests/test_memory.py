@@ -46,7 +46,7 @@ def bomb():
             about.file_size = 3_000_000_078  # as the directory at the end will say
     read_own(place / "bomb.npz", (1, 8, 8))
 def many_tiny_images():
-    np.savez_compressed(place / "tiny.npz", x=np.zeros((60_000_000, 1, 1), dtype=np.uint8), y=np.zeros(4))
+    np.savez_compressed(place / "tiny.npz", x=np.zeros((60_000_000, 1, 2), dtype=np.uint8), y=np.zeros(4))
     from disue.data.inputs import read_inputs
     read_inputs([place / "tiny.npz"], (3, 2048, 2048))
 def idx():

@@ -40,6 +40,7 @@ RUN_BY = {
     "docs/DEPLOY.md": "tests/test_house.py::test_every_shell_block_about_deploying_is_run_by_a_test",
     "python -c": "tests/cli/test_predict.py::test_the_readmes_drawing_is_an_image_that_can_be_predicted",
     "python -m disue.cli.config_table": "tests/test_house.py::test_the_table_of_keys_is_up_to_date",
+    "python -m disue.wire.table": "tests/disue/test_fields.py::test_the_page_lists_all_fields",
     "python docker/demo_data.py": "tests/test_house.py::test_every_shell_block_about_deploying_is_run_by_a_test",
 }
 """Labels of blocks, pages and beginnings of commands, and what runs them."""

@@ -20,12 +20,13 @@ from tests_support import KeyedGrid, answering_app
 from client_app.app import app as client_app
 from disue.cli.inline import simulated_nodes
 from disue.config import RunConfig
-from server_app.checkpoint import packed, restore, state_of, unpacked
+from server_app.checkpoint import packed, unpacked
 from server_app.resume import resumed_config
 from server_app.run import execute
 from strategies.keys import fingerprint, node_keys
 from strategies.roster import Roster
 from strategies.seats import SeatedGrid
+from strategies.state import restore, state_of
 
 A, B, NEW = b"the key of a", b"the key of b", b"another key"
 
