@@ -205,7 +205,7 @@ def is_healthy(deployment: Deployment) -> bool:
     try:
         with urllib.request.urlopen(f"https://localhost:{deployment.port}/health", timeout=10, context=trust) as reply:
             return bool(reply.status == 200)
-    except urllib.error.URLError:
+    except (urllib.error.URLError, ConnectionError):
         return False
 
 
