@@ -40,7 +40,7 @@ from server_app.privacy import LEDGER, epsilon_of
 from server_app.resume import resumed_config
 from server_app.run import execute
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), pytest.mark.xdist_group("one host")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 WAIT = 600.0
 """Seconds until a test gives up."""

@@ -33,7 +33,7 @@ from deployment import (
     wait_for,
 )
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), pytest.mark.xdist_group("tls")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 WAIT = 600.0
 """Seconds until a test gives up."""
