@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from deployment import CLIENTS, ROOT, blocks, check_run_directory, simulate, wait_for
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800), pytest.mark.xdist_group("compose")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 SERVICES = {"superlink", "serverapp", *(f"{kind}-{i}" for kind in ("supernode", "clientapp") for i in range(1, 5))}
 KEY = re.compile(rb"-----BEGIN [A-Z ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=]{40}")

@@ -40,7 +40,7 @@ from server_app.privacy import LEDGER, epsilon_of
 from server_app.resume import resumed_config
 from server_app.run import execute
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200), pytest.mark.xdist_group("one host")]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 WAIT = 600.0
 """Seconds until a test gives up."""
@@ -217,7 +217,8 @@ def test_a_node_without_a_key_that_is_killed_in_a_round_is_in_its_cluster_again_
     wait_for(lambda: said("") and len(rows_of(directory)) > done, WAIT, "a round with it")
     deployment.process("flwr-serverapp").terminate()
     assert run.wait(timeout=WAIT) == 0
-    broken.terminate()
+    broken.terminate()  # it says goodbye, and is no longer listed
+    broken.wait(timeout=60)
 
     text, rows = deployment.log("back.log"), rows_of(directory)
     assert text.count("client clinic-b did not answer; going on without it") == 1
@@ -233,7 +234,6 @@ def test_a_node_without_a_key_that_is_killed_in_a_round_is_in_its_cluster_again_
     assert clusters.keys() == set(CLIENTS)
     assert clusters["clinic-a"] == clusters["clinic-b"] != clusters["clinic-c"] == clusters["clinic-d"]
     assert f"client clinic-b is back, in cluster {clusters['clinic-b']}" in text
-    assert broken.wait(timeout=30) == 0
 
 
 def test_a_secure_round_goes_on_without_one_who_is_killed_and_the_run_ends_without_two(

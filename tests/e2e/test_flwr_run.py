@@ -30,8 +30,6 @@ from disue.source import PACKAGES
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
-shares_fixtures = pytest.mark.xdist_group("flwr run")
-
 CLIENTS = 6
 SMALL = {"num-server-rounds": 3, "distill-steps": 40, "fraction-train": 0.7, "num-clusters": 2, "seed": 5}
 
@@ -77,7 +75,6 @@ def place() -> Iterator[Path]:
     shutil.rmtree(directory, ignore_errors=True)
 
 
-@shares_fixtures
 def test_the_two_engines_give_equal_metrics_and_equal_models(
     inline: Path, tmp_path: Path, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,14 +158,12 @@ def test_several_clients_on_a_node_and_sums_are_the_same_on_all_nodes_of_a_ray_c
     assert (tmp_path / "run" / "clients.csv").read_bytes() == (inline / "clients.csv").read_bytes()
 
 
-@shares_fixtures
 def test_plain_flwr_run_gives_the_same(inline: Path, tmp_path: Path, superlink: tuple[Path, dict[str, str]]) -> None:
     status, log = flwr_run(ROOT, *superlink, SMALL | {"output-dir": str(tmp_path / "run")}, CLIENTS)
     assert status == "finished:completed", "\n".join(log[-30:])
     assert rows_of(tmp_path / "run") == rows_of(inline)
 
 
-@shares_fixtures
 def test_a_bad_value_fails_the_run_with_the_line_in_the_log(
     tmp_path: Path, superlink: tuple[Path, dict[str, str]]
 ) -> None:

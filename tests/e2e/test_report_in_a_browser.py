@@ -17,7 +17,7 @@ from synthetic import CHARTS, HOSTILE, write_run
 
 from server_app.report import write_comparison, write_report
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("browser")]
+pytestmark = pytest.mark.e2e
 
 FLAGS = (
     *("--headless=new", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),

@@ -79,7 +79,6 @@ def whole(tmp_path_factory: pytest.TempPathFactory, start: Callable[[Path], Fork
     return directory, time.monotonic() - first
 
 
-@pytest.mark.xdist_group("killed at random")
 @pytest.mark.parametrize("chain", range(4))
 def test_a_run_that_is_killed_at_random_moments_comes_to_the_same_end(
     whole: tuple[Path, float], tmp_path: Path, start: Callable[[Path], ForkServerProcess], chain: int
