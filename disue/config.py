@@ -290,7 +290,7 @@ class RunConfig(BaseModel):
     )
     dp_noise: float = Field(
         1.0,
-        ge=1e-6,
+        ge=1e-9,
         le=1e6,
         description="with privacy=dp: deviation of the noise in each coordinate, in lengths of the longest vector",
     )

@@ -17,7 +17,7 @@ from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply, TrainReply
 
 CPU = torch.device("cpu")
-QUIET = RunConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-6)
+QUIET = RunConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-9)
 """So little noise that what is clipped can be seen."""
 
 
