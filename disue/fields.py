@@ -19,7 +19,7 @@ from disue.naming import LONGEST_NAME, normal_name
 
 MOST_EXAMPLES = 10**12
 """Examples of one client."""
-MOST_STEPS = 10**15
+MOST_STEPS = 10**12
 """Optimiser steps of one client in one round."""
 LARGEST_LOSS = 1e9
 """Nats. A model that diverged may have a large loss; sums of this one are still exact enough to be read."""

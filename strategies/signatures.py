@@ -43,15 +43,20 @@ def _unit(vectors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 def subspace_affinity(bases: Sequence[Tensor], others: Sequence[Tensor] | None = None) -> Tensor:
     """Return the mean squared cosine of the principal angles between subspaces, (bases, others) or (bases, bases).
 
-    ``bases``: orthonormal columns, (inputs, dimensions). In the embedding, distances are then chordal distances,
-    sqrt(sum of squared sines), up to a factor (Golub & Van Loan, section 6.4.3).
+    ``bases``: orthonormal columns, (inputs, dimensions); columns of another length count as if they had length one. In
+    the embedding, distances are then chordal distances, sqrt(sum of squared sines), up to a factor (Golub & Van Loan,
+    section 6.4.3).
     """
-    stacked = torch.stack(list(bases)).double()
-    second = stacked if others is None else torch.stack(list(others)).double()
+    stacked = _unit_columns(bases)
+    second = stacked if others is None else _unit_columns(others)
     products = torch.einsum("idp,jdq->ijpq", stacked, second)
     sizes, second_sizes = (s.square().sum(dim=(1, 2)).sqrt() for s in (stacked, second))  # roots of their dimensions
     affinity: Tensor = products.square().sum(dim=(2, 3)) / torch.outer(sizes, second_sizes).clamp(min=1e-300)
     return affinity
+
+
+def _unit_columns(bases: Sequence[Tensor]) -> Tensor:
+    return F.normalize(torch.stack(list(bases)).double(), dim=1)
 
 
 @dataclass(frozen=True)

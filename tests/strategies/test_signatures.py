@@ -98,3 +98,14 @@ def test_the_book_remembers_a_running_mean_and_clients_that_were_not_sampled() -
 def test_a_missing_signature_is_named(make_updates) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="client-0 sent no signature"):
         vector_of("prototypes", make_updates(1)[0])
+
+
+@pytest.mark.parametrize("name", ["initial-prototypes", "subspace"])
+def test_no_client_counts_for_more_by_the_length_of_what_it_says(name: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bases = [torch.linalg.qr(torch.randn(20, 3, generator=generator))[0] for _ in range(4)]
+    gram = SIGNATURES[name].gram
+    longer = [*bases[:3], 1e6 * bases[3]]
+    torch.testing.assert_close(gram(longer), gram(bases))
+    torch.testing.assert_close(gram(bases[:2], longer), gram(bases[:2], bases))
+    assert gram(longer).diagonal().tolist() == pytest.approx([1.0] * 4)
