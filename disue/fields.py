@@ -131,9 +131,10 @@ class Reals(Field):
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Field):
-    """Printable text of up to ``longest`` letters."""
+    """Printable text of up to ``longest`` letters; ``is_name``: of which other spellings in Unicode are the same."""
 
     longest: int = LONGEST_NAME
+    is_name: bool = False
 
     @property
     def allowed(self) -> str:
@@ -144,7 +145,7 @@ class Text(Field):
         """Return the text as names are compared; raise `WireError` if it is none, too long, or cannot be printed."""
         if not isinstance(value, str) or len(value) > 10 * self.longest:
             raise self.refuse(value, key)
-        text = normal_name(value)
+        text = normal_name(value) if self.is_name else value
         if not 0 < len(text) <= self.longest or not text.isprintable():
             raise self.refuse(value, key)
         return text
@@ -152,7 +153,7 @@ class Text(Field):
 
 @dataclass(frozen=True, kw_only=True)
 class Texts(Field):
-    """A list of different printable texts."""
+    """A list of different printable names."""
 
     longest: int = LONGEST_NAME
     most: int
@@ -166,7 +167,7 @@ class Texts(Field):
         """Return the texts; raise `WireError` if they are none, too many, or one is not allowed."""
         if not isinstance(value, list) or not 0 < len(value) <= self.most:
             raise self.refuse(value, key)
-        one = Text(self.effect, longest=self.longest)
+        one = Text(self.effect, longest=self.longest, is_name=True)
         texts = tuple(one.check(own, key) for own in value)
         if len(set(texts)) < len(texts):
             raise self.refuse(value, key)

@@ -48,7 +48,9 @@ class HelloReply:
         What it says of data that are its own; None where they are a part of a dataset.
     """
 
-    name: Annotated[str, Text("what the client is known by; a second client of the name is refused", record="config")]
+    name: Annotated[
+        str, Text("what the client is known by; a second client of the name is refused", record="config", is_name=True)
+    ]
     num_examples: Annotated[
         int,
         Whole(
