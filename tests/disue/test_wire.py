@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from disue.errors import FederationError
 from disue.models import State
+from disue.naming import normal_name
 from disue.objective import LocalObjective
 from disue.signature import Signature
 from disue.task import DataSummary, Task
@@ -140,7 +141,11 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, wants_signature=False).state, model)
 
 
-names = st.text(st.characters().filter(str.isprintable), min_size=1, max_size=100)
+names = (
+    st.text(st.characters().filter(str.isprintable), min_size=1, max_size=100)
+    .map(normal_name)
+    .filter(lambda name: len(name) <= 100)
+)
 
 
 @given(names, st.integers(1, 10**9), st.integers(-1, 50), st.integers(1, 10**6), names)
