@@ -66,16 +66,15 @@ def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Ten
 
 
 def agreement_with_groups(clusters: Sequence[int], groups: Sequence[int]) -> tuple[float, float] | None:
-    """Return (adjusted Rand index, normalised mutual information), or None without planted groups."""
+    """Return (adjusted Rand index, normalised mutual information) over the clients of a planted group; None: no such."""
     # Here, because a client on a real machine starts a process for every message, and never needs it.
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    if not groups or min(groups) < 0:
+    known = [(group, cluster) for group, cluster in zip(groups, clusters, strict=True) if group >= 0]
+    if not known:
         return None
-    return (
-        float(adjusted_rand_score(groups, clusters)),
-        float(normalized_mutual_info_score(groups, clusters)),
-    )
+    planted, found = zip(*known, strict=True)
+    return float(adjusted_rand_score(planted, found)), float(normalized_mutual_info_score(planted, found))
 
 
 def churn(before: Mapping[str, int], after: Mapping[str, int]) -> float:

@@ -102,7 +102,8 @@ class DataSummary:
     class_names: Annotated[
         tuple[str, ...],
         Texts(
-            "the run's classes, where `classes` names none; a client that names far more than the others is refused",
+            "the run's classes, where `classes` names none; a client that names more than 100, and more than ten times "
+            "as many as the others in the middle, is refused",
             record="config",
             most=MOST_CLASSES,
         ),

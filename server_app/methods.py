@@ -20,6 +20,7 @@ from disue.seeding import derive_seed
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
 from strategies.base import FederatedStrategy
+from strategies.caps import Caps
 from strategies.cfl import CFL
 from strategies.clusterers import CLUSTERERS, AtLeast, Clusterer
 from strategies.distiller import Distiller
@@ -161,7 +162,7 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
         log(WARNING, doubt)
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
-    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, config.max_weight)
+    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, Caps(config.max_weight))
     if config.privacy == "secure":
         strategy.sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
         strategy.limits = Limits()  # there is no single update whose length could be seen

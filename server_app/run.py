@@ -34,6 +34,7 @@ from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data
 from server_app.warned import Warnings, collected
 from strategies.base import FederatedStrategy
+from strategies.caps import Caps
 from strategies.proxies import load_proxy
 from strategies.roster import Roster
 from strategies.seats import seated
@@ -127,7 +128,7 @@ def _carry_out(
     past.restore({"strategy": strategy})
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
-    test = data.global_test()
+    test, caps = data.global_test(), Caps(config.max_weight)
     with _claimed(config, directory, past):
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
@@ -143,12 +144,8 @@ def _carry_out(
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if test is None:
-                scores = by_clients(
-                    strategy.outcome.evaluations,
-                    roster.models,
-                    config.model,
-                    config.max_weight,
-                )
+                alike = config.privacy == "secure"  # then all say that they have one
+                scores = by_clients(strategy.outcome.evaluations, roster.models, config.model, caps, alike)
             else:
                 scores = on_test_set(strategy, build, config.model, test, device)
             portrait.after_round(strategy.outcome)

@@ -11,7 +11,7 @@ from disue.metrics import Score, score
 from disue.models import Classifier, State
 from disue.wire import EvaluateReply
 from strategies.base import FederatedStrategy
-from strategies.limits import USUAL_LOSS, capped, tell_capped
+from strategies.caps import Caps
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,7 @@ def on_test_set(
 
 
 def by_clients(
-    evaluations: Mapping[str, EvaluateReply],
-    models: Mapping[str, str],
-    main: str,
-    max_weight: float = 0.0,
+    evaluations: Mapping[str, EvaluateReply], models: Mapping[str, str], main: str, caps: Caps, alike: bool = False
 ) -> Scores:
     """Return the mean over the clients' own test examples, of the clients that were evaluated.
 
@@ -68,22 +65,22 @@ def by_clients(
         Their architectures; each client evaluated the universal model of its own.
     main : str
         The run's own architecture.
-    max_weight : float (default: 0.0)
-        No client counts for more than so many times the median of the others' examples, and no loss for more than so
-        many times the larger of the median of the others' and `USUAL_LOSS`; 0: as they say.
+    caps : Caps
+        Bounds each client's examples and loss.
+    alike : bool (default: False)
+        Every client counts once, whatever it says of its examples.
     """
-    claimed = {name: float(reply.num_examples) for name, reply in evaluations.items()}
-    examples = capped(claimed, max_weight)
-    tell_capped("num-examples to test on", claimed, examples, set())
-    losses = {name: reply.universal_loss for name, reply in evaluations.items() if reply.universal_loss is not None}
-    losses = capped(losses, max_weight, usual=USUAL_LOSS)
+    claimed = {name: 1.0 if alike else float(reply.num_examples) for name, reply in evaluations.items()}
+    examples = caps.examples(claimed, "num-examples to test on")
+    told = {name: reply.universal_loss for name, reply in evaluations.items() if reply.universal_loss is not None}
+    losses = caps.losses(told, "universal-loss")
     teams: dict[str, list[str]] = {}
     for name in evaluations:
         teams.setdefault(models[name], []).append(name)
     means = {
         model: Score(
             _mean([(examples[name], evaluations[name].universal_accuracy) for name in names]),
-            _mean([(examples[name], losses.get(name, math.nan)) for name in names]),
+            _mean([(examples[name], losses[name]) for name in names if name in losses]),
         )
         for model, names in sorted(teams.items())
     }
@@ -92,4 +89,6 @@ def by_clients(
 
 
 def _mean(weighted: Sequence[tuple[float, float]]) -> float:
-    return sum(weight * value for weight, value in weighted) / sum(weight for weight, _ in weighted)
+    """Return a weighted mean; that of nothing is not a number."""
+    total = sum(weight for weight, _ in weighted)
+    return sum(weight * value for weight, value in weighted) / total if total else math.nan

@@ -11,15 +11,15 @@ from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError, FederationError
 from disue.files import user_path
 from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
-from strategies.limits import capped, tell_capped
+from strategies.caps import Caps, capped
 from strategies.proxies import find_images
 from strategies.roster import Client, Roster
 
 DISTILLING = ("disue", "feddf")
 """Methods that need a proxy set."""
 
-FEW_CLASSES = 10.0
-"""So many, times ``max-weight``, every client may have, however few the others have."""
+MORE_CLASSES, FEW_CLASSES = 10.0, 10.0
+"""A client may have so many times as many classes as the others in the middle, counted as at least so many."""
 
 NO_HOLDOUT = (
     f"proxy: got 'holdout'; with dataset '{OWN}' the server has no data to hold out, "
@@ -124,8 +124,7 @@ def _agreed_task(config: RunConfig, roster: Roster) -> Task:
     clients = roster.clients
     told = {client.name: client.summary for client in clients if client.summary is not None}
     claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}
-    counted = capped(claimed, config.max_weight)
-    tell_capped("num-examples", claimed, counted, set())
+    counted = Caps(config.max_weight).examples(claimed)
     return agree([(counted[name], summary) for name, summary in told.items()], config.shape, config.class_names)
 
 
@@ -134,12 +133,12 @@ def _refuse_too_many_classes(config: RunConfig, roster: Roster) -> None:
     if config.classes:
         return  # who names another than these was refused
     named = {client.name: float(len(client.summary.class_names)) for client in roster.clients if client.summary}
-    for name, most in capped(named, config.max_weight, usual=FEW_CLASSES).items():
+    for name, most in capped(named, MORE_CLASSES, usual=FEW_CLASSES).items():
         if named[name] > most:
             roster.refuse(
                 name,
-                f"it has {named[name]:.0f} classes; max-weight allows {most:.0f} beside the others', "
-                "or name all of them with the run config key 'classes'",
+                f"it has {named[name]:.0f} classes, beside the other clients' at most {most:.0f} are allowed; "
+                "name all of them with the run config key 'classes'",
             )
     if len(roster.clients) < config.min_clients:
         raise FederationError(

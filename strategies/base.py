@@ -345,7 +345,7 @@ class FederatedStrategy(Strategy):
                 server_round=server_round,
                 expert=self._own_expert(client.name),
                 expert_prior=self.prior_of(client.name),
-                personalise=last or self.always_personalise,
+                personalise=self._personal(server_round),
                 compare=self.needs_comparison,
                 objective=self.objective,
                 task=self.roster.task,
@@ -363,7 +363,7 @@ class FederatedStrategy(Strategy):
             try:
                 if reply.has_error():
                     raise WireError(error_reason(reply))
-                self.outcome.evaluations[name] = EvaluateReply.from_message(reply)
+                self.outcome.evaluations[name] = EvaluateReply.from_message(reply, self._personal(server_round))
             except WireError as error:
                 log(WARNING, "%s could not evaluate: %s", name, error)
         self.outcome.evaluations = {name: self.outcome.evaluations[name] for name in by_name(self.outcome.evaluations)}
@@ -385,6 +385,10 @@ class FederatedStrategy(Strategy):
         """Return the client's expert if it is another model than the universal one."""
         expert = self.expert_for(name)
         return None if expert is self.universal_for(name) else expert
+
+    def _personal(self, server_round: int) -> bool:
+        """Return whether clients are asked to fine-tune their expert in this round."""
+        return self.always_personalise or server_round == self.participation.num_rounds
 
     def _ask_for_descriptions(self, grid: Grid) -> None:
         messages = self.descriptions.requests(self.needs_description, self._sampled)

@@ -22,7 +22,6 @@ from strategies.client_guard import fitted_better_by_average
 from strategies.distiller import Distiller
 from strategies.experts import Team, members_of, renew, teams_of
 from strategies.groupings import Grouping
-from strategies.limits import bounded_fits
 from strategies.outcome import Participation
 from strategies.panel import Panel
 from strategies.probation import Probation
@@ -241,18 +240,21 @@ class DisUE(FederatedStrategy):
 
     def _learn_shares(self) -> None:
         """Set each team's share to γ L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated,
-        bounded by each other (`bounded_fits`).
+        bounded by each other (`Caps.fits`).
 
         Without γ, half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer
         to one. γ is the proxy set's coverage: models that start apart are of use as one only if they can be reconciled.
         """
         guessing = math.log(len(self.universal["head.bias"]))
-        fits: dict[Team, list[tuple[float, float]]] = {}
+        caps, fits = self.limits.caps, dict[Team, dict[str, tuple[float, float]]]()
         for name, reply in self.outcome.evaluations.items():
             if reply.universal_fit is not None and reply.expert_fit is not None and name in self.clusters:
-                fits.setdefault(self._team_of(name), []).append((reply.universal_fit, reply.expert_fit))
-        for team, pairs in fits.items():
-            universal, expert = (sum(bounded_fits(losses, guessing)) ** 2 for losses in zip(*pairs, strict=True))
+                fits.setdefault(self._team_of(name), {})[name] = reply.universal_fit, reply.expert_fit
+        for team, own in fits.items():
+            universal, expert = (
+                sum(caps.fits({name: pair[i] for name, pair in own.items()}, guessing, what).values()) ** 2
+                for i, what in enumerate(("universal-fit", "expert-fit"))
+            )
             self.expert_shares[team] = self.covered * universal / max(universal + expert, 1e-12)
         shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
         self.outcome.extra["expert_share"] = sum(shares) / len(shares)

@@ -2,73 +2,16 @@
 
 import math
 import statistics
-from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from logging import WARNING
 
-from flwr.common.logger import log
 from torch import Tensor
 
 from disue.models import State
-from disue.privacy import FITS_UP_TO
 from disue.signature import Signature
+from strategies.caps import Caps
 from strategies.robust import flat
 from strategies.updates import ClientUpdate
-
-USUAL_LOSS = 1.0
-"""Nats. A loss that is only reported counts at least up to `max-weight` times so much."""
-
-FIT_LIMIT = 2.0
-"""A loss on training data counts up to so many times the median of the others'."""
-
-
-def capped(values: Mapping[str, float], times: float, usual: float = 0.0) -> dict[str, float]:
-    """Return numbers of clients, none of them above so many times the median of the others'; 0 times: as they are.
-
-    Where that median is below ``usual``, this counts in its place. A number that stands alone is as it is.
-
-    Examples
-    --------
-    >>> capped({"a": 100, "b": 120, "c": 10**7}, 10.0)
-    {'a': 100, 'b': 120, 'c': 1100.0}
-    """
-    if not times or len(values) < 2:
-        return dict(values)
-    ordered = sorted(values.values())
-    most = {value: times * max(_median_without(ordered, bisect_left(ordered, value)), usual) for value in set(ordered)}
-    return {name: min(value, most[value] or value) for name, value in values.items()}
-
-
-def bounded_fits(losses: Sequence[float], guessing: float) -> list[float]:
-    """Return losses of a cluster's clients, each up to twice the median of the others', so that one alone moves little.
-
-    A loss up to half of that of ``guessing`` counts as it is, and none counts for more than twice that.
-    """
-    told = {str(i): min(loss, FITS_UP_TO * guessing) for i, loss in enumerate(losses)}
-    return list(capped(told, FIT_LIMIT, usual=guessing / (2.0 * FIT_LIMIT)).values())
-
-
-def tell_capped(what: str, claimed: Mapping[str, float], counted: Mapping[str, float], known: set[str]) -> None:
-    """Log whose number counts for less than it says, of the clients that are not known for it, and remember them."""
-    for name, number in claimed.items():
-        if counted[name] < number and name not in known:
-            known.add(name)
-            log(
-                WARNING,
-                "%s says %s of %.6g; it counts as %.6g, max-weight bounds it by the others'",
-                name,
-                what,
-                number,
-                counted[name],
-            )
-
-
-def _median_without(ordered: Sequence[float], left_out: int) -> float:
-    """Return the median of all but one of at least two ordered numbers."""
-    middle = (len(ordered) - 1) / 2 - 0.5  # of the others, between these two
-    low, high = math.floor(middle), math.ceil(middle)
-    return (ordered[low + (low >= left_out)] + ordered[high + (high >= left_out)]) / 2
 
 
 @dataclass(frozen=True)
@@ -85,16 +28,14 @@ class Limits:
         to learn, one with much more data is a thousand times as long.
     clip_norm : float (default: 0.0)
         An update longer than so many times the median is shortened to that; 0: none is.
-    max_weight : float (default: 0.0)
-        An update stands for no more than so many times the median examples of the others'; 0: for all that it claims.
+    caps : Caps
+        What an update may stand for.
     """
 
     max_examples: int = 10**7
     max_norm: float = 0.0
     clip_norm: float = 0.0
-    max_weight: float = 0.0
-    known_for_much: set[str] = field(default_factory=set, compare=False)
-    """Who has been logged for standing for more than counts."""
+    caps: Caps = field(default_factory=Caps, compare=False)
 
     @property
     def measuring(self) -> bool:
@@ -135,15 +76,13 @@ class Limits:
         ]
 
     def weighed(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """Return updates that stand for no more examples than ``max_weight`` allows, with label counts in proportion.
+        """Return updates that stand for no more examples than `caps` allows, with label counts in proportion.
 
-        A training loss, which is only reported, counts up to so many times the others' median, or `USUAL_LOSS`.
+        A training loss, which is only reported, is bounded, too.
         """
-        claimed = {update.name: float(update.num_examples) for update in updates}
-        counted = capped(claimed, self.max_weight)
-        tell_capped("num-examples", claimed, counted, self.known_for_much)
-        losses = {update.name: update.train_loss for update in updates if math.isfinite(update.train_loss)}
-        losses = capped(losses, self.max_weight, usual=USUAL_LOSS)
+        counted = self.caps.examples({update.name: float(update.num_examples) for update in updates})
+        told = {update.name: update.train_loss for update in updates if math.isfinite(update.train_loss)}
+        losses = self.caps.losses(told, "train-loss")
         return [
             replace(
                 update,

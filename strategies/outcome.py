@@ -1,5 +1,6 @@
 """How many take part in a round, and what came of it."""
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,5 +90,6 @@ class RoundOutcome:
             for update in updates
             if update.signature is not None and update.clients == 1
         }
-        if examples := sum(update.num_examples for update in updates):
-            self.train_loss = sum(update.train_loss * update.num_examples for update in updates) / examples
+        told = [update for update in updates if math.isfinite(update.train_loss)]
+        if examples := sum(update.num_examples for update in told):
+            self.train_loss = sum(update.train_loss * update.num_examples for update in told) / examples

@@ -94,6 +94,7 @@ class Roster:
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
         self._partitions: int | None = None
+        self._said: dict[int, str] = {}
         self._keys: dict[int, str] = {}
 
     @property
@@ -135,7 +136,7 @@ class Roster:
                 )
             time.sleep(JOIN_POLL_SECONDS)
         problems = self.refresh(grid)
-        while (len(self._clients) < min_clients or self.away) and time.monotonic() < deadline:
+        while (self._agreeing() < min_clients or self.away) and time.monotonic() < deadline:
             time.sleep(JOIN_POLL_SECONDS)
             problems = self.refresh(grid) or problems
         problems += self._settle_partitions()
@@ -193,6 +194,12 @@ class Roster:
         log(WARNING, "node %s cannot take part: %s", client.node_id, error)
         return error
 
+    def _agreeing(self) -> int:
+        """Return how many of the clients say the same number of partitions as most do; in a tie nobody agrees."""
+        told = Counter(client.num_partitions for client in self.clients).most_common(2)
+        tie = len(told) > 1 and told[0][1] == told[1][1]
+        return told[0][1] if told and not tie else 0
+
     def _settle_partitions(self) -> list[DataError]:
         """Take the number of partitions that most clients say, from now on too, and refuse who says another."""
         told = Counter(client.num_partitions for client in self.clients).most_common(2)
@@ -216,6 +223,8 @@ class Roster:
         try:
             client = replace(self._read(reply, node_id), key=self._keys.get(node_id, ""))
             self._require_own_name(client)
+            if self._said.setdefault(node_id, client.name) != client.name:
+                raise WireError(f"it says that it is '{client.name}', and was '{self._said[node_id]}' before")
         except (WireError, DataError, FederationError) as error:
             if self._refusals.get(node_id) != str(error):
                 self._refusals[node_id] = str(error)

@@ -146,6 +146,15 @@ class EvaluateReply:
         return Message(RecordDict({"metrics": metrics}), reply_to=reply_to)
 
     @classmethod
-    def from_message(cls, message: Message) -> "EvaluateReply":
-        """Read the reply; raise `WireError` if it lacks a number, or one is not allowed."""
-        return cls(**{"universal_loss": None} | read_fields(cls, message))
+    def from_message(cls, message: Message, personal: bool | None = None) -> "EvaluateReply":
+        """Read the reply; ``personal``: whether `personal_accuracy` was asked for, and counts; None: if it is there.
+
+        Raises
+        ------
+        WireError
+            If it lacks a number that was asked for, or one is not allowed.
+        """
+        told = {"universal_loss": None} | read_fields(cls, message)
+        if personal and "personal_accuracy" not in told:
+            raise WireError("personal-accuracy is missing; it was asked for")
+        return cls(**told | ({"personal_accuracy": None} if personal is False else {}))

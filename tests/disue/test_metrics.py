@@ -81,3 +81,8 @@ def test_churn_counts_clients_known_before_and_after() -> None:
 def test_worst_decile() -> None:
     assert worst_decile([i / 20 for i in range(20)]) == pytest.approx(0.025)
     assert worst_decile([0.9, 0.4]) == 0.4
+
+
+def test_clients_without_a_planted_group_are_left_out_of_the_agreement() -> None:
+    assert agreement_with_groups([0, 0, 1, 1, 1], [2, 2, 5, 5, -1]) == agreement_with_groups([0, 0, 1, 1], [2, 2, 5, 5])
+    assert agreement_with_groups([0, 1], [-1, -1]) is None

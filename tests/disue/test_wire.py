@@ -431,3 +431,12 @@ def test_requests_with_the_same_model_share_its_record() -> None:
     evaluate = EvaluateRequest(model, 1, expert=state()).to_message(4, record)
     assert evaluate.content["arrays"] is first.content["arrays"]
     assert all(torch.equal(tensor, model[name]) for name, tensor in read_state(evaluate, "arrays").items())
+
+
+def test_a_personal_accuracy_counts_where_it_was_asked_for() -> None:
+    message = EvaluateReply(10, 0.5, 0.7, 0.6, personal_accuracy=0.8).to_message(reply_to())
+    assert EvaluateReply.from_message(message, personal=True).personal_accuracy == 0.8
+    assert EvaluateReply.from_message(message, personal=False).personal_accuracy is None
+    without = EvaluateReply(10, 0.5, 0.7, 0.6).to_message(reply_to())
+    with pytest.raises(WireError, match="personal-accuracy is missing; it was asked for"):
+        EvaluateReply.from_message(without, personal=True)

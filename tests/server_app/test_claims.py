@@ -1,5 +1,6 @@
 """What clients with data of their own agree on, when one of them lies about its own."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,6 +14,7 @@ from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply
 from server_app.scoring import by_clients
 from server_app.tasks import prepare_data
+from strategies.caps import Caps
 from strategies.roster import Roster
 
 HONEST = DataSummary(("cat", "dog"), (0.4,), (0.3,))
@@ -66,20 +68,37 @@ def test_a_client_with_far_more_classes_than_the_others_is_refused(gathered, mes
     many = DataSummary(tuple(f"class {i}" for i in range(101)), (0.4,), (0.3,))
     roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many))
     assert prepare_data(config(), roster).task.class_names == ("cat", "dog")
-    assert any("c: it has 101 classes; max-weight allows 100 beside the others'" in said for said in messages)
-    assert (
-        len(prepare_data(config(**{"max-weight": 0.0}), gathered(a=(1, HONEST), b=(1, many))).task.class_names) == 103
-    )
+    assert any("c: it has 101 classes, beside the other clients' at most 100 are allowed" in said for said in messages)
+    every = ",".join([*HONEST.class_names, *many.class_names])
+    named = prepare_data(config(classes=every), gathered(a=(1, HONEST), b=(1, many)))
+    assert len(named.task.class_names) == 103
     with pytest.raises(FederationError, match="min-clients: 2 clients take part and 3 are needed; .* too many classes"):
         prepare_data(config(**{"min-clients": 3}), gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many)))
 
 
-def test_a_client_that_claims_many_test_examples_does_not_decide_the_reported_accuracy() -> None:
-    def reply(accuracy: float, examples: int, loss: float) -> EvaluateReply:
-        return EvaluateReply(examples, accuracy, loss, accuracy)
+def reply(accuracy: float, examples: int, loss: float | None) -> EvaluateReply:
+    return EvaluateReply(examples, accuracy, loss, accuracy)
 
+
+def test_a_client_that_claims_many_test_examples_does_not_decide_the_reported_accuracy(messages: list[str]) -> None:
     told = {name: reply(0.5, 10, 0.7) for name in "abcd"} | {"e": reply(1.0, 10**12, 1e9)}
-    found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", max_weight=10.0).universal
+    caps = Caps(10.0)
+    for _ in range(2):
+        found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", caps).universal
+        assert found is not None
+        assert found.accuracy == pytest.approx((40 * 0.5 + 100 * 1.0) / 140)
+        assert found.loss == pytest.approx((40 * 0.7 + 100 * 10.0) / 140)
+    assert len([line for line in messages if "e says num-examples to test on of 1e+12" in line]) == 1
+    alike = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", caps, alike=True).universal
+    assert alike is not None
+    assert alike.accuracy == pytest.approx((4 * 0.5 + 1.0) / 5)
+
+
+def test_a_client_that_leaves_its_loss_out_leaves_it_out_for_itself_alone() -> None:
+    told = {"a": reply(0.5, 10, 0.7), "b": reply(1.0, 30, None)}
+    found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", Caps()).universal
     assert found is not None
-    assert found.accuracy == pytest.approx((40 * 0.5 + 100 * 1.0) / 140)
-    assert found.loss == pytest.approx((40 * 0.7 + 100 * 10.0) / 140)
+    assert (found.accuracy, found.loss) == (pytest.approx(0.875), pytest.approx(0.7))
+    nobody = by_clients({"b": told["b"]}, {"b": "mlp"}, "mlp", Caps()).universal
+    assert nobody is not None
+    assert math.isnan(nobody.loss)

@@ -13,8 +13,9 @@ from tests_support import ChangingGrid, answering_app, honest, shifted
 
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
+from strategies.caps import Caps, capped
 from strategies.fedavg import FedAvg
-from strategies.limits import Lengths, Limits, bounded_fits, capped
+from strategies.limits import Lengths, Limits
 from strategies.outcome import Participation
 from strategies.roster import Roster
 from strategies.updates import ClientUpdate
@@ -128,11 +129,12 @@ def test_no_number_counts_for_more_than_the_median_of_the_others_allows(
 
 @pytest.mark.parametrize("lie", [0.0, 1e9])
 def test_one_of_a_clusters_fits_moves_their_sum_by_two_of_the_others(lie: float) -> None:
-    fits = [0.9, 1.1, 1.3, 1.2]
+    fits = {"a": 0.9, "b": 1.1, "c": 1.3, "d": 1.2}
     guessing = math.log(10)
-    assert bounded_fits(fits, guessing) == fits
-    assert abs(sum(bounded_fits([*fits[:3], lie], guessing)) - sum(fits)) <= 2 * 1.1
-    assert bounded_fits([lie], guessing) == [min(lie, 2 * guessing)]
+    assert Caps().fits(fits, guessing, "fit") == fits
+    lying = fits | {"d": lie}
+    assert abs(sum(Caps().fits(lying, guessing, "fit").values()) - sum(fits.values())) <= 2 * 1.1
+    assert Caps().fits({"d": lie}, guessing, "fit") == {"d": min(lie, 2 * guessing)}
 
 
 def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_proportion(  # type: ignore[no-untyped-def]
@@ -144,15 +146,16 @@ def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_propo
     lying = replace(
         updates[2], num_examples=10**6, signature=Signature(1e5 * counts, torch.ones(3, 64)), train_loss=1e9
     )
-    limits = Limits(max_weight=10.0)
+    limits = Limits(caps=Caps(10.0))
     for _ in range(2):
         counted = limits.weighed([*updates[:2], lying, updates[3]])
         assert [own.num_examples for own in counted] == [10, 10, 100, 10]
         assert counted[2].signature.label_counts.tolist() == [60.0, 30.0, 10.0]
         assert counted[2].train_loss == 10.0
         assert all(torch.equal(own.signature.label_counts, counts) for own in (*counted[:2], counted[3]))
-    said = "client-2 says num-examples of 1e+06; it counts as 100, max-weight bounds it by the others'"
-    assert [line for line in messages if "client-2" in line] == [said]  # once
+    said = "client-2 says {}; it counts as {}, bounded by the other clients'"
+    once = [said.format("num-examples of 1e+06", 100), said.format("train-loss of 1e+09", 10)]
+    assert [line for line in messages if "client-2" in line] == once
 
 
 def test_honest_clients_with_much_more_data_than_most_are_not_rejected(run) -> None:  # type: ignore[no-untyped-def]

@@ -177,6 +177,39 @@ def test_another_number_of_partitions_costs_that_client_alone(messages: list[str
         assert any(said.format(name, number) in line for line in messages)
 
 
+def test_who_is_refused_for_its_partitions_is_not_counted_among_those_that_are_waited_for() -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "a", "partitions": 3}, {"name": "b", "partitions": 9}])
+    later = iter([{"name": "c", "partitions": 3}])
+    seen = nodes.get_node_ids
+
+    def joining() -> list[int]:
+        if made.clients:  # after the first two said hello, in a tie
+            for node in later:
+                nodes.add_node(node)
+        return list(seen())
+
+    made = Roster(0)
+    nodes.get_node_ids = joining  # type: ignore[method-assign]
+    made.gather(nodes, 2, 5.0)
+    assert [client.name for client in made.clients] == ["a", "c"]
+
+
+def test_a_node_has_one_name(messages: list[str]) -> None:
+    """Or one that leaves and comes as another, again and again, would count as many that are away."""
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "a"}, {"name": "b"}])
+    made = Roster(0)
+    made.gather(nodes, 2, 1.0)
+    node = next(client.node_id for client in made.clients if client.name == "b")
+    context = nodes.forget(node)
+    made.refresh(nodes)
+    context.node_config["name"] = "c"
+    nodes.bring_back(context)
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a"]
+    assert list(made.away) == ["b"]
+    assert any("it says that it is 'c', and was 'b' before" in said for said in messages)
+
+
 def test_a_newcomer_with_an_architecture_that_cannot_take_part_does_not() -> None:
     nodes = ChangingGrid(answering_app(), {}, [{"name": "a"}])
     made = Roster(0, check_model=only_mlp)
