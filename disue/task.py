@@ -150,7 +150,7 @@ def require_known(class_names: Sequence[str], known: Sequence[str]) -> None:
 def doubts(num_classes: int, num_examples: int) -> str:
     """Return a warning where there are nearly as many classes as examples, else an empty string.
 
-    Such labels are rather quantities, as in a regression, or the numbers of the examples.
+    Such labels are probably quantities, as in a regression, or the numbers of the examples.
     """
     if num_classes < MANY_CLASSES or num_examples >= FEW_EXAMPLES * num_classes:
         return ""

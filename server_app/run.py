@@ -35,7 +35,7 @@ from server_app.tasks import check_own_data, check_summary, prepare_data
 from server_app.warned import Warnings, collected
 from strategies.base import FederatedStrategy
 from strategies.caps import Caps
-from strategies.proxies import load_proxy
+from strategies.proxies import look_at_proxy
 from strategies.roster import Roster
 from strategies.seats import seated
 from strategies.shelf import Shelf
@@ -80,7 +80,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         check_groups(config, federation)
         check_networks(config.models_of_clients, federation.task.shape, federation.task.num_classes)
         if config.proxy != "generator":
-            load_proxy(config, federation)
+            look_at_proxy(config, federation)  # what there is to tell belongs into the run's own log
 
 
 def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | None = None) -> Row:

@@ -1,5 +1,7 @@
 """The server's proxy set: unlabelled inputs on which the experts teach the universal expert."""
 
+import logging
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,14 +11,15 @@ from torch import Tensor
 from disue.config import RunConfig
 from disue.data import RunData, load_dataset
 from disue.data.folders import Found, search
-from disue.data.images import fit_to, read_images
-from disue.errors import ConfigError, DataError
+from disue.data.images import fit_to, look_at_images
+from disue.errors import LOGGER, ConfigError, DataError
 from disue.files import user_path
 from disue.seeding import numpy_rng
 from disue.task import Task
 
 USUAL_SIZE = 2000
 MIN_SIZE = 10
+logger = logging.getLogger(LOGGER)
 
 
 def load_proxy(config: RunConfig, data: RunData) -> Tensor:
@@ -32,9 +35,17 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
     DataError
         If the data are missing, cannot be read, or are too few.
     """
+    proxy, remarks = look_at_proxy(config, data)
+    for remark in remarks:
+        logger.warning(remark)
+    return proxy
+
+
+def look_at_proxy(config: RunConfig, data: RunData) -> tuple[Tensor, list[str]]:
+    """Return what `load_proxy` does, and lines on what is left out or odd, which are not logged."""
     kind, _, where = config.proxy.partition(":")
     if kind == "holdout":
-        return data.proxy()
+        return data.proxy(), []
     rng = numpy_rng(config.seed, "proxy")
     if kind == "dataset":
         try:
@@ -42,11 +53,11 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
         except ConfigError as error:
             raise ConfigError(f"proxy: got '{config.proxy}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
-        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape)
+        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape), []
     found = _search(user_path(where, "proxy"))
-    found.tell()
     chosen = rng.permutation(len(found.paths))[: config.proxy_size or USUAL_SIZE]
-    return read_proxy([found.paths[i] for i in sorted(chosen)], data.task)
+    proxy, remarks = read_proxy([found.paths[i] for i in sorted(chosen)], data.task)
+    return proxy, [*found.told, *remarks]
 
 
 def is_foreign(proxy: str) -> bool:
@@ -79,8 +90,10 @@ def _search(directory: Path) -> Found:
     return found
 
 
-def read_proxy(paths: list[Path], task: Task) -> Tensor:
-    """Read images as a task's models take them, (images, channels, height, width).
+def read_proxy(paths: list[Path], task: Task) -> tuple[Tensor, list[str]]:
+    """Read images as a task's models take them, (images, channels, height, width); and lines on what is odd about them.
+
+    The last ones are kept in memory until the files change: a run looks at them before it starts.
 
     Raises
     ------
@@ -88,6 +101,16 @@ def read_proxy(paths: list[Path], task: Task) -> Tensor:
         If a file is not an image that can be read, or is too large to be a harmless one.
     """
     try:
-        return task.normalise(read_images(paths, task.shape, [str(path) for path in paths]))
+        statuses = [path.stat() for path in paths]
+    except OSError as error:
+        raise DataError(f"proxy: '{error.filename}' cannot be read ({error.strerror})") from None
+    return _read(tuple(paths), tuple((status.st_mtime_ns, status.st_size) for status in statuses), task)
+
+
+@lru_cache(maxsize=1)
+def _read(paths: tuple[Path, ...], _changed: tuple[tuple[int, int], ...], task: Task) -> tuple[Tensor, list[str]]:
+    try:
+        pixels, remarks = look_at_images(paths, task.shape, [str(path) for path in paths])
     except DataError as error:
         raise DataError(f"proxy: {error}") from None
+    return task.normalise(pixels), remarks

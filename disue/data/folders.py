@@ -28,12 +28,13 @@ logger = logging.getLogger(LOGGER)
 class Found:
     """The image files below a folder, sorted by path, and by reason the names of what else is there.
 
-    Names are relative to the folder.
+    Names are relative to the folder. ``twice`` has pairs of names under which the same folder is reached.
     """
 
     directory: Path
     paths: list[Path] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    twice: list[tuple[Path, Path]] = field(default_factory=list)
 
     @property
     def remark(self) -> str:
@@ -49,17 +50,23 @@ class Found:
         """The remark as the end of an error."""
         return f"; {self.remark}" if self.remark else ""
 
+    @property
+    def told(self) -> list[str]:
+        """The remark as a line of its own, if there is one."""
+        return [": ".join((one_line(f"'{self.directory}'"), self.remark))] if self.remark else []
+
     def tell(self) -> None:
         """Log what is left out, if anything is."""
-        if self.remark:
-            logger.warning("%s: %s", one_line(f"'{self.directory}'"), self.remark)
+        for line in self.told:
+            logger.warning(line)
 
 
 def search(directory: Path) -> Found:
     """Return the image files below a directory, by their endings, and what else is there.
 
     Hidden files and folders are left out. Symbolic links are followed, to files and to folders. Each folder is read
-    once, under its own name rather than that of a link; a link to a folder around it is left out.
+    once, under its own name rather than that of a link; a link to a folder around it is left out. Folders without an
+    image are named.
 
     Raises
     ------
@@ -67,7 +74,7 @@ def search(directory: Path) -> Found:
         If a folder may not be read: its images would be missing.
     """
     found = Found(directory)
-    read: set[tuple[int, int]] = set()
+    read: dict[tuple[int, int], Path] = {}
     starts = deque([directory])
     while starts:  # links wait until all folders that are no links have been read
         for place, folders, files in os.walk(starts.popleft(), onerror=_give_up):
@@ -75,15 +82,21 @@ def search(directory: Path) -> Found:
             status = folder.stat()
             if (identity := (status.st_dev, status.st_ino)) in read:
                 _leave_out(found, folder, "folders that are read already")
+                found.twice.append((read[identity].relative_to(directory), folder.relative_to(directory)))
                 folders.clear()
                 continue
-            read.add(identity)
+            read[identity] = folder
             for name in sorted(files):
                 _sort_in(found, folder / name)
             shown = sorted(name for name in folders if not _hidden(found, folder / name))
             starts += [link for name in shown if (link := folder / name).is_symlink() and not _loops(found, link)]
             folders[:] = [name for name in shown if not (folder / name).is_symlink()]
     found.paths.sort()
+    holders = {path.parent for path in found.paths}
+    full = {directory, *holders}.union(*(folder.parents for folder in holders))
+    for folder in read.values():
+        if folder not in full and folder.parent in full:  # what is below it needs no mention of its own
+            _leave_out(found, folder, "folders without images")
     return found
 
 

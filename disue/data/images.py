@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, SAMPLEFORMAT, TiffImageFile
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,8 @@ LUMINANCE = (0.299, 0.587, 0.114)
 CHUNK = 256
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 """Those that are read, whatever a file is called: Pillow knows others, one of which starts a program to be read."""
+TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+"""What a TIFF begins with, in either order of bytes, the last two if it is a BigTIFF."""
 ARRAYS = frozenset({"x", "y", "classes"})
 """The arrays of an ``.npz`` file that have a meaning."""
 FAINT = 0.1
@@ -47,8 +50,9 @@ def fit_to(x: Tensor, shape: Shape) -> Tensor:
 def read_image(path: Path, channels: int, name: str) -> Tensor:
     """Read a file as pixels in 0..1, (1, channels, height, width).
 
-    It is turned as its EXIF data say. Palettes are looked up. Grey of 16 bits is divided by 65535; all else is read as
-    8 bits and divided by 255. Of a file with several pictures the first is read.
+    It is turned as its EXIF data say. Palettes are looked up. Grey of 16 bits is divided by 65535, grey of 12 bits by
+    4095; all else is read as 8 bits and divided by 255. A TIFF in which 0 is white is inverted. Of a file with several
+    pictures the first is read.
 
     What is transparent is laid on white; on black where on white next to nothing would be seen, as of white ink. A
     picture of which neither shows anything is read without its transparency.
@@ -65,25 +69,30 @@ def read_image(path: Path, channels: int, name: str) -> Tensor:
     ------
     DataError
         If it is not an image that can be read, or has more than 89,478,485 pixels (Pillow's limit for harmless ones).
+        TIFFs of signed integers, of integers of more than 16 bits and of floats are refused.
     """
     return _read(path, channels, name)[0]
 
 
 def _read(path: Path, channels: int, name: str) -> tuple[Tensor, bool]:
     """Return what `read_image` does, and whether the file has further pictures."""
+    head = b""
     try:
         if path.exists() and not path.is_file():  # a pipe or a device might never end
             raise ValueError("it is no file")
         # Pillow gets an open file: of a path it may map the pixels into memory, and then in the wrong rows.
         with path.open("rb") as file, warnings.catch_warnings(action="ignore"):  # of what is odd in it
             warnings.simplefilter("error", Image.DecompressionBombWarning)
+            head = file.read(4)
+            file.seek(0)
             with Image.open(file, formats=FORMATS) as image:
                 # A camera's second picture (MPO) is a smaller copy of the first, or the other eye's.
                 more = image.format != "MPO" and bool(getattr(image, "is_animated", False))
                 _scale_transparency(image)
-                pixels = _pixels(ImageOps.exif_transpose(image), channels)
+                white, black = _deep_range(image)
+                pixels = _pixels(ImageOps.exif_transpose(image), channels, white, black)
     except Exception as error:  # every format has a decoder of its own, with errors of its own
-        raise DataError(f"'{name}' cannot be read ({_reason(error, path)})") from None
+        raise DataError(f"'{name}' cannot be read ({_reason(error, path, head)})") from None
     x = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
     return x.expand(-1, channels, -1, -1), more
 
@@ -98,13 +107,32 @@ def _scale_transparency(image: Image.Image) -> None:
         image.info["transparency"] = tuple(value >> 8 for value in told)
 
 
-def _pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """Return (height, width, channels) in 0..1; of 16 bits, one channel."""
+def _deep_range(image: Image.Image) -> tuple[int, int]:
+    """Return what white and what black are in grey of more than 8 bits; Pillow gives such numbers as they are stored.
+
+    Raises
+    ------
+    ValueError
+        If it is a TIFF of integers that Pillow reads wrongly, or whose range is not known.
+    """
+    if not isinstance(image, TiffImageFile):
+        return 65535, 0
+    tags, bits = image.tag_v2, image.tag_v2.get(BITSPERSAMPLE, (1,))[0]
+    if 2 in tags.get(SAMPLEFORMAT, (1,)):
+        raise ValueError(f"pixels are signed integers of {bits} bits; save them as unsigned ones of 8 or 16 bits")
+    if image.mode.startswith("I") and bits > 16:
+        raise ValueError(f"pixels are integers of {bits} bits; save them with 8 or 16 bits")
+    most = 2**bits - 1
+    return (0, most) if tags.get(PHOTOMETRIC_INTERPRETATION, 0) == 0 else (most, 0)
+
+
+def _pixels(image: Image.Image, channels: int, deep_white: int, deep_black: int) -> np.ndarray:
+    """Return (height, width, channels) in 0..1; of more than 8 bits, one channel."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode == "F":
         raise ValueError("pixels are floats; put such images into an .npz file")
     if image.mode.startswith("I"):
-        pixels = np.array(image, dtype=np.float32) / np.float32(65535.0)
+        pixels = (np.array(image, dtype=np.float32) - np.float32(deep_black)) / np.float32(deep_white - deep_black)
         if isinstance(clear := image.info.get("transparency"), int):
             there = pixels != np.float32(clear) / np.float32(65535.0)
             pixels = _laid(pixels, lambda white: np.where(there, pixels, np.float32(white)))
@@ -133,8 +161,10 @@ def _laid(alone: np.ndarray, lay: Callable[[bool], np.ndarray]) -> np.ndarray:
     return on_black if white < FAINT * black else on_white
 
 
-def _reason(error: Exception, path: Path) -> str:
+def _reason(error: Exception, path: Path, head: bytes) -> str:
     """Return why, without the path: who reads it need not know where another one's files are."""
+    if isinstance(error, UnidentifiedImageError) and head in TIFF_HEADS:
+        return "a TIFF that is damaged, or of a kind that is not read; save it as PNG"
     if isinstance(error, UnidentifiedImageError):
         known = path.suffix.lower() in SUFFIXES
         return "not an image" if known else f"not an image of a kind that is read: {', '.join(FORMATS)}"
@@ -143,7 +173,18 @@ def _reason(error: Exception, path: Path) -> str:
 
 
 def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Tensor:
-    """Return files as pixels in 0..1, (files, channels, height, width); see `read_image` and `fit_to`."""
+    """Return files as pixels in 0..1, (files, channels, height, width), and log what is odd; see `look_at_images`."""
+    x, remarks = look_at_images(paths, shape, names)
+    for remark in remarks:
+        logger.warning(remark)
+    return x
+
+
+def look_at_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> tuple[Tensor, list[str]]:
+    """Return files as pixels in 0..1, (files, channels, height, width), and lines on what is odd about them.
+
+    See `read_image` and `fit_to`.
+    """
     x = _room(len(paths), shape)
     several, blank = [], []
     for i, (path, name) in enumerate(zip(paths, names, strict=True)):
@@ -151,13 +192,9 @@ def read_images(paths: Sequence[Path], shape: Shape, names: Sequence[str]) -> Te
         x[i] = fit_to(pixels, shape)[0]
         several += [name] if more else []
         blank += [name] if bool((pixels == pixels[0, :, :1, :1].unsqueeze(0)).all()) else []
-    if several:
-        logger.warning(
-            one_line(f"files of which only the first picture is read: {len(several)} ({quoted(several, SHOWN)})")
-        )
-    if blank:
-        logger.warning(one_line(f"pictures in which all pixels are alike: {len(blank)} ({quoted(blank, SHOWN)})"))
-    return x.clamp_(0.0, 1.0)  # antialiasing overshoots by rounding
+    kinds = {"files of which only the first picture is read": several, "pictures in which all pixels are alike": blank}
+    remarks = [one_line(f"{kind}: {len(of)} ({quoted(of, SHOWN)})") for kind, of in kinds.items() if of]
+    return x.clamp_(0.0, 1.0), remarks  # antialiasing overshoots by rounding
 
 
 def read_arrays(path: Path, name: str, needed: Set[str], wished: Set[str] = frozenset()) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from disue.data.scenarios import NO_GROUP
 from disue.errors import LOGGER, DataError
 from disue.naming import normal_name
 from disue.seeding import torch_rng
-from disue.task import DataSummary, Shape, Task, doubts
+from disue.task import DataSummary, Shape, Task, doubts, quoted
 
 KEPT = 4
 """How many clients' data a process keeps in memory: one on a real machine, some in the inline engine."""
@@ -114,7 +114,7 @@ def read_own(root: Path, shape: Shape) -> OwnData:
 def _fingerprint(root: Path) -> Fingerprint:
     """Return names, times and sizes of the files; what is read anew when it changes."""
     if not root.is_dir():
-        if root.suffix != ".npz" or not root.is_file():
+        if root.suffix.lower() != ".npz" or not root.is_file():
             raise DataError("data-path is neither a folder nor an .npz file; is it mounted, and readable to this user?")
         files = [root]
     else:
@@ -128,6 +128,11 @@ def _why(error: Exception) -> str:
 
 def _read_folder(root: Path, shape: Shape) -> OwnData:
     found = search(root)
+    for pair in found.twice:
+        if len({normal_name(name.parts[0]) for name in pair}) > 1:
+            raise DataError(
+                f"{quoted(sorted(map(str, pair)))} are the same folder, in two classes; remove one of the links"
+            )
     names = [path.relative_to(root) for path in found.paths]
     for name in names:
         if len(name.parts) == 1:

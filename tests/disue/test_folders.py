@@ -119,6 +119,41 @@ def test_many_folders_that_are_linked_crosswise_are_read_once_each(tmp_path: Pat
     assert found_in(tmp_path) == [f"{name}/1.png" for name in names]
 
 
+@pytest.mark.parametrize("outer", ["archive", "zarchive"])
+def test_a_folder_in_two_classes_is_refused_whatever_its_links_are_called(tmp_path: Path, outer: str) -> None:
+    write(tmp_path / "store", *(f"healthy/{i}.png" for i in range(4)))
+    data = write(tmp_path / "data", "ill/1.png")
+    (data / outer).symlink_to(tmp_path / "store")
+    (data / "healthy").symlink_to(tmp_path / "store" / "healthy")
+    names = ", ".join(sorted([f"'{outer}/healthy'", "'healthy'"]))
+    with pytest.raises(DataError, match=f"^{names} are the same folder, in two classes; remove one of the links$"):
+        as_data_path(data)
+    assert as_inputs(data) == 5  # where there are no classes
+
+
+def test_a_folder_twice_in_one_class_is_read_once(tmp_path: Path) -> None:
+    write(tmp_path / "store", "1.png")
+    data = write(tmp_path / "data", "ill/2.png", "well/3.png")
+    (data / "ill" / "a").symlink_to(tmp_path / "store")
+    (data / "ill" / "b").symlink_to(tmp_path / "store")
+    assert as_data_path(data) == 3
+    (data / "well" / "ill").symlink_to(data / "ill")
+    with pytest.raises(DataError, match="^'ill', 'well/ill' are the same folder"):
+        as_data_path(data)
+
+
+@pytest.mark.parametrize("reader", [as_data_path, as_inputs, as_proxy])
+def test_folders_without_images_are_named(
+    tmp_path: Path, reader: Callable[[Path], int], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write(tmp_path, *(f"cat/{i}.png" for i in range(10)), "mice/deep/.DS_Store")
+    for name in ("dog", "cat/z.png", "mice/deep/deeper"):
+        (folder / name).mkdir(parents=True)
+    assert reader(folder) == 10
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == f"'{folder}': left out: folders without images (3: 'cat/z.png', 'dog', 'mice')"
+
+
 def test_pipes_and_sockets_are_named_and_a_folder_may_be_called_like_an_image(tmp_path: Path) -> None:
     write(tmp_path, "a.png/1.png", "READMEe")
     os.mkfifo(tmp_path / "pipe.png")

@@ -212,3 +212,9 @@ def test_a_quantity_in_the_place_of_classes_is_doubted_by_the_client(
     assert [record.getMessage().split(";")[0] for record in caplog.records] == [
         "hospital-a: 214 classes in 442 examples"
     ]
+
+
+@pytest.mark.parametrize("name", ["scans.NPZ", "scans.Npz"])
+def test_an_ending_is_the_same_in_capitals(tmp_path: Path, name: str) -> None:
+    plain = opened(write_npz(tmp_path / "a.npz"))
+    assert torch.equal(opened((tmp_path / "a.npz").rename(tmp_path / name)).data.x, plain.data.x)

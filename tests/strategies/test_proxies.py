@@ -11,7 +11,8 @@ from disue.config import RunConfig
 from disue.data import Dataset, Examples, Federation, build_federation, load_dataset
 from disue.data.images import fit_to
 from disue.errors import ConfigError, DataError
-from strategies.proxies import find_images, load_proxy, read_proxy
+from server_app.run import preflight
+from strategies.proxies import find_images, load_proxy, look_at_proxy, read_proxy
 
 LABELS = torch.zeros(2, dtype=torch.int64)
 
@@ -77,7 +78,7 @@ def test_images_below_a_directory_are_read_in_the_order_of_their_paths(tmp_path:
     paths = find_images(tmp_path)
     assert [path.name for path in paths] == [f"{i:03}.png" for i in (*range(0, 12, 2), *range(1, 12, 2))]
     digits = load_dataset("digits")
-    x = read_proxy(paths, digits.task)
+    x, _ = read_proxy(paths, digits.task)
     expected = (pixels[0] / 255.0 - digits.mean[0]) / digits.std[0]
     np.testing.assert_allclose(x[0, 0], expected, atol=1e-5)
 
@@ -85,9 +86,42 @@ def test_images_below_a_directory_are_read_in_the_order_of_their_paths(tmp_path:
 def test_colour_images_of_any_size_for_a_colour_task(tmp_path: Path) -> None:
     pixels = write_images(tmp_path, 10, "RGB", size=(4, 6))
     task = colour_task()
-    x = read_proxy(find_images(tmp_path), task.task)
+    x, _ = read_proxy(find_images(tmp_path), task.task)
     expected = (pixels[2] / 255.0 - np.array(task.mean)) / np.array(task.std)
     np.testing.assert_allclose(x[1].permute(1, 2, 0), expected, atol=1e-5)
+
+
+def test_images_are_read_and_told_of_once_until_they_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path, 12)
+    (tmp_path / "notes.txt").write_text("not an image")
+    Image.new("L", (8, 8)).save(tmp_path / "blank.png")
+    config, made = federation(proxy=f"path:{tmp_path}")
+    opened, plain = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *args, **options: opened.append(args) or plain(*args, **options))
+    before, _ = look_at_proxy(config, made)
+    assert not caplog.records
+    assert torch.equal(load_proxy(config, made), before)
+    assert len(opened) == 13
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"'{tmp_path}': left out: files with the ending .txt (1: 'notes.txt')",
+        f"pictures in which all pixels are alike: 1 ('{tmp_path / 'blank.png'}')",
+    ]
+    Image.new("L", (8, 8), 9).save(tmp_path / "blank.png", compress_level=0)
+    assert not torch.equal(load_proxy(config, made), before)
+
+
+def test_a_simulation_tells_of_its_proxy_once(run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # type: ignore[no-untyped-def]
+    write_images(tmp_path / "own", 12)
+    (tmp_path / "own" / "notes.txt").write_text("not an image")
+    config, _ = federation(proxy=f"path:{tmp_path / 'own'}")
+    preflight(config, 4)
+    assert not [record for record in caplog.records if "notes.txt" in record.getMessage()]
+    made = run(proxy=config.proxy, clients=4)
+    assert len([record for record in caplog.records if "notes.txt" in record.getMessage()]) == 1
+    assert (made.directory / "warnings.csv").read_text().count("notes.txt") == 1
 
 
 def test_a_run_is_taught_on_the_operators_images(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
