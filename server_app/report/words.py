@@ -216,7 +216,8 @@ def _against_baselines(record: RunRecord, key: str) -> list[str]:
 
 
 def _points(difference: float) -> str:
-    return "as good as" if abs(100 * difference) < 0.05 else f"{100 * difference:+.1f} points against"
+    points = 100 * difference
+    return "as good as" if abs(points) < 0.05 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def _agreement(ari: float | None) -> str:
@@ -262,8 +263,10 @@ def _universal(record: RunRecord) -> str:
 
 
 def _baselines(record: RunRecord) -> str:
-    if record.baselines:
-        return " ".join(_baseline(record, name, summary) for name, summary in record.baselines.items())
+    words = [_baseline(record, name, summary) for name, summary in record.baselines.items()]
+    words += [f"The run of {name} is not compared with: {why}." for name, why in record.unlike.items()]
+    if words:
+        return " ".join(filter(None, words))
     if last_of(record, "average_accuracy") is None or record.config.get("method") == "fedavg":
         return ""
     return (

@@ -47,7 +47,7 @@ NO_GROUPS = "num-groups: got 5; scenario 'dirichlet' plants no groups, so it cha
             ["train-examples 3, with scenario 'quantity' and alpha 0.5, leaves "],
         ),
         (
-            {"scenario": "iid", "train_examples": 0, "proxy_size": 1100},
+            {"scenario": "iid", "train_examples": 0, "proxy_size": 1000},
             150,
             ["dataset 'digits', with scenario 'iid', leaves "],
         ),
