@@ -249,14 +249,13 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
 
 
 def _summary_table(record: "RunRecord", rounds: int) -> Table:
-    from server_app.report.intervals import examples_tested, in_words, of_examples
-    from server_app.report.words import AVERAGE
+    from server_app.report.words import AVERAGE, interval
 
-    summary, examples = record.summary, examples_tested(record)
+    summary = record.summary
 
     def sure(key: str, of: Row, words: str) -> str:
-        interval = in_words(of_examples(of.get(key), examples))
-        return f"{words}; 95 % interval {interval}" if interval else words
+        known = interval(record, key, of.get(key))
+        return f"{words}; {known}" if known else words
 
     of = "" if summary["rounds"] == rounds else f" of {rounds}"
     table = Table(title=f"{summary['method']} after {summary['rounds']}{of} rounds", title_justify="left")
@@ -266,11 +265,12 @@ def _summary_table(record: "RunRecord", rounds: int) -> Table:
     universal, expert, prefix = "universal_accuracy", "expert_accuracy", "universal_accuracy_"
     table.add_row("universal accuracy", number(summary[universal]), sure(universal, summary, "one model for anyone"))
     for key in (key for key in summary if key.startswith(prefix)):
-        table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), "the same of this size")
+        words = sure(key, summary, "the same of this size")
+        table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), words)
     table.add_row(
         "average accuracy", number(summary["average_accuracy"]), sure("average_accuracy", summary, f"the {AVERAGE}")
     )
-    table.add_row("expert accuracy", number(summary[expert]), "own expert on own test data")
+    table.add_row("expert accuracy", number(summary[expert]), sure(expert, summary, "own expert on own test data"))
     table.add_row("personal accuracy", number(summary["personal_accuracy"]), "own expert, fine-tuned")
     table.add_row("worst-decile accuracy", number(summary["worst_decile_accuracy"]), "own expert, worst tenth")
     for name, other in record.baselines.items():
