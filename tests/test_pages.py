@@ -48,8 +48,8 @@ RUN_BY = {
 """Labels of blocks, pages and beginnings of commands, and what runs them."""
 OF_THE_SHELL = ("cd", "export", "mkdir", "cat", ".", "ls", "tail")
 OF_COMPOSE = ("build", "config", "down", "exec", "logs", "ps", "pull", "run", "stop", "up")
-OF_LIBRARIES = ("OMP_NUM_THREADS", "no_proxy", "http_proxy", "https_proxy")
-"""Variables that PyTorch and the standard library read."""
+OF_LIBRARIES = ("HOME", "OMP_NUM_THREADS", "PATH", "no_proxy", "http_proxy", "https_proxy")
+"""Variables that the system, PyTorch and the standard library read."""
 IN_CI = ("ruff", "mypy", "lint-imports", "pytest")
 NEEDS = {
     "a GPU": r"--gpus-per-client (?!0(\s|$))|--device cuda",
