@@ -166,7 +166,7 @@ class RunConfig(BaseModel):
     )
 
     aggregator: str = Field(
-        "mean", description="what makes one model of the clients' models, in each cluster and of all"
+        "mean", description="how the clients' models are combined, in each cluster and over all clients"
     )
     malicious_share: float = Field(
         0.2,
@@ -195,8 +195,8 @@ class RunConfig(BaseModel):
         10.0,
         ge=0.0,
         le=10**9,
-        description="a client's numbers of examples, and its losses where a mean is reported, count up to so many "
-        "times the median of the others'; 0: as it says",
+        description="cap on a client's example counts, and on losses that are reported as means, as a multiple of the "
+        "median of the other clients'; 0: no cap",
     )
     reply_memory: int = Field(
         1024,
@@ -343,7 +343,7 @@ class RunConfig(BaseModel):
     @classmethod
     def _no_less_than_usual(cls, value: float) -> float:
         if 0.0 < value < 1.0:
-            raise ValueError("use 0, or 1 or more: what is usual must be allowed")
+            raise ValueError("use 0 (off) or a number of at least 1")
         return value
 
     @field_validator("proxy")

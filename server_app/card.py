@@ -20,7 +20,7 @@ from disue.gate import GATE
 from disue.naming import by_name
 from disue.task import quoted
 from server_app.report.command import PLACES
-from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients
+from server_app.report.intervals import in_words, of_metric
 from server_app.report.reading import ClientRow, RunRecord, read_run
 from server_app.report.words import AVERAGE, counted, ending, last_of, measured, percent, privacy, total_of
 
@@ -52,7 +52,7 @@ Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ 
 | {{ row.name|plain }} | {{ row.value }} | {{ row.interval }} | {{ row.on }} |
 {% endfor %}
 
-The interval is Wilson's on the server's test set, and Student's over the clients for the mean over clients.
+The interval is Wilson's on the server's test set, and Student's over the clients for a mean over clients.
 {% if average and method != "fedavg" %}
 The {{ average }} is not FedAvg, which trains its clients from their average in every round.
 {% endif %}
@@ -238,20 +238,12 @@ def _accuracies(record: RunRecord) -> list[dict[str, str]]:
         {
             "name": name,
             "value": percent(value),
-            "interval": _interval(record, key, value),
+            "interval": in_words(of_metric(record, key, value)) or "–",
             "on": f"{on}{remark}",
         }
         for name, key, value, remark, on in known
         if value is not None
     ]
-
-
-def _interval(record: RunRecord, key: str, value: float) -> str:
-    """Return how sure an accuracy is, where that is known: on the server's test set, or over this run's clients."""
-    if key == "expert_accuracy" and value == last_of(record, key):
-        return in_words(over_clients([client.expert for client in record.clients])) or "–"
-    on_test_set = key == "average_accuracy" or key.startswith("universal_accuracy")
-    return in_words(of_examples(value, examples_tested(record))) or "–" if on_test_set else "–"
 
 
 def _clusters(record: RunRecord) -> list[dict[str, Any]]:

@@ -3,6 +3,10 @@
 from disue.config import RunConfig
 from disue.data import Federation
 from disue.data.federation import MIN_TRAIN_EXAMPLES
+from disue.data.scenarios import ONE_GROUP, USE_ALPHA
+
+SMALL = 5 * MIN_TRAIN_EXAMPLES
+"""Training examples per client, on average, that are few however they are divided."""
 
 
 def doubts(config: RunConfig, data: object) -> list[str]:
@@ -21,10 +25,11 @@ def doubts(config: RunConfig, data: object) -> list[str]:
 
 def _groups(config: RunConfig, data: Federation) -> str:
     asked, clients = config.num_groups, data.num_clients
-    if data.scenario.groups.max() > 0:
+    if data.has_groups and config.scenario not in ONE_GROUP:
         if asked <= clients:
             return ""
-        return f"num-groups: got {asked}; there are {clients} clients, so {asked - clients} of the groups are empty"
+        there = "there is 1 client" if clients == 1 else f"there are {clients} clients"
+        return f"num-groups: got {asked}; {there}, so {asked - clients} of the groups are empty"
     counted = config.method in ("fesem", "fedgroup", "ifca") or config.clusterer == "ifca"
     if asked == RunConfig().num_groups or (counted and not config.num_clusters):
         return ""
@@ -35,7 +40,12 @@ def _starved(config: RunConfig, data: Federation) -> str:
     few = sum(len(part) <= MIN_TRAIN_EXAMPLES for part in data.train_parts)
     if not few or 0 < config.train_examples <= MIN_TRAIN_EXAMPLES:
         return ""
-    return (
-        f"scenario '{config.scenario}' with alpha {config.alpha:g} leaves {few} of {data.num_clients} clients no more "
-        f"than {MIN_TRAIN_EXAMPLES} training examples"
-    )
+    scenario, alpha = f"scenario '{config.scenario}'", f"alpha {config.alpha:g}"
+    skew = [scenario, alpha] if config.scenario in USE_ALPHA else [scenario]
+    if sum(map(len, data.train_parts)) <= SMALL * data.num_clients:
+        capped = 0 < config.train_examples <= SMALL
+        small = f"train-examples {config.train_examples}" if capped else f"dataset '{config.dataset}'"
+        cause = f"{small}, with {' and '.join(skew)},"
+    else:
+        cause = " with ".join(skew)
+    return f"{cause} leaves {few} of {data.num_clients} clients no more than {MIN_TRAIN_EXAMPLES} training examples"

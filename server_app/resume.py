@@ -38,6 +38,10 @@ RECORDS = ("config.toml", "metrics.jsonl", MEMBERSHIP, "summary.json")
 """Files that a run writes as it goes on, beside its checkpoints."""
 
 
+class RunCompleted(ConfigError):
+    """Nothing is left to do of a run whose settings are as they were."""
+
+
 @dataclass(frozen=True)
 class Past:
     """What a run did before this process: nothing, if it is a new one.
@@ -223,6 +227,6 @@ def _check_rounds(config: RunConfig, was: RunConfig, directory: Path, done: int)
     last_files = [CARD, *(["report.html"] if config.report else [])]
     finished = summary.get("status") == "completed" and all((directory / name).exists() for name in last_files)
     if rounds == done and finished:
-        raise ConfigError(
+        raise RunCompleted(
             f"resume-from: the run in '{directory}' is completed; num-server-rounds above {done} would extend it"
         )

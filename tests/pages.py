@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```(?:bash|sh|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 UNIT = re.compile(r"((?:^<!-- [^\n]* -->\n)*)^```ini\n(.*?)^```", re.MULTILINE | re.DOTALL)
 PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-SPAN = re.compile(r"(?<!`)`((?:disue|flwr|flower-\w+|python|pip|pytest|tensorboard|[A-Z_]+=\S+ disue) [^`]+)`")
+SPAN = re.compile(r"(?<!`)`((?:disue|flwr|flower-\w+|docker|python|pip|pytest|tensorboard|[A-Z_]+=\S+ disue) [^`]+)`")
 HERE_DOCUMENT = re.compile(r"<<'?(\w+)'?\n.*?^\1$", re.MULTILINE | re.DOTALL)
 SEPARATORS = ("&&", "||", "|", ";", "&")
 
@@ -86,8 +86,10 @@ def of_page(name: str, text: str) -> Iterator[Command]:
 
 
 def _started_by(unit: str) -> str:
-    """Return what a unit of systemd starts, without the directories of the programs."""
-    return "\n".join(re.findall(r"^ExecStart=\S*/(.*)$", unit.replace("\\\n", " "), re.MULTILINE))
+    """Return what a unit of systemd starts, without the directories of the programs, and with its variables."""
+    unit = unit.replace("\\\n", " ")
+    variables = " ".join(re.findall(r"^Environment=(.*)$", unit, re.MULTILINE))
+    return "\n".join(f"{variables} {line}" for line in re.findall(r"^ExecStart=\S*/(.*)$", unit, re.MULTILINE))
 
 
 def _of_shell(page: str, labels: tuple[str, ...], needs: str, shell: str, whole: bool = True) -> Iterator[Command]:

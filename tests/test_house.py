@@ -19,6 +19,7 @@ from disue.errors import ConfigError
 from disue.registry import Registry
 from disue.source import PACKAGES, source_hash
 from server_app.methods import check_names
+from server_app.resume import CHANGEABLE
 
 ROOT = Path(__file__).parents[1]
 
@@ -68,6 +69,14 @@ def registries() -> list[Registry[Any]]:
     ]
     found = {id(value): value for module in modules for value in vars(module).values() if isinstance(value, Registry)}
     return list(found.values())
+
+
+def test_the_page_lists_the_keys_that_may_change_when_a_run_goes_on() -> None:
+    """Beside those that say where the run is."""
+    text = " ".join((ROOT / "README.md").read_text().split())
+    sentence = re.search(r"The settings are those in `config.toml`\. Only (.*?)\. On real machines", text)
+    assert sentence
+    assert sorted(re.findall(r"`([^`]+)`", sentence[1])) == sorted(CHANGEABLE - {"output-dir", "resume-from"})
 
 
 def test_every_part_that_a_key_can_name_is_in_the_table_of_keys_and_checked_before_a_run() -> None:

@@ -12,10 +12,12 @@ import shutil
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import click
+import flwr
 import numpy as np
 import pytest
 import torch
@@ -45,6 +47,9 @@ RUN_BY = {
 }
 """Labels of blocks, pages and beginnings of commands, and what runs them."""
 OF_THE_SHELL = ("cd", "export", "mkdir", "cat", ".", "ls", "tail")
+OF_COMPOSE = ("build", "config", "down", "exec", "logs", "ps", "pull", "run", "stop", "up")
+OF_LIBRARIES = ("HOME", "OMP_NUM_THREADS", "PATH", "no_proxy", "http_proxy", "https_proxy")
+"""Variables that the system, PyTorch and the standard library read."""
 IN_CI = ("ruff", "mypy", "lint-imports", "pytest")
 NEEDS = {
     "a GPU": r"--gpus-per-client (?!0(\s|$))|--device cuda",
@@ -201,9 +206,47 @@ def _pip(command: Command) -> None:
         assert word.startswith(("-", ".", "https://")) or word in known or (ROOT / word).is_file()
 
 
+def _docker(command: Command) -> None:
+    words = list(command.words[1:])
+    assert words.pop(0) == "compose"
+    files = []
+    while words and words[0].startswith("-"):
+        assert words[0] == "-f", f"an option of docker compose that nobody knows: {words[0]}"
+        files.append(words[1])
+        words = words[2:]
+    assert all((ROOT / file).is_file() for file in files)
+    assert not command.whole or (files and words)
+    assert not words or words[0] in OF_COMPOSE, f"there is no docker compose {words[0]}"
+
+
+@cache
+def _text_of(directory: Path) -> str:
+    """Return all code below a directory."""
+    return "\n".join(path.read_text() for end in ("py", "sh", "yml") for path in sorted(directory.rglob(f"*.{end}")))
+
+
+def _is_read(variable: str) -> bool:
+    """Return whether the code, Flower or a library reads a variable of the environment, by its full name."""
+    if variable in OF_LIBRARIES:
+        return True
+    if variable.startswith("FLWR_"):
+        (flower,) = flwr.__path__
+        return bool(re.search(rf"\b{variable}\b", _text_of(Path(flower))))
+    found = rf"""environ(\.get\(|\[)"{variable}"|\$\{{{variable}\b"""
+    return any(re.search(found, _text_of(ROOT / part)) for part in ("disue", "docker"))
+
+
+def _check_variables(command: Command) -> None:
+    exported = command.words[1:] if command.words[:1] == ("export",) else ()
+    for setting in (*command.settings, *exported):
+        name = setting.partition("=")[0]
+        assert _is_read(name), f"nobody reads {name}"
+
+
 def check(command: Command, place: Path, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Carry a command out as far as it computes nothing; fail where nobody knows how to."""
     program = command.words[0] if command.words else "export"
+    _check_variables(command)
     if test := _run_elsewhere(command):
         assert _named_test(test), f"{test} runs this, and is not there"
     elif program == "disue" and command.whole:
@@ -221,9 +264,7 @@ def check(command: Command, place: Path, finished: Path, monkeypatch: pytest.Mon
     elif program in IN_CI:
         assert re.search(rf"\b{program}\b", (ROOT / ".ci" / "run").read_text())
     elif program == "docker":
-        files = [command.words[i + 1] for i, word in enumerate(command.words) if word == "-f"]
-        assert files
-        assert all((ROOT / file).is_file() for file in files)
+        _docker(command)
     elif program == "tensorboard":
         assert (place / "runs").is_dir() or command.words[1:] == ("--logdir", "runs")
     else:
@@ -267,6 +308,14 @@ def test_a_block_says_what_its_commands_need_that_not_every_machine_has() -> Non
         "python benchmarks/regression.py --no-such-option",
         "pip install -e '.[nope]'",
         "curl https://example.org",
+        "RAY_ADRESS=head:6379 disue simulate",
+        "export FLWR_TELEMETRY_ENABLE=0",
+        "docker compose -f docker/compose.yml upp --build",
+        "docker compose -f docker/compose.yml",
+        "docker compose -f docker/no-such.yml up",
+        "docker compose up",
+        "docker run disue",
+        "`docker compose -f docker/compose.yml start-all`",
         "`disue simulate --no-such-option`",
         "`disue nope --help`",
         "`flwr nope`",

@@ -219,7 +219,7 @@ def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
         check_names(cell.config)
         if knows_planted_groups(cell.config):
             federation = build_federation(cell.config, cell.clients)
-            if federation.scenario.groups.min() < 0:
+            if not federation.has_groups:
                 left_out.add((cell.label, cell.scenario))
                 continue
         kept.append(cell)

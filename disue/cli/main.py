@@ -93,7 +93,8 @@ def simulate(
     """Simulate a federation on this machine, and print how it went and where its files are.
 
     A baseline has the same clients, data, seed and settings, runs after the run itself, and is kept in the run
-    directory's `baselines/`. The table, the report and the model card then compare with it by name.
+    directory's `baselines/`. The table, the report and the model card then compare with it by name. With --resume, one
+    that is there goes on up to the run's last round.
 
     Examples:
 

@@ -54,9 +54,9 @@ def simulate(
     from server_app.recorder import default_directory
     from server_app.run import preflight
 
-    done = 0
+    done, over = 0, False
     if config.resume_from:
-        config, clients, done = _resumed(values, clients)
+        config, clients, done, over = _resumed(values, clients, bool(baselines))
     clients = clients or USUAL_CLIENTS
     _check_gpus(config, engine, gpus_per_client)
     places = {"output_dir": str(default_directory(config))}
@@ -67,45 +67,56 @@ def simulate(
         places["proxy"] = f"path:{os.path.abspath(os.path.expanduser(where))}"
     config = config.model_copy(update=places)
     nodes_for(config, clients)
-    preflight(config, clients)
-    compared = _baselines(config, clients, baselines)
+    if not over:
+        preflight(config, clients)
+    runs = [*([] if over else [(config, done)]), *_baselines(config, clients, baselines)]
 
     console = Console(highlight=False, markup=False)
-    summary = _carry_out(config, clients, engine, gpus_per_client, console, done)
-    for other in compared if summary["status"] == "completed" else []:
-        ended = _carry_out(other, clients, engine, gpus_per_client, console)
-        if ended["status"] != "completed":
-            console.print(_stopped(ended, other, engine), soft_wrap=True)
-            console.print(f"then, to compare with it: disue report {shlex.quote(config.output_dir)}", soft_wrap=True)
+    stopped, own = "", True
+    for one, done in runs:
+        summary = _carry_out(one, clients, engine, gpus_per_client, console, done)
+        if summary["status"] != "completed":
+            own = one is config
+            stopped = f"stopped after round {summary['rounds']} of {one.num_server_rounds}"
+            stopped = stopped if own else f"{one.method} {stopped}"
             break
-    _show(config, console, bool(compared) and summary["status"] == "completed")
-    if summary["status"] == "stopped":
-        again = "".join(f" --baseline {other.method}" for other in compared)
-        console.print(f"{_stopped(summary, config, engine)}{again}", soft_wrap=True)
+    _show(config, console, bool(baselines) and not (stopped and own))
+    if stopped:
+        words = ["disue", "simulate", "--engine", engine, "--resume", config.output_dir]
+        words += [word for method in dict.fromkeys(baselines) for word in ("--baseline", method)]
+        console.print(f"{stopped}; to go on: {shlex.join(words)}", soft_wrap=True)
 
 
-def _stopped(summary: Row, config: RunConfig, engine: str) -> str:
-    command = f"disue simulate --engine {engine} --resume {shlex.quote(config.output_dir)}"
-    return f"stopped after round {summary['rounds']} of {config.num_server_rounds}; to go on: {command}"
+def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[tuple[RunConfig, int]]:
+    """Return the configs of the baselines that are still to be run, and how many of their rounds are over.
 
-
-def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[RunConfig]:
-    """Return the configs of the baselines; raise `ConfigError` for one that cannot be run."""
+    Raises
+    ------
+    ConfigError
+        For one that cannot be run, or cannot go on.
+    """
     from server_app.report.reading import BASELINES
+    from server_app.resume import RunCompleted, look_back
     from server_app.run import preflight
 
-    compared = []
+    pending = []
     for method in dict.fromkeys(methods):
         if method == config.method:
             raise ConfigError(f"--baseline: got '{method}', which is the run's own method; name another one")
         place = Path(config.output_dir) / BASELINES / method
-        values = {"method": method, "output_dir": str(place), "resume_from": "", "report": False}
-        compared.append(config.model_copy(update=values))
+        begun = (place / "config.toml").exists()
+        values = {"method": method, "output_dir": str(place), "resume_from": str(place) if begun else ""}
+        other = config.model_copy(update=values | {"report": False})
         try:
-            preflight(compared[-1], clients)
+            if begun:
+                _partitions(other, clients)
+            preflight(other, clients)
+            pending.append((other, look_back(other).rounds if begun else 0))
+        except RunCompleted:
+            continue
         except ConfigError as error:
             raise ConfigError(f"--baseline {method}: {error}") from None
-    return compared
+    return pending
 
 
 def _carry_out(
@@ -154,7 +165,11 @@ def _show(config: RunConfig, console: Console, compared: bool) -> None:
         write_card(directory)
         if config.report:
             write_report(directory)
-    console.print(_summary_table(read_run(directory), config.num_server_rounds))
+    record = read_run(directory)
+    console.print(_summary_table(record, config.num_server_rounds))
+    for name, why in record.unlike.items():
+        again = shlex.join(["disue", "simulate", "--resume", config.output_dir, "--baseline", name])
+        console.print(f"{name} is not compared with: {why}; to bring it up to the run: {again}", soft_wrap=True)
     if config.report:
         console.print(f"report: {directory / 'report.html'}", soft_wrap=True)
     if (directory / WARNINGS).exists():
@@ -162,17 +177,33 @@ def _show(config: RunConfig, console: Console, compared: bool) -> None:
     console.print(f"artefacts: {config.output_dir}", soft_wrap=True)
 
 
-def _resumed(values: dict[str, Any], clients: int | None) -> tuple[RunConfig, int, int]:
-    """Return the config of the run that is to go on, its number of clients, and how many rounds are over."""
-    from server_app.resume import look_back, resumed_config
+def _resumed(values: dict[str, Any], clients: int | None, compared: bool) -> tuple[RunConfig, int, int, bool]:
+    """Return the config of the run that is to go on, its number of clients, how many rounds are over, and if all are.
+
+    Of a run that is completed only baselines can go on.
+    """
+    from server_app.resume import RunCompleted, look_back, resumed_config
 
     config = resumed_config(values)
-    past = look_back(config)
-    if not past.partitions:
+    try:
+        done, over = look_back(config).rounds, False
+    except RunCompleted:
+        if not compared:
+            raise
+        done, over = config.num_server_rounds, True
+    return config, _partitions(config, clients), done, over
+
+
+def _partitions(config: RunConfig, clients: int | None) -> int:
+    """Return how many clients the run in ``resume-from`` has; raise `ConfigError` if not as many as are wished."""
+    from server_app.resume import read_settings
+
+    _, partitions = read_settings(Path(config.resume_from))
+    if not partitions:
         raise ConfigError(f"resume-from: the run in '{config.resume_from}' is no simulation; use disue run")
-    if clients not in (None, past.partitions):
-        raise ConfigError(f"--clients: got {clients}; the run in '{config.resume_from}' has {past.partitions}")
-    return config, past.partitions, past.rounds
+    if clients not in (None, partitions):
+        raise ConfigError(f"--clients: got {clients}; the run in '{config.resume_from}' has {partitions}")
+    return partitions
 
 
 def _check_gpus(config: RunConfig, engine: str, gpus_per_client: float) -> None:
@@ -218,14 +249,13 @@ def nodes_for(config: RunConfig, num_clients: int) -> int:
 
 
 def _summary_table(record: "RunRecord", rounds: int) -> Table:
-    from server_app.report.intervals import examples_tested, in_words, of_examples
-    from server_app.report.words import AVERAGE
+    from server_app.report.words import AVERAGE, interval
 
-    summary, examples = record.summary, examples_tested(record)
+    summary = record.summary
 
     def sure(key: str, of: Row, words: str) -> str:
-        interval = in_words(of_examples(of.get(key), examples))
-        return f"{words}; 95 % interval {interval}" if interval else words
+        known = interval(record, key, of.get(key))
+        return f"{words}; {known}" if known else words
 
     of = "" if summary["rounds"] == rounds else f" of {rounds}"
     table = Table(title=f"{summary['method']} after {summary['rounds']}{of} rounds", title_justify="left")
@@ -235,11 +265,12 @@ def _summary_table(record: "RunRecord", rounds: int) -> Table:
     universal, expert, prefix = "universal_accuracy", "expert_accuracy", "universal_accuracy_"
     table.add_row("universal accuracy", number(summary[universal]), sure(universal, summary, "one model for anyone"))
     for key in (key for key in summary if key.startswith(prefix)):
-        table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), "the same of this size")
+        words = sure(key, summary, "the same of this size")
+        table.add_row(f"universal accuracy, {key.removeprefix(prefix)}", number(summary[key]), words)
     table.add_row(
         "average accuracy", number(summary["average_accuracy"]), sure("average_accuracy", summary, f"the {AVERAGE}")
     )
-    table.add_row("expert accuracy", number(summary[expert]), "own expert on own test data")
+    table.add_row("expert accuracy", number(summary[expert]), sure(expert, summary, "own expert on own test data"))
     table.add_row("personal accuracy", number(summary["personal_accuracy"]), "own expert, fine-tuned")
     table.add_row("worst-decile accuracy", number(summary["worst_decile_accuracy"]), "own expert, worst tenth")
     for name, other in record.baselines.items():

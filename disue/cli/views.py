@@ -2,9 +2,10 @@
 
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,6 +16,9 @@ from rich.text import Text
 
 from disue.cli.watching import PHASES, Row, Sight, View, seconds_of
 from disue.errors import one_line
+
+if TYPE_CHECKING:
+    from server_app.warned import Warned
 
 MOST_SIZES = 12
 SPARKS = "▁▂▃▄▅▆▇█"
@@ -78,21 +82,27 @@ class _Telling:
     ----------
     console : Console
         Where a live view is drawn, what is printed is above it.
+    rounds : int (default: 0)
+        Those that were over before, whose warnings are not shown.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, rounds: int = 0) -> None:
         self.console = console
-        self._shown = 0
+        self._over = rounds
+        self._told: Counter[Warned] = Counter()
 
     def warn(self, text: str) -> None:
         """Show a line that stays, at once."""
         self.console.print(_warning(text), soft_wrap=True)
 
     def _tell(self, sight: Sight) -> None:
-        """Show what is new of a run's warnings."""
-        for text in sight.warnings[self._shown :]:
-            self.warn(text)
-        self._shown = max(self._shown, len(sight.warnings))
+        """Show what is new of a run's warnings, which lose some when rounds are carried out again."""
+        found: Counter[Warned] = Counter()
+        for own in sight.warnings:
+            found[own] += 1
+            if own.round > self._over and found[own] > self._told[own]:
+                self.warn(own.text)
+        self._told = found
 
 
 def _warning(text: str) -> Text:
@@ -112,7 +122,7 @@ class PlainView(_Telling):
     """
 
     def __init__(self, console: Console, rounds: int = 0) -> None:
-        super().__init__(console)
+        super().__init__(console, rounds)
         self._errors = Console(stderr=True, highlight=False)
         self._rounds = rounds
         self._phases: set[str] = set()
@@ -187,10 +197,12 @@ class LiveView(_Telling):
     live : Live
         Where it is drawn.
     title : str
+    rounds : int (default: 0)
+        Those that were over before, whose warnings are not shown.
     """
 
-    def __init__(self, live: Live, title: str) -> None:
-        super().__init__(live.console)
+    def __init__(self, live: Live, title: str, rounds: int = 0) -> None:
+        super().__init__(live.console, rounds)
         self._ending = False
         self.live = live
         self.title = title
@@ -253,7 +265,7 @@ def view_of(console: Console, title: str, rounds: int = 0) -> Iterator[View]:
     title = one_line(title)
     if is_live(console):
         with Live(console=console, auto_refresh=False, transient=False) as live:
-            yield LiveView(live, title)
+            yield LiveView(live, title, rounds)
     else:
         yield PlainView(console, rounds)
 

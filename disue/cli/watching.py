@@ -8,12 +8,15 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from disue.errors import DataError, DisueError
 from disue.files import LARGEST, Whole, checked, json_object, read_text, run_summary
+
+if TYPE_CHECKING:
+    from server_app.warned import Warned
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -41,8 +44,8 @@ class Sight:
         In the whole run.
     time : float
         When this was, seconds since the epoch.
-    warnings : list of str
-        What the run warned of.
+    warnings : list of Warned
+        What the run warned of, and in which round.
     ending : bool
         Whether it was asked to end after its round.
     """
@@ -53,7 +56,7 @@ class Sight:
     summary: Row = field(default_factory=dict)
     rounds: int = 0
     time: float = 0.0
-    warnings: list[str] = field(default_factory=list)
+    warnings: "list[Warned]" = field(default_factory=list)
     ending: bool = False
 
     @property
@@ -114,7 +117,7 @@ def look(directory: Path, rounds: int = 0) -> Sight:
         sizes=dict(sorted(Counter(clusters.values()).items())),
         summary=_read(directory / "summary.json", run_summary, {}),
         rounds=int(progress.get("rounds", rounds)),
-        warnings=[own.text for own in _read(directory / WARNINGS, warned, nothing)],
+        warnings=_read(directory / WARNINGS, warned, nothing),
         ending=(directory / STOP).exists(),
         time=time.time(),
     )

@@ -22,6 +22,10 @@ IntArray = NDArray[np.int64]
 Transform = Callable[[Examples, int], Examples]
 
 NO_GROUP = -1
+ONE_GROUP = ("iid", "quantity")
+"""Scenarios in which all clients are of one planted group, whatever ``num-groups`` is."""
+USE_ALPHA = ("dirichlet", "label-groups", "quantity")
+"""Scenarios in which ``alpha`` says how much clients differ."""
 
 
 def _unchanged(examples: Examples, _group: int) -> Examples:

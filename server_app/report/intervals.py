@@ -6,11 +6,14 @@ from collections.abc import Sequence
 
 from scipy.stats import binomtest, t
 
-from server_app.report.reading import RunRecord
+from disue.data import OWN
+from server_app.report.reading import ClientRow, RunRecord
 
 Interval = tuple[float, float]
 CONFIDENCE = 0.95
 MOST_EXAMPLES = 10**9
+UNIVERSAL = "universal_accuracy"
+"""Of the run's own architecture; of another one its name follows, after an underscore."""
 
 
 def of_examples(accuracy: float | None, examples: int) -> Interval | None:
@@ -43,6 +46,39 @@ def over_clients(accuracies: Sequence[float | None]) -> Interval | None:
     mean, spread = statistics.mean(known), statistics.stdev(known) / math.sqrt(len(known))
     half = float(t.ppf((1 + CONFIDENCE) / 2, len(known) - 1)) * spread
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def of_metric(record: RunRecord, key: str, value: float | None) -> Interval | None:
+    """Return the interval of an accuracy of a run, or of a baseline of it; None where it is not known.
+
+    That of what the server tested is Wilson's; that of a mean over clients is Student's over this run's.
+
+    Parameters
+    ----------
+    record : RunRecord
+    key : str
+        The metric.
+    value : float or None
+        What was measured of it.
+    """
+    if is_over_clients(record, key):
+        if value != next((row[key] for row in reversed(record.rows) if row.get(key) is not None), None):
+            return None  # a baseline's: its clients are not in these files
+        return over_clients([_of_client(record, client, key) for client in record.clients])
+    on_test_set = key == "average_accuracy" or key.startswith(UNIVERSAL)
+    return of_examples(value, examples_tested(record)) if on_test_set else None
+
+
+def is_over_clients(record: RunRecord, key: str) -> bool:
+    """Return whether the interval of an accuracy is one over clients."""
+    return key == "expert_accuracy" or (key.startswith(UNIVERSAL) and record.config.get("dataset") == OWN)
+
+
+def _of_client(record: RunRecord, client: ClientRow, key: str) -> float | None:
+    if key == "expert_accuracy":
+        return client.expert
+    model = key.removeprefix(UNIVERSAL).removeprefix("_") or record.config.get("model")
+    return client.universal if client.model == model else None
 
 
 def examples_tested(record: RunRecord) -> int:

@@ -18,6 +18,11 @@ from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 Row = dict[str, Any]
 BASELINES = "baselines"
 """In a run directory: the runs of other methods that it is compared with, each in a directory named as its method."""
+DATA_KEYS = (
+    *("dataset", "input-shape", "classes", "test-fraction", "scenario", "num-groups", "alpha"),
+    *("train-examples", "test-examples", "global-test-size"),
+)
+"""What decides, beside the seed and the number of clients, who holds what."""
 LARGEST_VALUE = 1e15
 """Of what is drawn from ``portrait.safetensors``."""
 
@@ -68,7 +73,10 @@ class RunRecord:
     names : dict
         ``portrait.json``: whose the rows of the arrays are.
     baselines : dict of str to dict
-        ``baselines/*/summary.json``, of other methods with the same clients and seed, by the name of the method.
+        ``baselines/*/summary.json``, of other methods with as many rounds, the same clients and the same seed, by the
+        name of the method.
+    unlike : dict of str to str
+        Baselines that are over and not like the run, by the name of the method: what is another.
     """
 
     directory: Path
@@ -81,6 +89,7 @@ class RunRecord:
     arrays: dict[str, NDArray[Any]] = field(default_factory=dict)
     names: Row = field(default_factory=dict)
     baselines: dict[str, Row] = field(default_factory=dict)
+    unlike: dict[str, str] = field(default_factory=dict)
 
     @property
     def config(self) -> Row:
@@ -134,8 +143,12 @@ def read_run(directory: Path) -> RunRecord:
         teaching=read_text(directory / "teaching.csv", _teaching, []),
         arrays=_read_arrays(directory / TENSORS),
         names=read_text(directory / NAMES, _portrait_names, {}),
-        baselines=_baselines(directory / BASELINES),
     )
+    for name, (baseline, summary) in _baselines(directory / BASELINES).items():
+        if difference := _difference(settings, len(rows), baseline, int(summary["rounds"])):
+            record.unlike[name] = difference
+        else:
+            record.baselines[name] = summary
     _check_portrait(record)
     return record
 
@@ -160,10 +173,32 @@ def membership_moves(text: str) -> list[Move]:
     return [Move(int(line["round"]), line["client"], int(line["cluster"])) for line in lines]
 
 
-def _baselines(directory: Path) -> dict[str, Row]:
-    """Return the summaries of the baselines that are over."""
-    found = {path.parent.name: read_text(path, run_summary) for path in sorted(directory.glob("*/summary.json"))}
-    return {name: summary for name, summary in found.items() if summary.get("status") == "completed"}
+def _baselines(directory: Path) -> dict[str, tuple[Row, Row]]:
+    """Return the settings and the summaries of the baselines that are over."""
+    found = {path.parent: read_text(path, _baseline_summary) for path in sorted(directory.glob("*/summary.json"))}
+    return {
+        place.name: (read_text(place / "config.toml", run_settings), summary)
+        for place, summary in found.items()
+        if summary.get("status") == "completed"
+    }
+
+
+def _baseline_summary(text: str) -> Row:
+    summary: Row = run_summary(text)
+    if type(summary.get("rounds")) is not int:
+        raise ValueError(f"rounds is {summary.get('rounds')!r}")
+    return summary
+
+
+def _difference(run: Row, rounds: int, baseline: Row, its_rounds: int) -> str:
+    """Return what keeps a baseline from being compared with a run; nothing if nothing does."""
+    if rounds != its_rounds:
+        return f"it has {its_rounds} round{'' if its_rounds == 1 else 's'}, the run {rounds}"
+    for key in ("seed", *DATA_KEYS):
+        if (ours := run["run"].get(key)) != (its := baseline["run"].get(key)):
+            return f"its {key} is {its}, the run's {ours}"
+    ours, its = (sorted(map(str, settings.get("federation", {}).get("clients", []))) for settings in (run, baseline))
+    return "" if ours == its else "its clients are others"
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

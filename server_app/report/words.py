@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from disue.errors import one_line
 from disue.runs import ENDED_EARLY
 from server_app.portrait import NAMES
-from server_app.report.intervals import examples_tested, in_words, of_examples, over_clients, overlap
+from server_app.report.intervals import examples_tested, in_words, is_over_clients, of_examples, of_metric, overlap
 from server_app.report.reading import Row, RunRecord
 
 AVERAGE = "plain average of this run's client models"
@@ -148,7 +148,9 @@ def cards(record: RunRecord) -> list[Card]:
     (expert, of_experts), worst = measured(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     ari, clusters = last_of(record, "ari"), last_of(record, "num_clusters")
     spent = last_of(record, "epsilon")
-    own = ["mean over clients, each on its own test data", *_against_baselines(record, "expert_accuracy")]
+    own = ["mean over clients, each on its own test data"]
+    own += [sure] if (sure := interval(record, "expert_accuracy", expert)) else []
+    own += _against_baselines(record, "expert_accuracy")
     shown = [
         Card(percent(universal), "universal expert", f"{_of_universal(record)}{of}"),
         Card(percent(expert), "own expert", f"{'; '.join(own)}{of_experts}"),
@@ -198,11 +200,17 @@ def privacy(record: RunRecord) -> str:
     )
 
 
+def interval(record: RunRecord, key: str, value: float | None) -> str:
+    """Return the interval of an accuracy of a run, or of its baseline, in words; nothing where it is not known."""
+    sure = in_words(of_metric(record, key, value))
+    return sure and f"95 % interval {'over clients ' if is_over_clients(record, key) else ''}{sure}"
+
+
 def _of_universal(record: RunRecord) -> str:
     universal, average = last_of(record, "universal_accuracy"), last_of(record, "average_accuracy")
     notes = ["one model for anyone"]
-    if interval := of_examples(universal, examples_tested(record)):
-        notes.append(f"95 % interval {in_words(interval)}")
+    if sure := interval(record, "universal_accuracy", universal):
+        notes.append(sure)
     notes += _against_baselines(record, "universal_accuracy")
     if universal is not None and average is not None and not record.baselines:
         notes.append(f"{_points(universal - average)} the {AVERAGE}")
@@ -216,7 +224,8 @@ def _against_baselines(record: RunRecord, key: str) -> list[str]:
 
 
 def _points(difference: float) -> str:
-    return "as good as" if abs(100 * difference) < 0.05 else f"{100 * difference:+.1f} points against"
+    points = 100 * difference
+    return "as good as" if abs(points) < 0.05 else f"{abs(points):.1f} points {'above' if points > 0 else 'below'}"
 
 
 def _agreement(ari: float | None) -> str:
@@ -246,7 +255,8 @@ def _universal(record: RunRecord) -> str:
     of = f"{percent(universal)} of the {f'{examples:,} ' if examples else ''}test examples"
     sentence = f"The universal expert, the one model for anyone, is right on {of}"
     if average is None:
-        return f"{sentence} of the clients{remark}."
+        known = interval(record, "universal_accuracy", universal)
+        return f"{sentence} of the clients{f' ({known})' if known else ''}{remark}."
     sure, other = of_examples(universal, examples), of_examples(average, examples)
     if sure:
         sentence += f" (95 % interval {in_words(sure)})"
@@ -262,8 +272,10 @@ def _universal(record: RunRecord) -> str:
 
 
 def _baselines(record: RunRecord) -> str:
-    if record.baselines:
-        return " ".join(_baseline(record, name, summary) for name, summary in record.baselines.items())
+    words = [_baseline(record, name, summary) for name, summary in record.baselines.items()]
+    words += [f"The run of {name} is not compared with: {why}." for name, why in record.unlike.items()]
+    if words:
+        return " ".join(filter(None, words))
     if last_of(record, "average_accuracy") is None or record.config.get("method") == "fedavg":
         return ""
     return (
@@ -289,10 +301,10 @@ def _experts(record: RunRecord) -> str:
     (expert, of), worst = measured(record, "expert_accuracy"), last_of(record, "worst_decile_accuracy")
     if expert is None or worst is None:
         return ""
-    sure = over_clients([client.expert for client in record.clients])
+    sure = interval(record, "expert_accuracy", expert)
     sentence = (
         f"A client's own expert is right on {percent(expert)} of that client's test data on average"
-        f"{f' (95 % interval over clients {in_words(sure)})' if sure else ''}, and on "
+        f"{f' ({sure})' if sure else ''}, and on "
         f"{percent(worst)} for the tenth of the clients that it serves least{of}"
     )
     known = [client for client in record.clients if client.expert is not None and client.universal is not None]

@@ -23,9 +23,47 @@ def test_a_baseline_is_the_run_of_its_method_with_the_same_clients_and_seed(
     assert re.search(rf"fedavg: universal accuracy +│ {theirs['universal_accuracy']:.3f} ", out)
     assert re.search(rf"fedavg: expert accuracy +│ {theirs['expert_accuracy']:.3f} ", out)
     difference = 100 * (ours["expert_accuracy"] - theirs["expert_accuracy"])
-    assert f"{difference:+.1f} points against fedavg" in (directory / "report.html").read_text()
+    words = f"{abs(difference):.1f} points {'above' if difference > 0 else 'below'} fedavg"
+    assert words in (directory / "report.html").read_text()
     row = f"| fedavg with the same clients and seed: universal model | {100 * theirs['universal_accuracy']:.1f} % |"
     assert row in (directory / "MODEL_CARD.md").read_text()
+
+
+def test_a_baseline_of_fewer_rounds_is_not_compared_with_and_goes_on_with_its_run(
+    tmp_path: Path, said: Callable[..., tuple[str, str]], refused: Callable[..., str]
+) -> None:
+    quick = ["--engine", "inline", "--set", "report=false"]
+    small = ["--clients", "4", "--set", "model=mlp", "--set", "local-epochs=1", "--set", "distill-steps=2"]
+    directory = tmp_path / "run"
+    place = directory / "baselines" / "fedavg"
+    said("simulate", *quick, *small, "--set", "num-server-rounds=1", "--output", directory, "--baseline", "fedavg")
+
+    out, _ = said("simulate", *quick, "--resume", directory, "--set", "num-server-rounds=2")
+    assert "fedavg: universal accuracy" not in out
+    again = f"disue simulate --resume {directory} --baseline fedavg"
+    assert f"fedavg is not compared with: it has 1 round, the run 2; to bring it up to the run: {again}\n" in out
+    assert "fedavg with the same" not in (directory / "MODEL_CARD.md").read_text()
+    assert "is completed; num-server-rounds above 2" in refused("simulate", *quick, "--resume", str(directory))
+
+    rows = (directory / "metrics.jsonl").read_bytes()
+    out, _ = said("simulate", *quick, "--resume", directory, "--baseline", "fedavg")
+    assert "2 rounds, seed 0, engine inline, going on after round 1\n" in out
+    assert json.loads((place / "summary.json").read_text())["rounds"] == 2
+    assert "fedavg: universal accuracy" in out
+    assert "fedavg with the same clients and seed" in (directory / "MODEL_CARD.md").read_text()
+    written = (place / "universal.safetensors").stat().st_mtime_ns
+
+    out, _ = said("simulate", *quick, "--resume", directory, "--baseline", "fedavg", "--baseline", "local")
+    assert "local: expert accuracy" in out
+    assert "fedavg: expert accuracy" in out
+    assert (place / "universal.safetensors").stat().st_mtime_ns == written
+    assert (directory / "metrics.jsonl").read_bytes() == rows
+
+    settings = place / "config.toml"
+    settings.write_text(settings.read_text().replace("seed = 0", "seed = 5"))
+    assert "--baseline fedavg: seed: got 0; the run in " in refused(
+        "simulate", *quick, "--resume", str(directory), "--baseline", "fedavg"
+    )
 
 
 @pytest.mark.parametrize(

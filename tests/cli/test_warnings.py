@@ -65,7 +65,10 @@ def test_a_warning_stays_above_the_panel_and_breaks_nothing(capfd: pytest.Captur
 
 def test_a_run_watched_from_outside_shows_each_warning_once_and_that_it_will_end() -> None:
     out = io.StringIO()
-    first, second = Sight(rounds=3, warnings=["one"]), Sight(rounds=3, warnings=["one", "two"], ending=True)
+    first, second = (
+        Sight(rounds=3, warnings=[Warned(1, "one")]),
+        Sight(rounds=3, warnings=[Warned(1, "one"), Warned(1, "two")], ending=True),
+    )
     with live(out) as drawn:
         view = LiveView(drawn, "a run")
         for sight in (first, first, second, second):
@@ -77,10 +80,27 @@ def test_a_run_watched_from_outside_shows_each_warning_once_and_that_it_will_end
     ]
 
 
+@pytest.mark.parametrize("kind", ["live", "plain"])
+def test_a_resumed_run_shows_what_it_warns_of_and_nothing_of_the_rounds_before(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file becomes shorter when the run goes on, and may then have as many lines again."""
+    out = io.StringIO()
+    before = [Warned(1, "early"), Warned(2, "lost"), Warned(3, "cut off"), Warned(3, "again")]
+    after = [Warned(1, "early"), Warned(3, "again"), Warned(3, "new"), Warned(3, "new")]
+    with live(out) as drawn:
+        view = LiveView(drawn, "a run", 2) if kind == "live" else PlainView(Console(file=out), 2)
+        for found in (before, before[:2], after[:2], after, after):
+            view.show(Sight(rounds=4, warnings=found))
+    lines = [*screen(out.getvalue()), *capsys.readouterr().err.splitlines()]
+    told = [line.removeprefix("warning: ") for line in lines if line.startswith("warning: ")]
+    assert told == ["cut off", "again", "again", "new", "new"]
+
+
 def test_in_a_pipe_warnings_are_errors_lines(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainView(Console(highlight=False))
     for _ in range(2):
-        view.show(Sight(rounds=3, warnings=[LONG]))
+        view.show(Sight(rounds=3, warnings=[Warned(1, LONG)]))
     assert capsys.readouterr() == ("", f"warning: {LONG}\n")
 
 
@@ -93,7 +113,7 @@ def test_a_run_keeps_what_it_warns_of_and_says_it_again_when_it_is_watched(
         result = run(clients=4, num_groups=6, num_server_rounds=1, method="fedavg")
     text = "num-groups: got 6; there are 4 clients, so 2 of the groups are empty"
     assert (result.directory / WARNINGS).read_text() == f'round,warning\n1,"{text}"\n'
-    assert look(result.directory).warnings == [text]
+    assert look(result.directory).warnings == [Warned(1, text)]
     assert f"warning: {text}\n" in capsys.readouterr().err
     summary = run_inline(resumed_config({"resume-from": str(result.directory), "num-server-rounds": 2}), 4)
     assert summary["rounds"] == 2
@@ -113,7 +133,7 @@ def test_rounds_that_are_carried_out_again_warn_again(tmp_path: Path) -> None:
     expected = [Warned(1, "early"), Warned(2, 'it goes on, "so" to say'), Warned(2, "late"), Warned(3, "worse")]
     assert warned((tmp_path / WARNINGS).read_text()) == expected
     log(logging.WARNING, "after it")
-    assert look(tmp_path).warnings == [own.text for own in expected]
+    assert look(tmp_path).warnings == expected
     Warnings().keep_in(tmp_path, 0, lambda: 1)
     assert not (tmp_path / WARNINGS).exists()
 

@@ -37,7 +37,6 @@ from disue.models import build_model
 from disue.secure import Contribution
 from server_app.checkpoint import Checkpoints
 from server_app.privacy import LEDGER, epsilon_of
-from server_app.resume import resumed_config
 from server_app.run import execute
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
@@ -96,22 +95,17 @@ def carried_out(deployment: Deployment, settings: dict[str, Any], directory: Pat
     return directory
 
 
-def carried_out_here(deployment: Deployment, config: RunConfig, clinics: Sequence[str] = CLIENTS) -> Path:
-    """Carry out a run of these clinics in this process, and return its directory."""
+def in_one_process(deployment: Deployment, settings: dict[str, Any], directory: Path, clinics: Sequence[str]) -> Path:
+    """Carry out the same run of the same clinics in this process, and return its directory."""
     demo = deployment.work / "demo"
+    values = {"min-clients": len(clinics), "proxy": f"path:{demo / 'proxy'}", "output-dir": str(directory)}
+    config = RunConfig.from_flower(settings | values)
     files = {name: demo / name / "images.npz" for name in clinics}
     nodes: list[dict[str, object]] = [
         {"name": name, "data-path": str(file if file.exists() else file.parent)} for name, file in files.items()
     ]
     execute(config, InlineGrid(client_app, config.to_flower(), nodes))
-    return Path(config.output_dir)
-
-
-def in_one_process(deployment: Deployment, settings: dict[str, Any], directory: Path, clinics: Sequence[str]) -> Path:
-    """Carry out the same run of the same clinics in this process, and return its directory."""
-    proxy = deployment.work / "demo" / "proxy"
-    values = settings | {"min-clients": len(clinics), "proxy": f"path:{proxy}", "output-dir": str(directory)}
-    return carried_out_here(deployment, RunConfig.from_flower(values), clinics)
+    return directory
 
 
 def summary_of(directory: Path) -> dict[str, Any]:
@@ -183,8 +177,7 @@ def test_releases_are_counted_for_each_run_over_its_interruptions_and_the_noise_
     spent(in_one_process(deployment, DP, second, CLIENTS), [4])
     for name, tensor in load_file(first / "universal.safetensors").items():
         assert not torch.allclose(load_file(second / "universal.safetensors")[name], tensor, atol=NOISE / 10), name
-    config = resumed_config({"resume-from": str(first), "num-server-rounds": 2})
-    spent(carried_out_here(deployment, config), [4, 7])
+    spent(carried_out(deployment, DP | {"num-server-rounds": 2, "resume-from": first}, first), [4, 7])
 
 
 def test_a_node_without_a_key_that_is_killed_in_a_round_is_in_its_cluster_again_when_restarted(

@@ -6,6 +6,7 @@ import re
 import shlex
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from synthetic import CHARTS, HOSTILE, write_run
@@ -162,23 +163,50 @@ def test_no_page_calls_the_average_of_a_run_fedavg(finished: Path) -> None:
         assert not re.search(r"average[^.]{0,40}\(FedAvg\)|FedAvg.average", text)
 
 
+def write_baseline(directory: Path, name: str, status: str = "completed", clients: int = 12, **values: Any) -> None:
+    """Write the run of another method in a run directory."""
+    place = directory / "baselines" / name
+    write_run(place, clients=clients, method=name, **values)
+    summary = json.loads((place / "summary.json").read_text())
+    summary |= {"status": status, "method": name, "universal_accuracy": 0.5, "expert_accuracy": 0.25}
+    (place / "summary.json").write_text(json.dumps(summary))
+
+
 def test_a_baseline_is_compared_with_by_its_name(tmp_path: Path) -> None:
     directory = write_run(tmp_path / "run", clients=12)
     for name, status in (("fedavg", "completed"), ("local", "stopped")):
-        (directory / "baselines" / name).mkdir(parents=True)
-        summary = {"status": status, "method": name, "universal_accuracy": 0.5, "expert_accuracy": 0.25}
-        (directory / "baselines" / name / "summary.json").write_text(json.dumps(summary))
+        write_baseline(directory, name, status=status)
     record = read_run(directory)
     words, notes = " ".join(sentences(record)), [shown.note for shown in cards(record)]
     assert "In a run of fedavg with the same clients and seed the universal model is right on 50.0 % of" in words
     assert "the model that a client uses is right on 25.0 % of its own test data, here " in words
-    assert "+19.0 points against fedavg" in notes[0]
-    assert "points against fedavg" in notes[1]
-    assert "against local" not in "".join(notes) + words
+    assert "19.0 points above fedavg" in notes[0]
+    assert "points above fedavg" in notes[1]
+    assert not re.search(r"(run of|above|below) local", "".join(notes) + words)
     assert "--baseline" not in words
     (directory / "baselines" / "fedavg" / "summary.json").write_text("{")
     with pytest.raises(DataError, match="baselines/fedavg/summary.json' is damaged"):
         read_run(directory)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"rounds": 9}, "it has 9 rounds, the run 10"),
+        ({"seed": 7}, "its seed is 7, the run's 0"),
+        ({"alpha": 0.5}, "its alpha is 0.5, the run's 0.1"),
+        ({"clients": 11}, "its clients are others"),
+    ],
+)
+def test_a_run_is_compared_only_with_one_that_is_like_it(tmp_path: Path, values: dict[str, Any], expected: str) -> None:
+    directory = write_run(tmp_path / "run", clients=12)
+    write_baseline(directory, "fedavg", **values)
+    record = read_run(directory)
+    assert (record.baselines, record.unlike) == ({}, {"fedavg": expected})
+    words = " ".join(sentences(record))
+    assert f"The run of fedavg is not compared with: {expected}." in words
+    assert "with the same clients and seed" not in words
+    assert "fedavg" not in "".join(shown.note for shown in cards(record))
 
 
 def test_the_words_say_what_the_numbers_are(tmp_path: Path) -> None:
