@@ -66,7 +66,7 @@ def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Ten
 
 
 def agreement_with_groups(clusters: Sequence[int], groups: Sequence[int]) -> tuple[float, float] | None:
-    """Return (adjusted Rand index, normalised mutual information) of clients that have a planted group; None: none has."""
+    """Return (adjusted Rand index, normalised mutual information) of clients with a planted group; None: none has."""
     # Here, because a client on a real machine starts a process for every message, and never needs it.
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
