@@ -53,9 +53,9 @@ def commands() -> list[Command]:
 
 
 def _all() -> Iterator[Command]:
-    for page in sorted((ROOT / "README.md", *ROOT.glob("[!.]*/**/*.md"))):
+    for page in sorted((ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "docker").rglob("*.md"))):
         yield from of_page(page.relative_to(ROOT).as_posix(), page.read_text())
-    for page in sorted(ROOT.glob("[!.]*/**/*.ipynb")):
+    for page in sorted((ROOT / "docs").rglob("*.ipynb")):
         name = page.relative_to(ROOT).as_posix()
         for cell in json.loads(page.read_text())["cells"]:
             text = "".join(cell["source"])
