@@ -5,7 +5,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext
 from datetime import datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -63,25 +63,21 @@ def default_directory(config: RunConfig) -> Path:
 def check_directory(directory: Path) -> None:
     """Raise `ConfigError` if a run cannot be written there; nothing is left behind.
 
-    The directory must be missing or empty. That it can be written is tried, by making it and a file in it:
-    permissions alone do not tell, least of all to root.
+    The directory must be missing or empty. That it can be written is tried with a file: permissions alone do not
+    tell, least of all to root. A directory that is missing is tried by one of another name beside it, so that of two
+    who look at once neither takes it away from the other.
     """
-    made: list[Path] = []
     try:
         if directory.is_dir() and not all(_is_left_over(path, directory) for path in directory.rglob("*")):
             raise ConfigError(f"output-dir: '{directory}' is not empty; name another directory")
-        missing = [path for path in (directory, *directory.parents) if not path.exists()]
-        for path in reversed(missing):
-            path.mkdir(exist_ok=True)
-            made.append(path)
-        with tempfile.TemporaryFile(dir=directory):
+        there = next(path for path in (directory, *directory.parents) if path.exists())
+        with (
+            nullcontext(there) if there == directory else tempfile.TemporaryDirectory(dir=there) as place,
+            tempfile.TemporaryFile(dir=place),
+        ):
             pass
     except OSError as error:
         raise ConfigError(f"output-dir: '{directory}' cannot be written ({error.strerror})") from None
-    finally:
-        for path in reversed(made):
-            with suppress(OSError):  # somebody else writes there by now
-                path.rmdir()
 
 
 def _is_left_over(path: Path, directory: Path) -> bool:

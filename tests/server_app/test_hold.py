@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from disue.errors import ConfigError, DataError
 from server_app import run as server_run
 from server_app.checkpoint import Checkpoints
 from server_app.hold import LOCK, exclusive, is_held
+from server_app.recorder import check_directory
 from server_app.report import write_report
 from server_app.resume import resumed_config
 from server_app.run import execute
@@ -149,6 +151,12 @@ def test_of_two_that_begin_at_once_one_ends_well_and_the_other_says_why(
     key = "resume-from: " if resumed else "output-dir: "
     assert next(str(end) for end in ends if end != "completed").startswith(key)
     assert left_by(directory) == left_by(tmp_path / "alone")
+
+
+def test_of_many_that_look_at_a_missing_directory_at_once_none_takes_it_from_another(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(check_directory, [tmp_path / "above" / "run"] * 400)) == {None}
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_directory_without_a_name_of_its_own_is_chosen_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
