@@ -18,7 +18,7 @@ def _to_kebab(name: str) -> str:
 
 
 ROBUST: dict[str, Any] = {
-    "aggregator": "geometric-median",
+    "aggregator": "multi-krum",
     "malicious_share": 0.4,
     "clip_norm": 1.5,
     "prototype_limit": 3.0,

@@ -88,6 +88,11 @@ def check_model(config: RunConfig, model: str, key: str = "model") -> None:
     reason = why_one_model(config)
     if model != config.model and reason:
         raise ConfigError(f"{key}: got '{model}' beside model '{config.model}'; {reason}")
+    named = list(dict.fromkeys((config.model, *config.models_of_clients)))
+    if config.robust and model not in named:
+        raise ConfigError(
+            f"{key}: got '{model}'; with robust=true clients have those of model and client-models: {', '.join(named)}"
+        )
 
 
 def why_one_model(config: RunConfig) -> str:

@@ -10,6 +10,7 @@ from torch import Tensor
 from disue.models import State
 from disue.signature import Signature
 from strategies.caps import Caps
+from strategies.experts import members_of
 from strategies.robust import flat
 from strategies.updates import ClientUpdate
 
@@ -84,14 +85,21 @@ class Limits:
         told = {update.name: update.train_loss for update in updates if math.isfinite(update.train_loss)}
         losses = self.caps.losses(told, "train-loss")
         return [
-            replace(
-                update,
-                num_examples=math.floor(counted[update.name]),
-                train_loss=losses.get(update.name, math.nan),
-                signature=update.signature and _counting(update.signature, counted[update.name]),
-            )
+            replace(_standing_for(update, counted[update.name]), train_loss=losses.get(update.name, math.nan))
             for update in updates
         ]
+
+    def weighed_in(self, updates: Sequence[ClientUpdate], clusters: Mapping[str, int]) -> list[ClientUpdate]:
+        """Return updates that stand for no more examples than `caps` allows in their own cluster.
+
+        Clients of a cluster may all have far fewer than most. Of two neither can be measured by the other.
+        """
+        counted: dict[str, float] = {}
+        for own in members_of(updates, clusters).values():
+            if len(own) > 2:
+                said = {update.name: float(update.num_examples) for update in own}
+                counted |= self.caps.examples(said, "num-examples in its cluster")
+        return [_standing_for(update, counted.get(update.name, update.num_examples)) for update in updates]
 
 
 class Lengths:
@@ -105,6 +113,15 @@ class Lengths:
         if self._last_start is None or self._last_start[0] is not update.start:
             self._last_start = update.start, flat(update.start)
         return float((flat(update.state) - self._last_start[1]).norm())
+
+
+def _standing_for(update: ClientUpdate, most: float) -> ClientUpdate:
+    """Return an update that stands for no more than so many examples."""
+    if update.num_examples <= most:
+        return update
+    return replace(
+        update, num_examples=math.floor(most), signature=update.signature and _counting(update.signature, most)
+    )
 
 
 def _counting(signature: Signature, most: float) -> Signature:

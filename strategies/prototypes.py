@@ -14,6 +14,11 @@ from disue.models import State
 from disue.prototypes import nearest_prototypes, spread
 from disue.signature import Signature
 
+FLAT = 1e-8
+"""Of samples whose features vary by less than this share of their mean square, a space tells nothing."""
+SMALLEST = 1e-30
+"""A smaller variance is none: in single precision the squares are lost."""
+
 
 @dataclass(frozen=True)
 class Prototypes:
@@ -114,7 +119,8 @@ def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Te
     """Return distances that can be compared across feature spaces, (experts, samples, classes).
 
     They are divided by how far the samples spread in each space, and then by one number for all, so that the smallest
-    distance of a sample is one on the mean.
+    distance of a sample is one on the mean. In a space where all samples fall together nothing is near anything: its
+    distances are infinite. Where all spaces are such, they are as they are.
 
     Parameters
     ----------
@@ -123,9 +129,17 @@ def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Te
     spaces : list of (samples, features) tensor
         The same samples in the space of each expert; spaces may differ in their dimension.
     """
-    spreads = [space.var(dim=0, correction=0).sum().clamp(min=1e-12) for space in spaces]
-    relative = torch.stack([own / spread for own, spread in zip(distances, spreads, strict=True)])
-    return relative / relative.amin(dim=(0, 2)).mean().clamp(min=1e-12)
+    spreads = [space.var(dim=0, correction=0).sum() for space in spaces]
+    flat = [
+        bool(spread <= max(FLAT * float(space.square().sum(dim=1).mean()), SMALLEST))
+        for spread, space in zip(spreads, spaces, strict=True)
+    ]
+    relative = [
+        own.new_full(own.shape, torch.inf) if is_flat and not all(flat) else own / spread.clamp(min=SMALLEST)
+        for own, spread, is_flat in zip(distances, spreads, flat, strict=True)
+    ]
+    together = torch.stack(relative)
+    return together / together.amin(dim=(0, 2)).mean().clamp(min=1e-12)
 
 
 def prototype_vote(distances: Tensor) -> Tensor:

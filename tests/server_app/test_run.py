@@ -23,7 +23,7 @@ from disue.errors import ConfigError, DataError, FederationError
 from disue.metrics import score
 from disue.models import build_model
 from server_app.app import app as server_app
-from server_app.methods import check_sizes
+from server_app.methods import check_model, check_sizes
 from server_app.recorder import check_directory, default_directory
 from server_app.run import execute, preflight
 
@@ -193,6 +193,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     with pytest.raises((ConfigError, DataError, FederationError)):
         execute(fast, InlineGrid(client_app, config.to_flower(), simulated_nodes(clients)))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_with_robust_a_client_has_an_architecture_that_the_run_names() -> None:
+    """One alone with another would be its expert, and no rule compares it with others."""
+    check_model(RunConfig(), "mlp")  # a node config may name any
+    robust = RunConfig.from_flower({"robust": True, "client-models": "cnn,lenet"})
+    for named in ("cnn", "lenet"):
+        check_model(robust, named)
+    with pytest.raises(ConfigError, match="model: got 'mlp'; with robust=true clients have those of .*: cnn, lenet$"):
+        check_model(robust, "mlp")
 
 
 def test_an_output_directory_with_a_run_in_it_is_left_alone(run) -> None:  # type: ignore[no-untyped-def]

@@ -274,12 +274,12 @@ class Rounds:
         strategy = make_strategy(config, self.roster, build_federation(config, 6), CPU)
         assert isinstance(strategy, DisUE)
         self.strategy = strategy
-        self.start = get_state(build_model("cnn", SHAPE, 10, config.seed))
+        strategy.universal = strategy.initial = get_state(build_model("cnn", SHAPE, 10, config.seed))
         self.round = 0
 
     def run_round(self) -> None:
         self.round += 1
-        arrays = ArrayRecord(self.strategy.universal or self.start)
+        arrays = ArrayRecord(self.strategy.universal)
         messages = list(self.strategy.configure_train(self.round, arrays, None, self.grid))  # type: ignore[arg-type]
         self.strategy.aggregate_train(self.round, self.grid.send_and_receive(messages))
 

@@ -82,7 +82,7 @@ def test_robust_stands_for_its_settings_and_refuses_others() -> None:
     config = RunConfig.from_flower({"robust": True})
     assert {key: getattr(config, key) for key in ROBUST} == ROBUST
     assert RunConfig.from_flower(config.to_flower()) == config
-    with pytest.raises(ConfigError, match="aggregator: got 'krum'; robust=true sets it to 'geometric-median'"):
+    with pytest.raises(ConfigError, match="aggregator: got 'krum'; robust=true sets it to 'multi-krum'"):
         RunConfig.from_flower({"robust": True, "aggregator": "krum"})
 
 

@@ -49,11 +49,12 @@ class Federation:
         self.strategy = GroupedStrategy(
             self.roster, Participation(num_rounds=9, fraction_train=fraction, min_success_fraction=0.01), grouping
         )
+        self.strategy.universal = self.strategy.initial = START
         self.round = 0
 
     def run_round(self) -> None:
         self.round += 1
-        arrays = ArrayRecord(self.strategy.universal or START)
+        arrays = ArrayRecord(self.strategy.universal)
         messages = list(self.strategy.configure_train(self.round, arrays, None, self.grid))  # type: ignore[arg-type]
         self.strategy.aggregate_train(self.round, self.grid.send_and_receive(messages))
 

@@ -1,6 +1,7 @@
 """What is too long, or stands for too much, against loops."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from tests_support import ChangingGrid, answering_app, honest, shifted
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
 from strategies.caps import Caps, capped
+from strategies.clustered import ClusteredStrategy
 from strategies.fedavg import FedAvg
 from strategies.limits import Lengths, Limits
 from strategies.outcome import Participation
@@ -156,6 +158,40 @@ def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_propo
     said = "client-2 says {}; it counts as {}, bounded by the other clients'"
     once = [said.format("num-examples of 1e+06", 100), said.format("train-loss of 1e+09", 10)]
     assert [line for line in messages if "client-2" in line] == once
+
+
+class InGivenClusters(ClusteredStrategy):
+    """Keeps what it is handed, of clients in two clusters."""
+
+    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
+        return {update.name: int(update.name < "d") for update in updates}
+
+    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, torch.Tensor]:
+        self.handed = {update.name: update.num_examples for update in updates}
+        return super().aggregate(server_round, updates)
+
+
+@pytest.mark.parametrize(
+    ("told", "counted"),
+    [
+        (dict(zip("abcdefgh", [20, 30, 10**7, *[1000] * 5], strict=True)), {"c": 250}),
+        (dict(zip("bcdefgh", [20, 10**7, *[1000] * 5], strict=True)), {"c": 10_000}),
+        (dict(zip("abcdefgh", [20, 30, 240, *[1000] * 5], strict=True)), {}),
+    ],
+    ids=["a cluster of small clients", "of two", "an honest federation"],
+)
+def test_a_claim_is_measured_by_the_clients_of_its_cluster_too(told: dict[str, int], counted: dict[str, int]) -> None:
+    def train(name: str, request: TrainRequest, message: Message) -> Message:
+        assert request.start is not None
+        return TrainReply(request.start, told[name], 0.5, 1).to_message(message)
+
+    grid = ChangingGrid(answering_app(train), {}, [{"name": name} for name in told])
+    roster = Roster(seed=0)
+    roster.gather(grid, len(told), 1.0)
+    strategy = InGivenClusters(roster, Participation(num_rounds=1))
+    strategy.limits = Limits(caps=Caps(10.0))
+    strategy.start(grid, ArrayRecord({"w": torch.zeros(3)}), num_rounds=1, timeout=10.0)
+    assert strategy.handed == told | counted
 
 
 def test_honest_clients_with_much_more_data_than_most_are_not_rejected(run) -> None:  # type: ignore[no-untyped-def]

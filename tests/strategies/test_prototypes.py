@@ -86,6 +86,26 @@ def test_units_are_numbers_whatever_the_scale(scale: float) -> None:
     assert not bool(found.isnan().any())
 
 
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e6])
+def test_an_expert_does_not_come_nearer_by_a_space_of_another_scale(scale: float) -> None:
+    known, spaces = [some_prototypes(2), some_prototypes(3)], [some_features(4), some_features(5)]
+    plain = in_common_units([own.distances(space) for own, space in zip(known, spaces, strict=True)], spaces)
+    scaled = [known[0], Prototypes(known[1].label_counts, scale * known[1].points, {})]
+    others = [spaces[0], scale * spaces[1]]
+    found = in_common_units([own.distances(space) for own, space in zip(scaled, others, strict=True)], others)
+    torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("constant", [0.0, 1e-25, 1.0, 1e6])
+def test_an_expert_in_whose_space_all_samples_fall_together_is_near_to_none(constant: float) -> None:
+    """Its clients may say that just there their prototypes lie."""
+    known, spaces = some_prototypes(2), [some_features(4), torch.full((N, F), constant)]
+    there = Prototypes(known.label_counts, torch.full_like(known.points, constant), {})
+    both = in_common_units([known.distances(spaces[0]), there.distances(spaces[1])], spaces)
+    assert bool(both[1].isinf().all())
+    torch.testing.assert_close(both[0], in_common_units([known.distances(spaces[0])], spaces[:1])[0])
+
+
 def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean() -> None:
     g = torch.Generator().manual_seed(6)
     x, y = torch.randn(60, F, generator=g), torch.arange(60) % C
