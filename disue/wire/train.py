@@ -109,7 +109,7 @@ class TrainReply:
         int,
         Whole(
             "weight of the model in means, and of `train-loss`; more than `max-examples` are refused, and it counts up "
-            "to `max-weight` times the median of the others'",
+            "to `max-weight` times the median of the others', and of the others' in its cluster",
             low=1,
             high=MOST_EXAMPLES,
         ),
