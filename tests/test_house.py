@@ -16,9 +16,10 @@ from disue.cli.config_table import config_table
 from disue.cli.flower import copy_app
 from disue.config import RunConfig
 from disue.errors import ConfigError
+from disue.nodes import NodeConfig
 from disue.registry import Registry
 from disue.source import PACKAGES, source_hash
-from server_app.methods import check_names
+from server_app.methods import METHODS, check_names
 from server_app.resume import CHANGEABLE
 
 ROOT = Path(__file__).parents[1]
@@ -97,6 +98,28 @@ def test_every_algorithm_that_a_key_can_name_is_described() -> None:
         own for own in registries() if own.key in ("method", "clusterer", "signature", "teacher", "aggregator")
     ]
     assert not {(own.key, name) for own in algorithms for name in own if f"`{name}`" not in text}
+
+
+@pytest.mark.parametrize(
+    ("head", "names"),
+    [
+        ("| `method` | what |", list(METHODS)),
+        ("| node config | what |", [name.replace("_", "-") for name in NodeConfig.model_fields]),
+    ],
+)
+def test_a_table_of_the_readme_has_each_name_once(head: str, names: list[str]) -> None:
+    _, _, rest = (ROOT / "README.md").read_text().partition(head + "\n| --- | --- |\n")
+    firsts = [line.split("|")[1] for line in rest.partition("\n\n")[0].splitlines()]
+    assert sorted(name for first in firsts for name in re.findall("`([^`]+)`", first)) == sorted(names)
+
+
+def test_every_file_that_a_run_leaves_is_in_the_readmes_table(run) -> None:  # type: ignore[no-untyped-def]
+    _, _, rest = (ROOT / "README.md").read_text().partition("| file | what |\n| --- | --- |\n")
+    firsts = "".join(line.split("|")[1] for line in rest.partition("\n\n")[0].splitlines())
+    named = {re.sub("<.*", "", name) for name in re.findall("`([^`]+)`", firsts)}
+    directory = run(report=True).directory
+    left = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
+    assert not [name for name in left if not any(name.startswith(own) for own in named)]
 
 
 def test_constraints_pin_every_direct_dependency() -> None:
