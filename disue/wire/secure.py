@@ -23,7 +23,10 @@ SHARE = f"{MessageType.QUERY}.share"
 MASK = f"{MessageType.QUERY}.mask"
 UNMASK = f"{MessageType.QUERY}.unmask"
 
-SUM = "a wrong one costs its cluster the round's sum; if `min-success-fraction` is missed by that, the round changes nothing"
+SUM = (
+    "a wrong one costs its cluster the round's sum; if `min-success-fraction` is missed by that, "
+    "the round changes nothing"
+)
 
 
 @dataclass(frozen=True)
