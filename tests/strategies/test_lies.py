@@ -192,7 +192,7 @@ def test_what_costs_an_honest_client_too_much_is_an_offence_and_so_is_a_run_that
     assert [loss.universal for loss in losses(rows)] == [0.0, 0.0, 0.0, 0.1, 0.0, 0.0, None]
     assert table(losses(rows)).splitlines()[2:] == [
         "| defaults | train metrics steps | 4 | 1 | 0.800 | `2` | 0.100 | `1` |",
-        "| `privacy=secure` | train metrics steps | 1 | 0 | 0.800 | `3` | 0.000 | – |",
+        "| `privacy=secure` `num-server-rounds=3` | train metrics steps | 1 | 0 | 0.800 | `3` | 0.000 | – |",
     ]
 
 
