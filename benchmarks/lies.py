@@ -3,277 +3,267 @@
     python benchmarks/lies.py --output lies
 
 Twelve clients share scikit-learn's digits. One of them puts an extreme value into one field of all its messages of one
-kind, and is honest otherwise. Numbers and label counts are tried with ``aggregator=mean``, models and prototypes
-with ``robust=true``. With ``privacy=secure`` nothing bounds what a client adds to a sum: there the run must end well.
-Every run is kept in DIR/runs.jsonl and is not run again when the command is repeated.
+kind, and is honest otherwise. Numbers and label counts are tried with ``aggregator=mean``, models, prototypes and
+descriptions with ``robust=true``. Every run is kept in DIR/runs.jsonl and is not run again when the command is
+repeated. In all seeds but the first only one value of a field is tried of those that are refused when they are read.
+
+The exit status is 1 if a run fails or is not whole, or if an honest client loses more than 0.05 of its accuracy; a line
+names each such run. With ``privacy=secure`` nothing bounds what a client adds to a sum, and with ``privacy=dp`` noise
+hides it: there only the run must end well.
 
 The accuracy of an honest client is that of its own expert, with its own label prior, on the test data of all clients of
-its planted group.
+its planted group. The universal expert's is on the test data of all clients; what it loses is printed, and not judged.
 """
 
 import argparse
-import csv
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
-import client_app.app
+from benchmarks.losses import (
+    MODES,
+    PAGE,
+    RESULTS,
+    ROOT,
+    Accuracies,
+    Row,
+    filled,
+    losses,
+    offences,
+    table,
+    write_losses,
+)
+from benchmarks.lying import Lie, LyingApp, Place, declared, values_of, with_one_refused
+from disue.assignments import parse_seeds
 from disue.cli.cells import THREAD_VARIABLES, prepare_worker
 from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
-from disue.data import Examples, Federation, build_federation
-from disue.errors import DisueError
-from disue.gate import Gate
+from disue.data import OWN, ClientData, Examples, Federation, build_federation
+from disue.data.own import open_own
+from disue.errors import ConfigError, FederationError
+from disue.fields import Other
 from disue.metrics import log_prior, score
 from disue.models import filled_model
+from disue.runs import load_run
+from disue.wire.bundle import KEY as BUNDLE
 from server_app.run import execute
 
-K = TypeVar("K")
 CLIENTS = 12
 SETTINGS: dict[str, Any] = {"model": "mlp", "num-server-rounds": 5, "report": False}
-MODES: dict[str, dict[str, Any]] = {"plain": {}, "ifca": {"clusterer": "ifca"}, "secure": {"privacy": "secure"}}
-"""Name -> run config keys. Of a mode only the fields are tried that no mode before it has."""
-LONG = 10**6
-NUMBERS: tuple[Any, ...] = (
-    0,
-    -1,
-    5e-324,
-    1.0,
-    1e9,
-    1e38,
-    10**7,
-    10**12,
-    2**63 - 1,
-    float("nan"),
-    float("inf"),
-    [],
-    [1.0] * LONG,
-)
-TEXTS: tuple[Any, ...] = ("", "nobody", "a" * LONG, "\0", [], ["a"] * LONG, 1, b"")
-ONE = "all in the first"
-"""Of a tensor: the sum of its values in the first entry, and zeros."""
-FILLS = (ONE, 0.0, -1.0, 1e-45, 1.0, 1e6, 1e38, float("nan"), float("inf"))
-SHAPES: tuple[tuple[int, ...], ...] = ((0,), (LONG,))
-MISSING = "missing"
+SHORT: dict[str, Any] = {
+    "num-server-rounds": 2,
+    "local-epochs": 1,
+    "distill-steps": 1,
+    "train-examples": 20,
+    "test-examples": 10,
+}
+"""Of runs that only show which fields there are."""
 
 
-class Lie(NamedTuple):
-    """What a client says, in all its messages of a kind in one of the `MODES`.
-
-    ``value`` is a number or a text, `MISSING`, or for tensors a number to fill them with, a shape, or `ONE`.
-    """
-
-    kind: str
-    record: str
-    key: str
-    value: Any
-    mode: str = "plain"
-
-    def __str__(self) -> str:
-        told = repr(self.value)
-        said = told if len(told) < 30 else f"{told[:10]}... ({len(self.value)})"
-        return f"{self.mode}: {self.kind} {self.record} {self.key} = {said}"
+def fields_of_mode(mode: str, directory: Path) -> set[Place]:
+    """Return which fields a client fills in a short run."""
+    settings = MODES[mode].settings | SHORT
+    app = LyingApp(0, None)
+    try:
+        _execute(app, 100, directory, settings)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+        shutil.rmtree(_data_of(directory), ignore_errors=True)
+    return app.seen
 
 
-class LyingApp(ClientApp):
-    """The real ClientApp, one of whose clients lies.
-
-    Parameters
-    ----------
-    liar : int
-        Its partition.
-    lie : Lie or None
-        None: it is honest.
-
-    Attributes
-    ----------
-    seen : set of (str, str, str)
-        Kind, record and key of all that the liar was about to send.
-    """
-
-    def __init__(self, liar: int, lie: Lie | None) -> None:
-        super().__init__()
-        self.liar = liar
-        self.lie = lie
-        self.seen: set[tuple[str, str, str]] = set()
-
-    def __call__(self, message: Message, context: Context) -> Message:
-        """Answer as the client that the context tells."""
-        reply = client_app.app.app(message, context)
-        if context.node_config["partition-id"] == self.liar and reply.has_content():
-            kind = message.metadata.message_type
-            self.seen |= {(kind, record, key) for record, key in _fields(reply.content)}
-            if self.lie is not None and kind == self.lie.kind:
-                tell(reply.content, self.lie)
-        return reply
-
-
-def _fields(content: RecordDict) -> Iterator[tuple[str, str]]:
-    """Yield the record and key of all fields; the tensors of a model are one field, ``*``."""
-    for record, values in content.items():
-        yield from ((record, "*" if record == "arrays" else key) for key in values)
-
-
-def tell(content: RecordDict, lie: Lie) -> None:
-    """Put a lie into the content of a reply."""
-    record: Any = content[lie.record]
-    for key in list(record) if lie.key == "*" else [lie.key]:
-        if lie.value == MISSING:
-            record.pop(key, None)
-        elif not isinstance(record, ArrayRecord):
-            record[key] = lie.value
-        elif isinstance(lie.value, tuple):
-            record[key] = Array(np.ones(lie.value, np.float32))
-        else:
-            own = record[key].numpy()
-            if lie.value == ONE:
-                claimed = np.zeros_like(own)
-                claimed.flat[0] = own.sum()
-            else:
-                with np.errstate(all="ignore"):
-                    claimed = np.full_like(own, lie.value)
-            record[key] = Array(claimed)
-
-
-def all_lies(place: Path) -> list[Lie]:
+def all_lies(fields_of: Mapping[str, set[Place]]) -> list[Lie]:
     """Return every lie about every field that a client fills in a run of one of the modes."""
     lies: list[Lie] = []
-    known: set[tuple[str, str, str]] = set()
-    values = {"metrics": NUMBERS, "config": TEXTS}
-    for mode, settings in MODES.items():
-        seen = run(None, 100, place / mode, **settings)[1].seen
-        shutil.rmtree(place / mode)
-        for field in sorted(seen - known):
-            lies += [Lie(*field, value, mode) for value in (*values.get(field[1], FILLS + SHAPES), MISSING)]
+    known: set[Place] = set()
+    fields = declared()
+    of_bundles = Other("", record="config", must_be="")
+    for mode, seen in fields_of.items():
+        again = MODES[mode].again
+        for own in sorted(own for own in seen if own not in known or own[0] in again):
+            field = of_bundles if own[1] == BUNDLE else fields[own][0]
+            lies += [Lie(*own, value, mode) for value in values_of(field)]
         known |= seen
     return lies
 
 
 def needs_robust(lie: Lie) -> bool:
     """Return whether the mean promises nothing against the lie: it is about models, prototypes or descriptions."""
-    about_arrays = lie.record in ("arrays", "signature") and lie.key != "label-counts"
-    return about_arrays and lie.mode == "plain"
+    return lie.record in ("arrays", "signature") and lie.key != "label-counts" and MODES[lie.mode].bounded
 
 
-def honest_accuracies(config: RunConfig, directory: Path, liar: int) -> dict[int, float]:
-    """Return the accuracy of each honest client's own expert, with its label prior, on its group's test data."""
-    federation = build_federation(config, CLIENTS)
-    task, gate = federation.task, Gate.load(directory, federation.task)
-    found: dict[int, float] = {}
-    with (directory / "clients.csv").open(newline="") as file:
-        clusters = {int(row["client"].removeprefix("client-")): row["cluster"] for row in csv.DictReader(file)}
-    for client in sorted(clusters.keys() - {liar}):
-        expert = directory / "experts" / f"expert-{clusters[client]}.safetensors"
-        state = load_file(expert if expert.exists() else directory / "universal.safetensors")
-        model = filled_model(config.model, task.shape, task.num_classes, state)
-        known = gate.experts.get(clusters[client]) if gate else None
-        own = torch.bincount(federation.client(client).train.y, minlength=task.num_classes)
+def _data_of(directory: Path) -> Path:
+    return directory.with_name(f"{directory.name}-data")
+
+
+def _planted(seed: int, settings: dict[str, Any]) -> Federation:
+    """Return the data of all clients, as the scenario divides them, also where each is then given its own as a file."""
+    sizes = {key: value for key, value in settings.items() if key in SHORT}
+    return build_federation(RunConfig.from_flower(SETTINGS | sizes | {"seed": seed}), CLIENTS)
+
+
+def _nodes(config: RunConfig, seed: int, directory: Path, settings: dict[str, Any]) -> list[dict[str, object]]:
+    if config.dataset != OWN:
+        return simulated_nodes(CLIENTS // config.clients_per_node)
+    federation, dataset = _planted(seed, settings), _planted(seed, settings).dataset
+    _data_of(directory).mkdir(parents=True)
+    for i, parts in enumerate(zip(federation.train_parts, federation.test_parts, strict=True)):
+        train, test = dataset.train[parts[0]], dataset.test[parts[1]]
+        pixels = torch.cat([train.x, test.x]).numpy()[:, 0] / np.float32(dataset.maximum)
+        np.savez(_data_of(directory) / f"client-{i}.npz", x=pixels, y=torch.cat([train.y, test.y]).numpy())
+    places = {f"client-{i}": str(_data_of(directory) / f"client-{i}.npz") for i in range(CLIENTS)}
+    return [{"name": name, "data-path": place} for name, place in places.items()]
+
+
+def _execute(app: LyingApp, seed: int, directory: Path, settings: dict[str, Any]) -> Row:
+    config = RunConfig.from_flower(SETTINGS | settings | {"seed": seed, "output-dir": str(directory)})
+    return execute(config, InlineGrid(app, config.to_flower(), _nodes(config, seed, directory, settings)))
+
+
+def honest_accuracies(directory: Path, liars: Iterable[int] = (0,)) -> Accuracies:
+    """Return what the experts of a finished run are worth: of each honest client on its planted group's test data."""
+    run = load_run(directory)
+    config, task = run.config, run.task
+    planted = _planted(config.seed, config.to_flower())
+    clients = range(CLIENTS)
+    if config.dataset == OWN:
+        places = {i: str(_data_of(directory) / f"client-{i}.npz") for i in clients}
+        splits = (open_own(places[i], config.shape, config.test_fraction, config.seed, f"client-{i}") for i in clients)
+        data = [split.for_task(task) for split in splits]
+    else:
+        data = [planted.client(i) for i in clients]
+    groups = [planted.client(i).group for i in clients]
+
+    def accuracy(path: Path, test: Examples, shift: torch.Tensor | None = None) -> float:
+        model = filled_model(config.model, task.shape, task.num_classes, load_file(path))
+        return score(model, test, torch.device("cpu"), shift).accuracy
+
+    experts: dict[int, float] = {}
+    universal = directory / "universal.safetensors"
+    for name, cluster in run.clusters.items():
+        client = int(name.removeprefix("client-"))
+        if client in liars:
+            continue
+        expert = directory / "experts" / f"expert-{cluster}.safetensors"
+        known = run.gate.experts.get(str(cluster)) if run.gate else None
+        own = torch.bincount(data[client].train.y, minlength=task.num_classes)
         shift = None if known is None or known.log_prior is None else log_prior(own) - known.log_prior
-        found[client] = score(model, _test_of_group(federation, client), torch.device("cpu"), shift).accuracy
-    return found
+        test = _tests(data, (i for i in clients if groups[i] == groups[client]))
+        experts[client] = accuracy(expert if expert.exists() else universal, test, shift)
+    return Accuracies(experts, accuracy(universal, _tests(data, clients)))
 
 
-def _test_of_group(federation: Federation, client: int) -> Examples:
-    group = federation.client(client).group
-    data = [federation.client(i).test for i in range(CLIENTS) if federation.client(i).group == group]
-    return Examples(torch.cat([own.x for own in data]), torch.cat([own.y for own in data]))
+def _tests(data: Sequence[ClientData], clients: Iterable[int]) -> Examples:
+    tests = [data[i].test for i in clients]
+    return Examples(torch.cat([own.x for own in tests]), torch.cat([own.y for own in tests]))
 
 
-def run(
-    lie: Lie | None, seed: int, directory: Path, liar: int = 0, **settings: Any
-) -> tuple[dict[int, float], LyingApp, dict[str, Any]]:
-    """Carry out one run, and return the honest clients' accuracies, the app, and the run's summary."""
-    values = SETTINGS | settings | {"seed": seed, "output-dir": str(directory)}
-    config = RunConfig.from_flower(values)
-    app = LyingApp(liar, lie)
-    summary = execute(config, InlineGrid(app, config.to_flower(), simulated_nodes(CLIENTS)))
-    return honest_accuracies(config, directory, liar), app, summary
+def run(lie: Lie | None, seed: int, directory: Path, **settings: Any) -> tuple[Accuracies, LyingApp, Row]:
+    """Carry out one run whose first node lies, and return the accuracies, the app, and the run's summary."""
+    app = LyingApp(0, lie)
+    summary = _execute(app, seed, directory, settings)
+    if summary["status"] != "completed":
+        raise FederationError(f"the run is not complete: it {summary['status']}")
+    return honest_accuracies(directory, range(settings.get("clients-per-node", 1))), app, summary
 
 
-def worst(before: Mapping[K, float], after: Mapping[K, float]) -> float:
-    """Return how much the honest client lost that lost most."""
-    return max(before[client] - after[client] for client in before)
+def _row(lie: Lie | None, mode: str, robust: bool, seed: int) -> Row:
+    """Return what tells a run from the others."""
+    told = {"field": " ".join(lie.place), "value": lie.said} if lie else {}
+    return {"mode": mode, "robust": robust, "seed": seed, **told}
 
 
-def _cell(lie: Lie | None, mode: str, robust: bool, seed: int, output: str) -> dict[str, Any]:
+def _cell(lie: Lie | None, mode: str, robust: bool, seed: int, output: str) -> Row:
     directory = Path(output) / "runs" / str(os.getpid())
-    shutil.rmtree(directory, ignore_errors=True)
-    row: dict[str, Any] = {"lie": str(lie), "mode": mode, "robust": robust, "seed": seed}
+    for place in (directory, _data_of(directory)):
+        shutil.rmtree(place, ignore_errors=True)
+    row = _row(lie, mode, robust, seed)
     try:
-        accuracies, _, summary = run(lie, seed, directory, robust=robust, **MODES[mode])
-    except DisueError as error:
-        return row | {"error": str(error)}
-    return row | {"accuracies": accuracies, "universal": summary["universal_accuracy"]}
+        (experts, universal), _, _ = run(lie, seed, directory, robust=robust, **MODES[mode].settings)
+    except Exception as error:  # whatever it is: the run of one lie must not end that of the others, and is told of
+        return row | {"error": f"{type(error).__name__}: {error}"[:300]}
+    rounded = {str(client): round(accuracy, 4) for client, accuracy in sorted(experts.items())}
+    return row | {"experts": rounded, "universal": round(universal, 4)}
 
 
-def main() -> None:
-    """Run what is missing, and print the worst of every field."""
+def wanted_cells(lies: Sequence[Lie], seeds: Sequence[int]) -> list[tuple[Lie | None, str, bool, int]]:
+    """Return what is to be run: in the first seed all lies, in the others one of those that are refused."""
+    cells: list[tuple[Lie | None, str, bool, int]] = []
+    for seed in seeds:
+        tried = lies if seed == seeds[0] else with_one_refused(lies)
+        own: list[tuple[Lie | None, str, bool, int]] = [(lie, lie.mode, needs_robust(lie), seed) for lie in tried]
+        honest: list[tuple[Lie | None, str, bool, int]] = [(None, *key) for key in dict.fromkeys(c[1:] for c in own)]
+        cells += honest + own
+    return cells
+
+
+def _key(row: Row) -> tuple[Any, ...]:
+    return row["mode"], row["robust"], row["seed"], row.get("field"), row.get("value")
+
+
+def _prepare_worker() -> None:
+    prepare_worker()
+    logging.getLogger("flwr").propagate = False  # Opacus (privacy=dp) makes the root logger print, too
+
+
+def main() -> int:
+    """Run what is missing, print the worst of every field, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the runs are kept")
-    parser.add_argument("--seeds", default="100,101,102", help="default: %(default)s")
+    parser.add_argument("--seeds", default="100-102", help="default: %(default)s")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only lies whose name has it, as the table says it")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at once; default: %(default)s")
+    publish = f"write {RESULTS.relative_to(ROOT)}, and the table into {PAGE.relative_to(ROOT)}"
+    parser.add_argument("--publish", action="store_true", help=publish)
     arguments = parser.parse_args()
+    if arguments.publish and arguments.only:
+        parser.error("--publish: the page shows all lies; leave --only out")
+    try:
+        seeds = parse_seeds(arguments.seeds)
+    except ConfigError as error:
+        parser.error(str(error))
     os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")  # for the workers
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     kept = output / "runs.jsonl"
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    done = {(row["lie"], row["mode"], row["robust"], row["seed"]) for row in rows}
-    lies = all_lies(output)
-    seeds = [int(seed) for seed in arguments.seeds.split(",")]
-    cells: list[tuple[Lie | None, str, bool, int]] = []
-    for seed in seeds:
-        cells += [(lie, lie.mode, needs_robust(lie), seed) for lie in lies]
-        cells += [*((None, mode, False, seed) for mode in MODES), (None, "plain", True, seed)]
+    rows = {_key(row): row for row in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
-        wanted = [cell for cell in cells if (str(cell[0]), *cell[1:]) not in done]
-        for future in as_completed(pool.submit(_cell, *cell, arguments.output) for cell in wanted):
-            rows.append(future.result())
-            file.write(json.dumps(rows[-1]) + "\n")
+    with ProcessPoolExecutor(arguments.workers, context, _prepare_worker) as pool, kept.open("a") as file:
+        seen = pool.map(fields_of_mode, MODES, [output / "runs" / f"fields-{mode}" for mode in MODES])
+        lies = [lie for lie in all_lies(dict(zip(MODES, seen, strict=True))) if arguments.only in str(lie)]
+        if not lies:
+            parser.error(f"--only: got '{arguments.only}'; no lie has it in its name, as 'plain: train metrics steps'")
+        wanted = {_key(_row(*cell)): cell for cell in wanted_cells(lies, seeds)}
+        missing = [cell for key, cell in wanted.items() if key not in rows]
+        print(f"{len(wanted)} runs, of which {len(missing)} are not there yet", file=sys.stderr, flush=True)
+        for future in as_completed([pool.submit(_cell, *cell, arguments.output) for cell in missing]):
+            row = future.result()
+            rows[_key(row)] = row
+            file.write(json.dumps(row) + "\n")
             file.flush()
     shutil.rmtree(output / "runs", ignore_errors=True)
-    print(table({(row["lie"], row["mode"], row["robust"], row["seed"]): row for row in rows}, lies, seeds))
-
-
-def table(rows: Mapping[tuple[str, str, bool, int], Any], lies: Iterable[Lie], seeds: Iterable[int]) -> str:
-    """Return a Markdown table: of each field, the value with the largest loss of one honest client in one seed."""
-    lines = ["| message, record, field | mode | values | runs that failed | largest loss of an honest client | with |"]
-    lines.append("| --- | --- | --- | --- | --- | --- |")
-    fields: dict[tuple[str, str, str], list[Lie]] = {}
-    for lie in lies:
-        fields.setdefault(lie[:3], []).append(lie)
-    for field, own in fields.items():
-        mode, robust = own[0].mode, needs_robust(own[0])
-        losses: list[tuple[float, str]] = [(0.0, "")]
-        failed = 0
-        for lie in own:
-            for seed in seeds:
-                row, honest = rows[str(lie), mode, robust, seed], rows["None", mode, robust, seed]
-                if "error" in row:
-                    failed += 1
-                else:
-                    losses.append((worst(honest["accuracies"], row["accuracies"]), f"{lie.value!r}"[:12]))
-        most, value = max(losses)
-        name = f"{mode}, `robust=true`" if robust else mode
-        told = f"{most:.3f} | `{value}`" if mode != "secure" else "– | –"
-        lines.append(f"| {' '.join(field)} | {name} | {len(own)} | {failed} | {told} |")
-    return "\n".join(lines)
+    found = losses(rows[key] for key in wanted)
+    print(table(found))
+    if arguments.publish:
+        write_losses(RESULTS, found)
+        PAGE.write_text(filled(PAGE.read_text(), table(found)))
+    faults = offences(found)
+    print("".join(f"{line}\n" for line in faults), end="", file=sys.stderr)
+    return 1 if faults else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -13,7 +13,11 @@ from disue.objective import LocalObjective
 from disue.privacy import FITS_UP_TO
 from disue.task import Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
+from strategies.caps import capped
 from strategies.roster import Client
+
+GAP_LIMIT = 2.0
+"""How much better one model fits than the other counts, at one client, up to so many times the others' median."""
 
 Ask = Callable[[list[Message]], Iterable[Message]]
 
@@ -29,8 +33,10 @@ def fitted_better_by_average(
 ) -> set[str]:
     """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
 
-    Each client's label prior is put into the logits of both, and a loss counts up to twice that of guessing. Clients
-    that do not answer count for nothing; of an architecture of which none does the average is not better.
+    Each client's label prior is put into the logits of both. A loss counts up to twice that of guessing, and the
+    difference of a client's two losses up to `GAP_LIMIT` times the median of the others' differences: one client cannot
+    overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none does the
+    average is not better.
 
     Parameters
     ----------
@@ -51,7 +57,7 @@ def fitted_better_by_average(
         )
         for client in asked.values()
     ]
-    losses = dict.fromkeys(taught, (0.0, 0.0))
+    gaps: dict[str, dict[str, float]] = {model: {} for model in taught}
     for reply in ask(messages) if messages else ():
         client = asked[reply.metadata.src_node_id]
         try:
@@ -62,6 +68,11 @@ def fitted_better_by_average(
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
             continue
         most = FITS_UP_TO * math.log(len(taught[client.model]["head.bias"]))
-        of_taught, of_average = losses[client.model]
-        losses[client.model] = of_taught + min(told.student_fit, most), of_average + min(told.average_fit, most)
-    return {model for model, (of_taught, of_average) in losses.items() if of_average < of_taught}
+        gaps[client.model][client.name] = min(told.student_fit, most) - min(told.average_fit, most)
+    return {model for model, own in gaps.items() if _sum_of(own) > 0.0}
+
+
+def _sum_of(gaps: Mapping[str, float]) -> float:
+    """Return the sum, each as far as it counts beside the others."""
+    sizes = capped({name: abs(gap) for name, gap in gaps.items()}, GAP_LIMIT)
+    return math.fsum(math.copysign(size, gaps[name]) for name, size in sizes.items())

@@ -5,7 +5,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, RecordDict
 
-from disue.errors import WireError
+from disue.errors import WireError, quoted_value
 
 KEY = "bundle"
 Part = RecordDict | str
@@ -62,5 +62,5 @@ def unbundle(content: RecordDict) -> dict[int, Part]:
 def _column(table: ConfigRecord, key: str, kind: type) -> list[Any]:
     column = table.get(key)
     if not isinstance(column, list) or not all(type(value) is kind for value in column):
-        raise WireError(f"the bundle's {key} are {column!r}")
+        raise WireError(f"the bundle's {key} are {quoted_value(column)}")
     return column

@@ -14,8 +14,8 @@ from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
 GUARDS = (
-    "part of the sum by which the student or the average is kept, one vote of all clients; counts up to 2 ln C, "
-    "C the number of classes"
+    "part of the sum by which the student or the average is kept; counts up to 2 ln C, C the number of classes, and "
+    "the difference of a client's two up to twice the median of the others'"
 )
 
 

@@ -12,7 +12,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 from torch import Tensor
 
-from disue.errors import WireError
+from disue.errors import WireError, quoted_value
 from disue.fields import LARGEST_FEATURE, Arrays, Other, fields_of
 from disue.secure import CURVE, Words, read_public_key
 from disue.source import source_hash
@@ -55,7 +55,7 @@ class Turn:
         """Return what a config is about; raise `WireError` if it does not say."""
         values = [config.get(key) for key in ("server-round", "cluster")]
         if not all(type(value) is int for value in values):
-            raise WireError(f"round and cluster are {values}; expected integers")
+            raise WireError(f"round and cluster are {' and '.join(map(quoted_value, values))}; expected integers")
         return cls(*values)  # type: ignore[arg-type]
 
     def check(self, message: Message) -> ConfigRecord:
@@ -258,7 +258,7 @@ def _by_member(config: ConfigRecord) -> dict[str, bytes]:
 
 def _one_key(value: object, key: str) -> bytes:
     if not isinstance(value, bytes):
-        raise WireError(f"{key} is {value!r}; expected bytes")
+        raise WireError(f"{key} is {quoted_value(value)}; expected bytes")
     try:
         read_public_key(value)
     except ValueError as error:

@@ -52,3 +52,9 @@ def test_what_does_not_go_together_is_refused(change: dict[str, object]) -> None
 def test_what_is_no_bundle_is_refused() -> None:
     with pytest.raises(WireError, match="not the bundle"):
         unbundle(RecordDict())
+
+
+def test_a_column_of_a_million_is_told_of_in_short() -> None:
+    content = RecordDict({"bundle": ConfigRecord({"seats": ["a"] * 10**6})})
+    with pytest.raises(WireError, match="^the bundle's seats are a list of 1000000$"):
+        unbundle(content)

@@ -66,6 +66,14 @@ def test_the_sums_decide_for_each_architecture(
     assert len([said for said in messages if "could not compare" in said]) == len(failed)
 
 
+@pytest.mark.parametrize(("lie", "others"), [((1e9, 0.0), (0.9, 1.0)), ((0.0, 1e9), (1.0, 0.9))])
+def test_one_client_does_not_overrule_others_that_agree(lie: tuple[float, float], others: tuple[float, float]) -> None:
+    clients = [Client(f"client-{i}", 10 + i, 5, 0, 4, "a") for i in range(4)]
+    fits: dict[int, tuple[float, float] | None] = {10: lie, **dict.fromkeys((11, 12, 13), others)}
+    kept = fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None)
+    assert kept == ({"a"} if others[1] < others[0] else set())
+
+
 def test_a_reply_without_the_losses_counts_for_nothing(messages: list[str]) -> None:
     def ask(requests: list[Message]) -> list[Message]:
         half = Message(RecordDict({"metrics": MetricRecord({"student-fit": 1.0})}), reply_to=requests[0])

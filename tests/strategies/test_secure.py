@@ -401,7 +401,7 @@ def no_config(reply: Message) -> None:
 
 LENGTH = len(contribution("client-0", START).to_vector())
 BAD: dict[str, tuple[str, Callable[[Message], None], str]] = {
-    "no keys": ("train", no_config, "mask-key is None; expected bytes"),
+    "no keys": ("train", no_config, "mask-key is missing; expected bytes"),
     "no key": ("train", set_config("mask-key", b"x"), "mask-key is no public key"),
     "two that are one": (
         "train",
@@ -414,7 +414,7 @@ BAD: dict[str, tuple[str, Callable[[Message], None], str]] = {
         "it is of round 1 and cluster 3; expected round 1 and cluster 0",
     ),
     "another round": ("mask", set_config("server-round", 0), "it is of round 0 and cluster 0; expected round 1"),
-    "no round": ("mask", set_config("server-round", "1"), "round and cluster are ['1', 0]; expected integers"),
+    "no round": ("mask", set_config("server-round", "1"), "round and cluster are '1' and 0; expected integers"),
     "no parcel for one": ("share", without_one, "there is one of"),
     "parcels for strangers": (
         "share",
