@@ -8,11 +8,12 @@ from flwr.app import Message
 from flwr.common.logger import log
 
 from disue.errors import WireError
+from disue.fields import wire_name
 from disue.models import State
 from disue.objective import LocalObjective
-from disue.privacy import FITS_UP_TO
 from disue.task import Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
+from strategies.caps import Caps
 from strategies.roster import Client
 
 Ask = Callable[[list[Message]], Iterable[Message]]
@@ -26,6 +27,7 @@ def fitted_better_by_average(
     averages: Mapping[str, State],
     objective: LocalObjective,
     task: Task | None,
+    caps: Caps,
 ) -> set[str]:
     """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
 
@@ -42,6 +44,8 @@ def fitted_better_by_average(
     taught, averages : mapping of architecture to State
     objective : LocalObjective
     task : Task or None
+    caps : Caps
+        Bounds the losses, and logs once whose counts for less than it says.
     """
     asked = {client.node_id: client for client in clients if client.model in taught}
     record = Records()
@@ -51,17 +55,19 @@ def fitted_better_by_average(
         )
         for client in asked.values()
     ]
-    losses = dict.fromkeys(taught, (0.0, 0.0))
+    fits: dict[str, dict[str, CompareReply]] = {model: {} for model in taught}
     for reply in ask(messages) if messages else ():
         client = asked[reply.metadata.src_node_id]
         try:
             if reply.has_error():
                 raise WireError(error_reason(reply))
-            told = CompareReply.from_message(reply)
+            fits[client.model][client.name] = CompareReply.from_message(reply)
         except WireError as error:
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
-            continue
-        most = FITS_UP_TO * math.log(len(taught[client.model]["head.bias"]))
-        of_taught, of_average = losses[client.model]
-        losses[client.model] = of_taught + min(told.student_fit, most), of_average + min(told.average_fit, most)
-    return {model for model, (of_taught, of_average) in losses.items() if of_average < of_taught}
+
+    def total(model: str, what: str) -> float:
+        own = {name: getattr(told, what) for name, told in fits[model].items()}
+        guessing = math.log(len(taught[model]["head.bias"]))
+        return sum(caps.plausible(own, guessing, wire_name(what)).values())
+
+    return {model for model in taught if total(model, "average_fit") < total(model, "student_fit")}
