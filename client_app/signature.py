@@ -7,13 +7,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client_app.training import label_counts
+from disue.comparing import SUBSPACE_DIMENSIONS
 from disue.data import Examples
 from disue.metrics import predict_logits
 from disue.models import Classifier
 from disue.registry import Registry
 from disue.signature import Signature
-
-SUBSPACE_DIMENSIONS = 3
 
 DESCRIPTIONS: Registry[Callable[[Classifier, Examples, torch.device, bool], Tensor]] = Registry("signature")
 """Name -> function from the run's initial model, the training data, the device, and whether label counts may be told,

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from disue.models import State, flatten, subtract
 from disue.signature import Signature
 
+SUBSPACE_DIMENSIONS = 3
+"""Leading directions of a client's data, in the signature `subspace`."""
+
 
 class Update(Protocol):
     """A client's update, as far as it is looked at here."""

@@ -198,6 +198,14 @@ class RunConfig(BaseModel):
         description="cap on a client's example counts, and on losses that are reported as means, as a multiple of the "
         "median of the other clients'; 0: no cap",
     )
+    max_fit: float = Field(
+        2.0,
+        ge=0.0,
+        le=10**9,
+        description="cap on a client's losses from which the blend of its cluster is learnt, as a multiple of the "
+        "median of the cluster's other clients, and on how far apart its losses on student and average lie; 0: no cap "
+        "but twice the loss of guessing",
+    )
     reply_memory: int = Field(
         1024,
         ge=0,
@@ -339,7 +347,7 @@ class RunConfig(BaseModel):
             raise ValueError("use 0 or more, or -1 for the method's own")
         return value
 
-    @field_validator("max_norm", "max_weight", "prototype_limit")
+    @field_validator("max_norm", "max_weight", "max_fit", "prototype_limit")
     @classmethod
     def _no_less_than_usual(cls, value: float) -> float:
         if 0.0 < value < 1.0:

@@ -112,6 +112,12 @@ def folder_inside(directory: Path, name: str) -> Path:
     return path
 
 
+def open_inside(directory: Path, path: Path, flags: int) -> int:
+    """Open a file of a run directory as `open_itself` does, in a folder that must be there; see `inside`."""
+    inside(directory, str(path.parent))
+    return open_itself(directory / path, flags)
+
+
 def open_itself(path: Path, flags: int) -> int:
     """Open a file, never what a link leads to, and return the descriptor; flags are those of `os.open`.
 

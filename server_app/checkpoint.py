@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from disue.errors import DataError
-from disue.files import NOT_PARSED, write_whole
+from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
 from disue.task import DataSummary, Task
 from disue.wire import EvaluateReply
@@ -88,6 +88,7 @@ class Checkpoints:
         """Write what is to be known of some parts after a round, and remove what is older than the last two."""
         states = {name: state_of(part) for name, part in parts.items()}
         content = packed({"round": server_round, "source": source_hash(), "parts": states})
+        inside(self.directory.parent, DIRECTORY)  # it may have become a link since the last round
         path = self.directory / f"round-{server_round:06}-{hashlib.sha256(content).hexdigest()}.safetensors"
         write_whole(path, content)
         self.has_saved = True

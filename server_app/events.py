@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from disue.errors import ConfigError
+from disue.files import inside
 from strategies.base import FederatedStrategy
 from strategies.outcome import RoundOutcome
 from strategies.server import SHEET_COLUMNS, FixedProxy
@@ -42,7 +43,7 @@ class Events:
     def __init__(self, directory: Path, strategy: FederatedStrategy, rounds: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(directory / DIRECTORY, purge_step=rounds + 1)
+        self._writer = SummaryWriter(inside(directory, DIRECTORY), purge_step=rounds + 1)
         proxy = getattr(strategy, "proxy", None)
         if isinstance(proxy, FixedProxy) and not rounds:
             self._show("proxy", pixels_of(proxy.x[:PICTURES]), 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from disue.errors import ConfigError, DataError
-from disue.files import folder_inside, open_itself
+from disue.files import folder_inside, open_inside
 
 LOCK = Path("checkpoint", "lock")
 """In a run directory; a process that writes there holds it, and loses it when it ends, however it ends."""
@@ -31,7 +31,7 @@ def exclusive(directory: Path, key: str = "resume-from") -> Iterator[None]:
         If the lock is a link or anything else than a file, or its folder leads elsewhere.
     """
     folder_inside(directory, LOCK.parent.name)
-    with os.fdopen(open_itself(directory / LOCK, os.O_RDWR | os.O_CREAT), "rb") as file:
+    with os.fdopen(open_inside(directory, LOCK, os.O_RDWR | os.O_CREAT), "rb") as file:
         deadline = time.monotonic() + PATIENCE
         while not _locked(file):
             if time.monotonic() > deadline:
@@ -58,7 +58,7 @@ def in_use(directory: Path, key: str = "resume-from") -> str:
 def is_held(directory: Path) -> bool | None:
     """Return whether a process writes in a run directory; None where that cannot be told."""
     try:
-        with os.fdopen(open_itself(directory / LOCK, os.O_RDONLY), "rb") as file:
+        with os.fdopen(open_inside(directory, LOCK, os.O_RDONLY), "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
     except BlockingIOError:

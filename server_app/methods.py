@@ -1,5 +1,6 @@
 """From config values to a strategy."""
 
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 from logging import WARNING
@@ -167,11 +168,23 @@ def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torc
         log(WARNING, doubt)
     strategy = METHODS[config.method](config, roster, data, device)
     strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
-    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, Caps(config.max_weight))
+    caps = Caps(config.max_weight, config.max_fit)
+    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, caps)
+    if strategy.needs_description:
+        strategy.descriptions.shape = _described_as(config, data, strategy.needs_description)
     if config.privacy == "secure":
         strategy.sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        strategy.limits = Limits()  # there is no single update whose length could be seen
+        strategy.limits = Limits(caps=Caps(max_fit=config.max_fit))  # no single update is seen
     return strategy
+
+
+def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:
+    """Return the shape of what clients say of their data."""
+    if config.privacy == "secure":
+        return 1, config.sketch_size
+    shape = SIGNATURES[signature].shape
+    head = build_model(config.model, data.task.shape, data.task.num_classes, config.seed).head
+    return shape and shape(head.out_features, head.in_features, math.prod(data.task.shape))
 
 
 def _participation(config: RunConfig) -> Participation:

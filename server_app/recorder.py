@@ -10,6 +10,7 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
+from statistics import mode
 from typing import Any, ClassVar
 
 import numpy as np
@@ -144,7 +145,7 @@ class Recorder:
             "versions": {package: version(package) for package in PACKAGES},
             "federation": {
                 "clients": [client.name for client in clients],
-                "partitions": max(client.num_partitions for client in clients),
+                "partitions": mode(client.num_partitions for client in clients),
             },
         }
         write_whole(directory / "config.toml", tomli_w.dumps(settings))

@@ -14,14 +14,12 @@ from flwr.common.logger import log
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError, DisueError
 from disue.files import inside, read_text, run_settings, run_summary, user_path
-from disue.naming import by_name
 from disue.source import source_hash
 from server_app.card import CARD
 from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
-from strategies.roster import Roster
 from strategies.state import OTHER_VERSION, restore
 
 CHANGEABLE = frozenset(
@@ -110,17 +108,6 @@ class Past:
                 raise
             what = f"the checkpoint of round {self.saved.round}"
             raise DataError(f"{what} cannot be gone on from ({error!r}); it {OTHER_VERSION}, or was changed") from error
-
-    def check_clients(self, roster: Roster) -> None:
-        """Say who is missing, and raise `ConfigError` if the dataset is divided in another way now."""
-        found = {client.num_partitions for client in roster.clients}
-        if self.partitions is not None and found != {self.partitions}:
-            parts = ", ".join(map(str, sorted(found)))
-            raise ConfigError(
-                f"resume-from: the clients' num-partitions is {parts}; the run that is to go on had {self.partitions}"
-            )
-        for name in by_name(roster.away):
-            log(WARNING, "client %s is not there; going on without it", name)
 
     def tell(self) -> None:
         """Log what may surprise."""

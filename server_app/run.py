@@ -18,6 +18,7 @@ from disue.errors import ConfigError, DiskError, DisueError
 from disue.files import disk_errors
 from disue.model_check import check_networks
 from disue.models import build_model, get_state
+from disue.naming import by_name
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
 from server_app.events import Events, check_tensorboard
@@ -31,7 +32,7 @@ from server_app.report import write_report
 from server_app.resume import Past, look_back
 from server_app.scoring import by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
-from server_app.tasks import check_own_data, check_summary, prepare_data
+from server_app.tasks import check_own_data, check_summary, prepare_data, unfit
 from server_app.warned import Warnings, collected
 from strategies.base import FederatedStrategy
 from strategies.caps import Caps
@@ -239,10 +240,18 @@ def _tell(config: RunConfig, directory: Path) -> None:
 
 def _gathered(config: RunConfig, grid: Grid, past: Past) -> Roster:
     """Return the clients that are to take part, those who took part before and are missing now included."""
-    roster = Roster(config.seed, config.round_timeout, partial(check_model, config), partial(check_summary, config))
+    roster = Roster(
+        config.seed,
+        config.round_timeout,
+        partial(check_model, config),
+        partial(check_summary, config),
+        partial(unfit, config),
+        past.partitions,
+    )
     past.restore({"roster": roster})
     roster.gather(grid, config.min_clients, config.join_timeout)
-    past.check_clients(roster)
+    for name in by_name(roster.away):
+        log(WARNING, "client %s is not there; going on without it", name)
     check_sizes(config, len(roster.known))
     check_main_model(config, (client.model for client in roster.known))
     return roster

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from disue.files import open_itself
+from disue.files import inside, open_inside
 from server_app.hold import is_held
 
 OVER = "the run is over"  # the last words of a ServerApp that did not fail
@@ -25,18 +25,22 @@ def ask_to_stop(directory: Path) -> bool:
     if not is_held(directory):
         return False
     with suppress(FileExistsError):  # the wish is known
-        os.close(open_itself(directory / STOP, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+        os.close(open_inside(directory, STOP, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     return True
 
 
 @contextmanager
 def stopping(directory: Path) -> Iterator[None]:
     """Forget earlier wishes that the run in a directory should end, and this one when it has."""
-    (directory / STOP).unlink(missing_ok=True)
+    _forget(directory)
     try:
         yield
     finally:
-        (directory / STOP).unlink(missing_ok=True)
+        _forget(directory)
+
+
+def _forget(directory: Path) -> None:
+    (inside(directory, STOP.parent.name) / STOP.name).unlink(missing_ok=True)
 
 
 def check_stop(directory: Path) -> None:

@@ -1,5 +1,6 @@
 """What the server knows of the run's data: a dataset that it divides, or what clients with their own agree on."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from logging import INFO, WARNING
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from disue.config import RunConfig
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
-from disue.errors import ConfigError, DataError, FederationError
+from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
 from strategies.caps import Caps, capped
@@ -89,6 +90,46 @@ def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | N
         require_known(summary.class_names, known)
 
 
+def unfit(config: RunConfig, clients: Sequence[Client], task: Task | None) -> dict[str, str]:
+    """Return who cannot take part beside the others, and why.
+
+    Parameters
+    ----------
+    config : RunConfig
+    clients : sequence of Client
+        They said hello, and each of them is right by itself.
+    task : Task or None
+        What clients with their own data agreed on; who does not go with it is refused when it says hello.
+    """
+    if config.dataset != OWN:
+        wrong = {number: _why_not_divided(config, number) for number in {client.num_partitions for client in clients}}
+        return {client.name: why for client in clients if (why := wrong[client.num_partitions])}
+    return {} if task or config.classes else _too_many_classes(clients)
+
+
+def _why_not_divided(config: RunConfig, number: int) -> str:
+    """Return why the dataset cannot be divided into so many parts; raise `DataError` if not into any number."""
+    if number < 1:
+        return f"num-partitions: got {number}; use at least 1"
+    try:
+        build_federation(config, number)
+    except DataError as error:
+        build_federation(config, 1)
+        return f"num-partitions: got {number}; {error}"
+    return ""
+
+
+def _too_many_classes(clients: Sequence[Client]) -> dict[str, str]:
+    """Return who names far more classes than the others, by which every model would grow."""
+    named = {client.name: float(len(client.summary.class_names)) for client in clients if client.summary}
+    return {
+        name: f"it has {named[name]:.0f} classes, beside the other clients' at most {most:.0f} are allowed; "
+        "name all of them with the run config key 'classes'"
+        for name, most in capped(named, MORE_CLASSES, usual=FEW_CLASSES).items()
+        if named[name] > most
+    }
+
+
 def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     """Return the run's data; from here on the roster tells clients with their own what they agree on, or agreed on.
 
@@ -96,8 +137,6 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     ------
     DataError
         If a dataset is missing or too small, or the clients have fewer than two classes.
-    FederationError
-        If too few clients are left without those that name far too many classes.
     """
     clients = roster.clients
     if config.dataset != OWN:
@@ -120,28 +159,8 @@ def _warn_of_classes(config: RunConfig, task: Task, clients: list[Client]) -> No
 
 
 def _agreed_task(config: RunConfig, roster: Roster) -> Task:
-    _refuse_too_many_classes(config, roster)
     clients = roster.clients
     told = {client.name: client.summary for client in clients if client.summary is not None}
     claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}
     counted = Caps(config.max_weight).examples(claimed)
     return agree([(counted[name], summary) for name, summary in told.items()], config.shape, config.class_names)
-
-
-def _refuse_too_many_classes(config: RunConfig, roster: Roster) -> None:
-    """Go on without clients that name far more classes than the others, by which every model would grow."""
-    if config.classes:
-        return  # who names another than these was refused
-    named = {client.name: float(len(client.summary.class_names)) for client in roster.clients if client.summary}
-    for name, most in capped(named, MORE_CLASSES, usual=FEW_CLASSES).items():
-        if named[name] > most:
-            roster.refuse(
-                name,
-                f"it has {named[name]:.0f} classes, beside the other clients' at most {most:.0f} are allowed; "
-                "name all of them with the run config key 'classes'",
-            )
-    if len(roster.clients) < config.min_clients:
-        raise FederationError(
-            f"min-clients: {len(roster.clients)} clients take part and {config.min_clients} are needed; "
-            "the others have too many classes"
-        )

@@ -11,8 +11,9 @@ from disue.privacy import FITS_UP_TO
 
 USUAL_LOSS = 1.0
 """Nats. A loss that is only reported counts at least up to `max-weight` times so much."""
-FIT_LIMIT = 2.0
-"""A loss on training data counts up to so many times the median of the others'."""
+
+BY_OTHERS = "bounded by the other clients'"
+BY_GUESSING = "twice that of guessing"
 
 
 def capped(values: Mapping[str, float], times: float, usual: float = 0.0) -> dict[str, float]:
@@ -46,10 +47,13 @@ class Caps:
     ----------
     max_weight : float (default: 0.0)
         A number of examples counts up to so many times the median of the others'; 0: as it is.
+    max_fit : float (default: 2.0)
+        A loss on training data counts up to so many times the median of the others'; 0: the others bound none.
     """
 
-    def __init__(self, max_weight: float = 0.0) -> None:
+    def __init__(self, max_weight: float = 0.0, max_fit: float = 2.0) -> None:
         self.max_weight = max_weight
+        self.max_fit = max_fit
         self._told: set[tuple[str, str]] = set()
 
     def examples(self, claimed: Mapping[str, float], what: str = "num-examples") -> dict[str, float]:
@@ -61,17 +65,34 @@ class Caps:
         return self._logged(what, said, capped(said, self.max_weight, usual=USUAL_LOSS))
 
     def fits(self, said: Mapping[str, float], guessing: float, what: str) -> dict[str, float]:
-        """Return losses of a cluster's clients, each up to twice the median of the others': one alone moves little.
+        """Return losses of a cluster's clients, each up to `max_fit` times the median of the others'.
 
         A loss up to half of that of ``guessing`` (nats) counts as it is, and none counts for more than twice that.
         """
         most = {name: min(loss, FITS_UP_TO * guessing) for name, loss in said.items()}
-        return self._logged(what, said, capped(most, FIT_LIMIT, usual=guessing / (2.0 * FIT_LIMIT)))
+        counted = capped(most, self.max_fit, guessing / (2.0 * self.max_fit) if self.max_fit else 0.0)
+        self._logged(what, {name: loss for name, loss in said.items() if counted[name] < most[name]}, counted)
+        return self._logged(what, said, counted, BY_GUESSING)
 
-    def _logged(self, what: str, said: Mapping[str, float], counted: dict[str, float]) -> dict[str, float]:
+    def plausible(self, said: Mapping[str, float], guessing: float, what: str) -> dict[str, float]:
+        """Return losses, none of which counts for more than twice that of ``guessing`` (nats)."""
+        counted = {name: min(loss, FITS_UP_TO * guessing) for name, loss in said.items()}
+        return self._logged(what, said, counted, BY_GUESSING)
+
+    def gaps(self, said: Mapping[str, float], what: str) -> dict[str, float]:
+        """Return how much better one model fits than another, each up to `max_fit` times the median of the others'.
+
+        So one client does not overrule others that agree.
+        """
+        sizes = {name: abs(gap) for name, gap in said.items()}
+        counted = self._logged(what, sizes, capped(sizes, self.max_fit))
+        return {name: math.copysign(size, said[name]) for name, size in counted.items()}
+
+    def _logged(
+        self, what: str, said: Mapping[str, float], counted: dict[str, float], why: str = BY_OTHERS
+    ) -> dict[str, float]:
         for name, number in said.items():
             if counted[name] < number and (what, name) not in self._told:
                 self._told.add((what, name))
-                line = "%s says %s of %.6g; it counts as %.6g, bounded by the other clients'"
-                log(WARNING, line, name, what, number, counted[name])
+                log(WARNING, "%s says %s of %.6g; it counts as %.6g, %s", name, what, number, counted[name], why)
         return counted

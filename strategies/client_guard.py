@@ -8,16 +8,13 @@ from flwr.app import Message
 from flwr.common.logger import log
 
 from disue.errors import WireError
+from disue.fields import wire_name
 from disue.models import State
 from disue.objective import LocalObjective
-from disue.privacy import FITS_UP_TO
 from disue.task import Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
-from strategies.caps import capped
+from strategies.caps import Caps
 from strategies.roster import Client
-
-GAP_LIMIT = 2.0
-"""How much better one model fits than the other counts, at one client, up to so many times the others' median."""
 
 Ask = Callable[[list[Message]], Iterable[Message]]
 
@@ -30,12 +27,13 @@ def fitted_better_by_average(
     averages: Mapping[str, State],
     objective: LocalObjective,
     task: Task | None,
+    caps: Caps,
 ) -> set[str]:
     """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
 
     Each client's label prior is put into the logits of both. A loss counts up to twice that of guessing, and the
-    difference of a client's two losses up to `GAP_LIMIT` times the median of the others' differences: one client cannot
-    overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none does the
+    difference of a client's two losses up to `Caps.max_fit` times the median of the others' differences: one client
+    cannot overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none does the
     average is not better.
 
     Parameters
@@ -48,6 +46,8 @@ def fitted_better_by_average(
     taught, averages : mapping of architecture to State
     objective : LocalObjective
     task : Task or None
+    caps : Caps
+        Bounds the losses, and logs once whose counts for less than it says.
     """
     asked = {client.node_id: client for client in clients if client.model in taught}
     record = Records()
@@ -57,22 +57,23 @@ def fitted_better_by_average(
         )
         for client in asked.values()
     ]
-    gaps: dict[str, dict[str, float]] = {model: {} for model in taught}
+    fits: dict[str, dict[str, CompareReply]] = {model: {} for model in taught}
     for reply in ask(messages) if messages else ():
         client = asked[reply.metadata.src_node_id]
         try:
             if reply.has_error():
                 raise WireError(error_reason(reply))
-            told = CompareReply.from_message(reply)
+            fits[client.model][client.name] = CompareReply.from_message(reply)
         except WireError as error:
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
-            continue
-        most = FITS_UP_TO * math.log(len(taught[client.model]["head.bias"]))
-        gaps[client.model][client.name] = min(told.student_fit, most) - min(told.average_fit, most)
-    return {model for model, own in gaps.items() if _sum_of(own) > 0.0}
 
+    def gap(model: str) -> float:
+        guessing = math.log(len(taught[model]["head.bias"]))
+        student, average = (
+            caps.plausible({name: getattr(told, what) for name, told in fits[model].items()}, guessing, wire_name(what))
+            for what in ("student_fit", "average_fit")
+        )
+        gaps = {name: student[name] - average[name] for name in student}
+        return math.fsum(caps.gaps(gaps, "student-fit less average-fit").values())
 
-def _sum_of(gaps: Mapping[str, float]) -> float:
-    """Return the sum, each as far as it counts beside the others."""
-    sizes = capped({name: abs(gap) for name, gap in gaps.items()}, GAP_LIMIT)
-    return math.fsum(math.copysign(size, gaps[name]) for name, size in sizes.items())
+    return {model for model in taught if gap(model) > 0.0}

@@ -16,12 +16,20 @@ from strategies.roster import Client, Roster
 class Descriptions(Mapping[str, Tensor]):
     """Client -> what it said of its data; all of one shape.
 
+    That is known from the task and the model. Where it cannot be, as of a signature that says nothing of its shape, it
+    is the one that most clients send.
+
     Parameters
     ----------
     roster : Roster
         The clients that are connected.
     tell_problem : callable
         Called with what went wrong with a client.
+
+    Attributes
+    ----------
+    shape : tuple of int or None
+        None: it cannot be known.
     """
 
     stateful: ClassVar[tuple[str, ...]] = ("_known", "_asked")
@@ -29,6 +37,7 @@ class Descriptions(Mapping[str, Tensor]):
     def __init__(self, roster: Roster, tell_problem: Callable[[str], None]) -> None:
         self.roster = roster
         self.tell_problem = tell_problem
+        self.shape: tuple[int, ...] | None = None
         self._known: dict[str, Tensor] = {}
         self._asked: set[str] = set()
 
@@ -52,7 +61,7 @@ class Descriptions(Mapping[str, Tensor]):
         return [DescribeRequest(description, self.roster.task).to_message(client.node_id) for client in asked]
 
     def take_in(self, replies: Iterable[Message]) -> None:
-        """Keep what was said; a description of another shape than most clients' is refused."""
+        """Keep what was said; a description of another shape is refused."""
         fresh: dict[str, Tensor] = {}
         for reply in replies:
             name = self.roster.name_of(reply.metadata.src_node_id)
@@ -62,12 +71,13 @@ class Descriptions(Mapping[str, Tensor]):
                 fresh[name] = DescribeReply.from_message(reply).signature
             except WireError as error:
                 self.tell_problem(f"{name} could not describe its data: {error}")
-        shapes = Counter(tuple(tensor.shape) for tensor in (self._known | fresh).values())
+        expected, why = self.shape, ""
+        if expected is None and fresh:
+            shapes = Counter(tuple(tensor.shape) for tensor in (self._known | fresh).values())
+            expected, why = shapes.most_common(1)[0][0], " like the other clients'"
         for name in by_name(fresh):
-            shape, usual = tuple(fresh[name].shape), shapes.most_common(1)[0][0]
-            if shape == usual:
+            shape = tuple(fresh[name].shape)
+            if shape == expected:
                 self._known[name] = fresh[name]
             else:
-                self.tell_problem(
-                    f"{name}: description rejected: it is {shape}; expected {usual} like the other clients'"
-                )
+                self.tell_problem(f"{name}: description rejected: it is {shape}; expected {expected}{why}")

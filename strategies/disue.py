@@ -375,6 +375,7 @@ class DisUE(FederatedStrategy):
                 self.averages,
                 self.objective,
                 self.roster.task,
+                self.limits.caps,
             )
         for model in sorted(kept):
             what = "round %s: the average of %s is kept, it fits the clients' data better than the student does"

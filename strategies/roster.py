@@ -2,9 +2,10 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
+from statistics import mode
 from typing import ClassVar
 
 from flwr.app import Message
@@ -15,7 +16,7 @@ from disue.errors import ConfigError, DataError, DisueError, FederationError, Wi
 from disue.models import MODELS
 from disue.naming import by_name
 from disue.seeding import numpy_rng
-from disue.task import DataSummary, Task
+from disue.task import DataSummary, Task, quoted
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.exchange import collect, is_no_answer, send
 from strategies.keys import node_keys
@@ -48,6 +49,9 @@ class Roster:
     not answer, whatever it was asked, is left out until it says hello again. The name of a client whose node has a key
     belongs to that key for the rest of the run, and when the run goes on after a break.
 
+    The dataset is divided by one number for all. At the start it is the one that most clients say, and later another
+    one if more newcomers say that than clients take or took part. A run that goes on keeps its own.
+
     Parameters
     ----------
     seed : int
@@ -58,6 +62,10 @@ class Roster:
         Raises `ConfigError` for an architecture that a client may not have.
     check_summary : callable
         Raises `DataError` where what a client says of data of its own, if it has any, does not go with the task.
+    unfit : callable
+        From clients, beside each other, and the task, to who cannot take part and why.
+    partitions : int, optional
+        Of a run that goes on: into how many parts its dataset is divided.
 
     Attributes
     ----------
@@ -79,11 +87,14 @@ class Roster:
         timeout: float = 600.0,
         check_model: Callable[[str], object] = MODELS.__getitem__,
         check_summary: Callable[[DataSummary | None, Task | None], object] = lambda summary, task: None,
+        unfit: Callable[[Sequence[Client], Task | None], Mapping[str, str]] = lambda clients, task: {},
+        partitions: int | None = None,
     ) -> None:
         self.seed = seed
         self.timeout = timeout
         self.check_model = check_model
         self.check_summary = check_summary
+        self.unfit = unfit
         self.models: dict[str, str] = {}
         self.task: Task | None = None
         self.away: dict[str, Client] = {}
@@ -93,7 +104,10 @@ class Roster:
         self._asked: dict[int, float] = {}
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
-        self._partitions: int | None = None
+        self._partitions = partitions
+        self._is_settled = partitions is not None
+        self._outvoted: dict[int, Client] = {}
+        self._dropped: dict[str, Client] = {}
         self._said: dict[int, str] = {}
         self._keys: dict[int, str] = {}
 
@@ -105,26 +119,29 @@ class Roster:
     @property
     def known(self) -> list[Client]:
         """All clients that take or took part, sorted by name; when it is set, all are left out until they say hello."""
-        everyone = self.away | self._clients
+        everyone = self._dropped | self.away | self._clients
         return [everyone[name] for name in by_name(everyone)]
 
     @known.setter
     def known(self, clients: Iterable[Client]) -> None:
-        self.away = {client.name: client for client in clients}
-        self._names = {client.node_id: client.name for client in self.away.values()}
-        self.models = {client.name: client.model for client in self.away.values()}
+        everyone = {client.name: client for client in clients}
+        self._partitions, self._is_settled = mode(client.num_partitions for client in everyone.values()), True
+        self.away = {name: one for name, one in everyone.items() if one.num_partitions == self._partitions}
+        self._dropped = {name: one for name, one in everyone.items() if name not in self.away}
+        self._names = {client.node_id: client.name for client in everyone.values()}
+        self.models = {client.name: client.model for client in everyone.values()}
 
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
         return self._names.get(node_id, f"node {node_id}")
 
     def gather(self, grid: Grid, min_clients: int, join_timeout: float) -> None:
-        """Wait for enough nodes, for enough of them to say who they are, and for all that took part before.
+        """Wait for enough nodes, for enough of them that can take part, and for all that took part before.
 
         Raises
         ------
         FederationError
-            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer say hello, or as many
+            If fewer than ``min_clients`` nodes join within ``join_timeout`` seconds, or fewer can take part, or as many
             say one number of partitions as another.
         """
         deadline = time.monotonic() + join_timeout
@@ -139,11 +156,18 @@ class Roster:
         while (self._agreeing() < min_clients or self.away) and time.monotonic() < deadline:
             time.sleep(JOIN_POLL_SECONDS)
             problems = self.refresh(grid) or problems
-        problems += self._settle_partitions()
+        problems += self._settle()
         if len(self._clients) < min_clients:
             raise FederationError(
                 f"min-clients: {len(self._clients)} clients answered and {min_clients} are needed"
                 + (f"; the first problem was: {problems[0]}" if problems else "")
+            )
+        unbound = [client.name for client in self.clients if not client.key]
+        if 0 < len(unbound) < len(self._clients):
+            log(
+                WARNING,
+                "no key binds these names; any node can say one whose client is away: %s",
+                quoted(unbound),
             )
 
     def refresh(self, grid: Grid) -> list[DisueError]:
@@ -158,6 +182,7 @@ class Roster:
         self._asked = {node: when for node, when in self._asked.items() if node in present}
         self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
         self._refusals = {node: reason for node, reason in self._refusals.items() if node in present}
+        self._outvoted = {node: client for node, client in self._outvoted.items() if node in present}
         now = time.monotonic()
         pending = {node for node in self._unanswered.values() if now - self._asked[node] < self.timeout}
         strangers = present - {c.node_id for c in self._clients.values()} - pending
@@ -171,6 +196,8 @@ class Roster:
         for node_id in sorted(asked):
             if not is_no_answer(asked[node_id]):
                 problems += self._take_in(asked[node_id], node_id)
+        if not self._is_settled:
+            self._vote_again()
         if asked:
             bound = sum(bool(client.key) for client in self._clients.values())
             what = f"; the names of {bound} belong to their nodes' keys" if bound else ""
@@ -186,34 +213,58 @@ class Roster:
             self.away[client.name] = self._clients.pop(client.name)
             log(WARNING, "client %s %s; going on without it", client.name, reason)
 
-    def refuse(self, name: str, reason: str) -> DataError:
+    def _refuse(self, client: Client, reason: str) -> DataError:
         """Go on without a client that said hello; it is asked again in later rounds."""
-        client = self._clients.pop(name)
-        error = DataError(f"{name}: {reason}")
+        del self._clients[client.name]
+        error = DataError(f"{client.name}: {reason}")
         self._refusals[client.node_id] = str(error)
         log(WARNING, "node %s cannot take part: %s", client.node_id, error)
         return error
 
     def _agreeing(self) -> int:
-        """Return how many of the clients say the same number of partitions as most do; in a tie nobody agrees."""
-        told = Counter(client.num_partitions for client in self.clients).most_common(2)
+        """Return how many clients can take part and say the same number of partitions as most; none in a tie."""
+        unfit = self.unfit(self.clients, self.task)
+        fit = [client.num_partitions for client in self.clients if client.name not in unfit]
+        told = Counter(fit).most_common(2)
         tie = len(told) > 1 and told[0][1] == told[1][1]
         return told[0][1] if told and not tie else 0
 
-    def _settle_partitions(self) -> list[DataError]:
-        """Take the number of partitions that most clients say, from now on too, and refuse who says another."""
+    def _settle(self) -> list[DataError]:
+        """Refuse who cannot take part beside the others, and who says another number of partitions than most."""
+        refused = [self._refuse(self._clients[name], why) for name, why in self.unfit(self.clients, self.task).items()]
         told = Counter(client.num_partitions for client in self.clients).most_common(2)
         if len(told) > 1 and told[0][1] == told[1][1]:
             raise FederationError(
                 f"num-partitions: the clients disagree on it ({sorted(number for number, _ in told)}); "
                 "give all nodes the same"
             )
-        self._partitions = told[0][0] if told else None
-        return [
-            self.refuse(client.name, self._other_partitions(client.num_partitions))
-            for client in self.clients
-            if client.num_partitions != self._partitions
-        ]
+        if told:
+            self._partitions = told[0][0]
+        return refused + self._refuse_outvoted()
+
+    def _refuse_outvoted(self) -> list[DataError]:
+        outvoted = [client for client in self.clients if client.num_partitions != self._partitions]
+        self._outvoted |= {client.node_id: client for client in outvoted}
+        return [self._refuse(client, self._other_partitions(client.num_partitions)) for client in outvoted]
+
+    def _vote_again(self) -> None:
+        """Take another number of partitions if more clients are refused that say it than take or took part."""
+        rivals = {client.name: client for client in self._outvoted.values()}
+        unfit = self.unfit(list(rivals.values()), self.task) if rivals else {}
+        told = Counter(client.num_partitions for client in rivals.values() if client.name not in unfit)
+        number, votes = max(told.items(), key=lambda item: item[1], default=(0, 0))
+        everyone = self.away | self._clients
+        if votes <= len(everyone):
+            return
+        what = "num-partitions: %s clients say %s, and %s took part that say %s; going on with those that say %s"
+        log(WARNING, what, votes, number, len(everyone), self._partitions, number)
+        self._partitions = number
+        self._dropped |= everyone
+        self.away = {}
+        self._refuse_outvoted()
+        for client in rivals.values():
+            if client.num_partitions == number and client.name not in unfit:
+                self._enter(client)
 
     def _other_partitions(self, number: int) -> str:
         return f"num-partitions: got {number}; the other clients have {self._partitions}, give all nodes the same"
@@ -225,24 +276,31 @@ class Roster:
             self._require_own_name(client)
             if self._said.setdefault(node_id, client.name) != client.name:
                 raise WireError(f"it says that it is '{client.name}', and was '{self._said[node_id]}' before")
+            if self._partitions is not None and client.num_partitions != self._partitions:
+                self._outvoted[node_id] = client
+                raise DataError(f"{client.name}: {self._other_partitions(client.num_partitions)}")
         except (WireError, DataError, FederationError) as error:
             if self._refusals.get(node_id) != str(error):
                 self._refusals[node_id] = str(error)
                 log(WARNING, "node %s cannot take part: %s", node_id, error)
             return [error]
-        self._refusals.pop(node_id, None)
-        if before := self.away.pop(client.name, None):
+        self._enter(client)
+        return []
+
+    def _enter(self, client: Client) -> None:
+        self._refusals.pop(client.node_id, None)
+        self._outvoted.pop(client.node_id, None)
+        if before := self.away.pop(client.name, None) or self._dropped.pop(client.name, None):
             self.returned.append(client.name)
             if self._names.get(before.node_id) == client.name:  # another may be on that node by now
                 del self._names[before.node_id]
         self._names[client.node_id] = client.name
         self._clients[client.name] = client
         self.models[client.name] = client.model
-        return []
 
     def _require_own_name(self, client: Client) -> None:
         """Raise `WireError` if a client that took part before has the name, and its node had another key."""
-        before = self.away.get(client.name)
+        before = (self._dropped | self.away).get(client.name)
         if before is not None and before.key not in ("", client.key):
             has = f"has the key {client.key[:16]}" if client.key else "was registered without a key"
             raise WireError(
@@ -260,8 +318,6 @@ class Roster:
             self.check_model(hello.model)
         except ConfigError as error:
             raise FederationError(f"{hello.name}: {error}") from None
-        if self._partitions is not None and hello.num_partitions != self._partitions:
-            raise DataError(f"{hello.name}: {self._other_partitions(hello.num_partitions)}")
         try:
             self.check_summary(hello.summary, self.task)
         except DataError as error:

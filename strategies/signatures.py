@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from disue.comparing import FROM_UPDATE
+from disue.comparing import FROM_UPDATE, SUBSPACE_DIMENSIONS
 from disue.naming import by_name
 from disue.registry import Registry
 from strategies.updates import ClientUpdate
@@ -69,10 +69,13 @@ class SignatureKind:
         From a client's update to its vector. None: the client describes its data itself, once, before it trains.
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
+    shape : callable or None
+        From the numbers of classes, features and inputs to the shape of a description; None: it cannot be known.
     """
 
     from_update: Callable[[ClientUpdate], Tensor] | None = None
     gram: Gram = cosines
+    shape: Callable[[int, int, int], tuple[int, int]] | None = None
 
 
 SIGNATURES: Registry[SignatureKind] = Registry("signature")
@@ -80,8 +83,10 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
-SIGNATURES.register("initial-prototypes")(SignatureKind())
-SIGNATURES.register("subspace")(SignatureKind(gram=subspace_affinity))
+SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda classes, features, inputs: (classes, features)))
+SIGNATURES.register("subspace")(
+    SignatureKind(gram=subspace_affinity, shape=lambda classes, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
+)
 
 
 def of_sketches(kind: SignatureKind) -> SignatureKind:

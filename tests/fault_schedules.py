@@ -172,7 +172,9 @@ class FaultyGrid(InlineGrid):
         @app.query("describe")
         def describe(message: Message, context: Context) -> Message:
             number = int(client_name(context.node_config).removeprefix("client-"))
-            return DescribeReply(torch.eye(2)[[number % 2]]).to_message(message)
+            signature = torch.zeros(10, 64)
+            signature[0, number % 2] = 1.0
+            return DescribeReply(signature).to_message(message)
 
         @app.train()
         def train(message: Message, context: Context) -> Message:

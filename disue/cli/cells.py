@@ -20,7 +20,7 @@ from typing import Any
 
 from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
-from disue.files import json_numbers, read_text, run_settings, run_summary, whole
+from disue.files import inside, json_numbers, read_text, run_settings, run_summary, whole
 from disue.source import source_hash
 
 Summary = dict[str, Any]
@@ -178,6 +178,7 @@ def _run_cell(cell: Cell) -> Summary | DisueError:
         return ConfigError(in_use(cell.directory, "--output"))
     wall, cpu = time.perf_counter(), time.process_time()
     try:
+        inside(cell.directory.parent, cell.directory.name)
         shutil.rmtree(cell.directory, ignore_errors=True)
         summary = run_inline(cell.config.model_copy(update={"output_dir": str(cell.directory)}), cell.clients)
         record = {

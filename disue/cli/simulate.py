@@ -17,6 +17,7 @@ from disue.cli.views import is_live, number, told_through, view_of
 from disue.cli.watching import followed
 from disue.config import RunConfig
 from disue.errors import ConfigError
+from disue.files import inside
 
 if TYPE_CHECKING:
     from server_app.report.reading import RunRecord
@@ -111,6 +112,7 @@ def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[tupl
             if begun:
                 _partitions(other, clients)
             preflight(other, clients)
+            inside(Path(config.output_dir), f"{BASELINES}/{method}")
             pending.append((other, look_back(other).rounds if begun else 0))
         except RunCompleted:
             continue

@@ -15,7 +15,7 @@ from disue.wire.reading import make_config, read_config, read_fields, read_objec
 
 GUARDS = (
     "part of the sum by which the student or the average is kept; counts up to 2 ln C, C the number of classes, and "
-    "the difference of a client's two up to twice the median of the others'"
+    "the difference of a client's two up to `max-fit` times the median of the others'"
 )
 
 

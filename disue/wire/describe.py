@@ -54,7 +54,7 @@ class DescribeReply:
             record="signature",
             key="description",
             high=LARGEST_FEATURE,
-            shape="a matrix of the shape that most clients send",
+            shape="a matrix of (classes, features); `subspace`: (inputs, 3); `privacy=secure`: (1, `sketch-size`)",
         ),
     ]
 

@@ -17,8 +17,8 @@ from disue.wire.reading import make_config, read_config, read_fields, read_objec
 
 OWN_ROW = "reported for this client, and one of all clients' in means that count every client once"
 FITS = (
-    "part of the sum from which its cluster's blend is learnt; counts up to twice the median of the cluster's others, "
-    "or half of ln C where that is more, and never for more than 2 ln C, C the number of classes"
+    "part of the sum from which its cluster's blend is learnt; counts up to `max-fit` times the median of the "
+    "cluster's others, or half of ln C where that is more, and never for more than 2 ln C, C the number of classes"
 )
 
 

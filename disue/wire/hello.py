@@ -64,7 +64,12 @@ class HelloReply:
         Whole("reported in `ari` and `nmi`; `method=oracle` believes it, which is for simulations", low=-1, high=10**6),
     ]
     num_partitions: Annotated[
-        int, Whole("a client that says another number than most others is refused", high=MOST_PARTITIONS)
+        int,
+        Whole(
+            "a client that says another number than most do at the start is refused, until more newcomers say that "
+            "than clients take or took part; a run that goes on keeps its number",
+            high=MOST_PARTITIONS,
+        ),
     ]
     model: Annotated[
         str, Text("the architecture that it is sent; one that the run does not know is refused", record="config")

@@ -29,6 +29,16 @@ def test_a_baseline_is_the_run_of_its_method_with_the_same_clients_and_seed(
     assert row in (directory / "MODEL_CARD.md").read_text()
 
 
+def test_baselines_that_would_be_written_elsewhere_are_refused(
+    tmp_path: Path, spoilt: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (spoilt / "baselines").symlink_to(tmp_path / "elsewhere")
+    said = refused("simulate", "--engine", "inline", "--resume", str(spoilt), "--baseline", "fedavg")
+    assert "baselines/fedavg' leads out of the run directory" in said
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_baseline_of_fewer_rounds_is_not_compared_with_and_goes_on_with_its_run(
     tmp_path: Path, said: Callable[..., tuple[str, str]], refused: Callable[..., str]
 ) -> None:

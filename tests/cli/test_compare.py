@@ -306,6 +306,15 @@ def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     assert (tmp_path / "precious").read_text() == "mine"
 
 
+def test_a_cell_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out" / "cells").mkdir(parents=True)
+    cell = Cell("digits", "label-groups", "fedavg", RunConfig.from_flower(FAST), 2, tmp_path / "out")
+    cell.directory.symlink_to(tmp_path / "elsewhere")
+    assert "leads out of the run directory" in str(cells._run_cell(cell))
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
 def test_a_cell_that_was_stopped_or_is_held_is_not_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = RunConfig.from_flower(FAST | {"method": "fedavg", "train-examples": 20, "test-examples": 10})
     cell = Cell("digits", "label-groups", "fedavg", config, 2, tmp_path)

@@ -21,7 +21,7 @@ from server_app.resume import read_settings, resumed_config
 
 NUMBERS = {str(field.alias): field for field in RunConfig.model_fields.values() if field.annotation in (int, float)}
 
-GAPS = {"prox-mu": (-1.0, 0.0), "max-norm": (0.0, 1.0), "max-weight": (0.0, 1.0), "prototype-limit": (0.0, 1.0)}
+GAPS = {"prox-mu": (-1.0, 0.0)} | dict.fromkeys(("max-norm", "max-weight", "max-fit", "prototype-limit"), (0.0, 1.0))
 """Between bounds, and yet not allowed."""
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 from flwr.app import Context, Message
@@ -9,22 +10,22 @@ from flwr.clientapp import ClientApp
 from tests_support import ChangingGrid
 
 from disue.config import RunConfig
-from disue.errors import FederationError
+from disue.errors import DataError, FederationError
 from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply
 from server_app.scoring import by_clients
-from server_app.tasks import prepare_data
+from server_app.tasks import prepare_data, unfit
 from strategies.caps import Caps
-from strategies.roster import Roster
+from strategies.roster import Client, Roster
 
 HONEST = DataSummary(("cat", "dog"), (0.4,), (0.3,))
 
 
 @pytest.fixture
 def gathered() -> Callable[..., Roster]:
-    """Return the clients that said hello: ``gathered(a=(examples, summary), ...)``."""
+    """Return the clients that said hello: ``gathered(config, a=(examples, summary), ...)``."""
 
-    def gather(**told: tuple[int, DataSummary]) -> Roster:
+    def gather(settings: RunConfig | None = None, **told: tuple[int, DataSummary]) -> Roster:
         app = ClientApp()
 
         @app.query()
@@ -32,8 +33,9 @@ def gathered() -> Callable[..., Roster]:
             name = str(context.node_config["name"])
             return HelloReply(name, told[name][0], -1, 0, "mlp", told[name][1]).to_message(message)
 
-        roster = Roster(0)
-        roster.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), 2, 0.2)
+        settings = settings or config()
+        roster = Roster(0, unfit=partial(unfit, settings))
+        roster.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), settings.min_clients, 0.2)
         return roster
 
     return gather
@@ -70,10 +72,22 @@ def test_a_client_with_far_more_classes_than_the_others_is_refused(gathered, mes
     assert prepare_data(config(), roster).task.class_names == ("cat", "dog")
     assert any("c: it has 101 classes, beside the other clients' at most 100 are allowed" in said for said in messages)
     every = ",".join([*HONEST.class_names, *many.class_names])
-    named = prepare_data(config(classes=every), gathered(a=(1, HONEST), b=(1, many)))
-    assert len(named.task.class_names) == 103
-    with pytest.raises(FederationError, match="min-clients: 2 clients take part and 3 are needed; .* too many classes"):
-        prepare_data(config(**{"min-clients": 3}), gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many)))
+    named = config(classes=every)
+    assert len(prepare_data(named, gathered(named, a=(1, HONEST), b=(1, many))).task.class_names) == 103
+    with pytest.raises(FederationError, match="min-clients: 2 clients answered and 3 are needed; .* 101 classes"):
+        gathered(config(**{"min-clients": 3}), a=(100, HONEST), b=(120, HONEST), c=(100, many))
+
+
+def test_a_number_of_partitions_into_which_the_dataset_cannot_be_divided_costs_that_client_alone() -> None:
+    told = {"a": 4, "b": 0, "c": 10**7, "d": 700}
+    clients = [Client(name, i, 5, 0, number, "mlp") for i, (name, number) in enumerate(told.items())]
+    digits = RunConfig.from_flower({"proxy-size": 600})
+    refused = unfit(digits, clients, None)
+    assert refused.keys() == {"b", "c", "d"}
+    assert refused["b"] == "num-partitions: got 0; use at least 1"
+    assert "num-partitions: got 10000000; digits has" in refused["c"]
+    with pytest.raises(DataError, match="^proxy-size: got 1000000;"):  # which is nobody's fault but the config's
+        unfit(RunConfig.from_flower({"proxy-size": 10**6}), clients, None)
 
 
 def reply(accuracy: float, examples: int, loss: float | None) -> EvaluateReply:

@@ -250,6 +250,33 @@ def test_a_folder_of_locks_that_leads_elsewhere_is_refused(tmp_path: Path) -> No
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+def test_nobody_asks_or_stops_through_a_folder_that_leads_elsewhere(tmp_path: Path) -> None:
+    """Where somebody holds another run, by which it would be stopped."""
+    (tmp_path / "run").mkdir()
+    with exclusive(tmp_path / "another"):
+        (tmp_path / "run" / "checkpoint").symlink_to(tmp_path / "another" / "checkpoint")
+        before = everything_in(tmp_path / "another")
+        assert is_held(tmp_path / "run") is None
+        assert not ask_to_stop(tmp_path / "run")
+        assert everything_in(tmp_path / "another") == before
+
+
+def test_a_folder_that_leads_elsewhere_while_a_run_goes_on_ends_it(tmp_path: Path) -> None:
+    directory, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("round-000001-mine.safetensors", STOP.name):
+        (elsewhere / name).write_text("mine")
+    before = everything_in(elsewhere)
+
+    def swap(row: dict[str, Any]) -> None:
+        (directory / "checkpoint").rename(tmp_path / "was")
+        (directory / "checkpoint").symlink_to(elsewhere)
+
+    with pytest.raises(DataError, match="checkpoint' leads out of the run directory"):
+        run_inline(config_for(directory), CLIENTS, swap)
+    assert everything_in(elsewhere) == before
+
+
 @pytest.mark.parametrize("put", IN_PLACES)
 def test_a_wish_to_stop_is_not_written_elsewhere(tmp_path: Path, put: Callable[[Path], None]) -> None:
     directory = tmp_path / "runs" / "run"

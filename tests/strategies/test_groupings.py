@@ -123,6 +123,14 @@ def test_one_client_with_another_shape_does_not_decide_for_all() -> None:
     assert federation.strategy.outcome.clients_ok == 3
 
 
+def test_where_the_shape_is_known_most_clients_do_not_decide_it(messages: list[str]) -> None:
+    federation = Federation({"a": EAST} | dict.fromkeys("bcd", torch.ones(1, 3)))
+    federation.strategy.descriptions.shape = 1, 2
+    federation.run_round()
+    assert federation.strategy.clusters.keys() == {"a"}
+    assert any("b: description rejected: it is (1, 3); expected (1, 2)" in line for line in messages)
+
+
 @pytest.mark.parametrize(
     "odd", [None, torch.ones(1, 3), torch.full((1, 2), float("nan"))], ids=["raises", "shape", "nan"]
 )

@@ -84,6 +84,30 @@ def test_the_same_key_gets_its_name_back_under_whichever_node_id() -> None:
     assert made.returned == ["a"]
 
 
+def test_a_name_that_no_key_binds_belongs_to_the_key_of_the_node_that_takes_it() -> None:
+    """As DEPLOY.md says."""
+    nodes = grid(keys=[A])
+    made = gathered(nodes)
+    replaced(nodes, 1001, None)
+    assert made.refresh(nodes) == []
+    replaced(nodes, node_of(made, "b") or 0, NEW)
+    assert made.refresh(nodes) == []
+    replaced(nodes, node_of(made, "b") or 0, None)
+    (problem,) = made.refresh(nodes)
+    assert "the name 'b' belongs in this run to the node with the key" in str(problem)
+
+
+@pytest.mark.parametrize(("keys", "unbound"), [([A, B], []), ([A], ["'b'"]), ([], [])])
+def test_names_that_no_key_binds_are_logged_once_where_others_have_keys(
+    keys: list[bytes], unbound: list[str], messages: list[str]
+) -> None:
+    nodes = grid(keys)
+    made = gathered(nodes)
+    made.refresh(nodes)
+    said = [line.rpartition(": ")[2] for line in messages if line.startswith("no key binds these names; ")]
+    assert said == unbound
+
+
 def test_a_stranger_that_was_refused_does_not_keep_the_owner_out() -> None:
     nodes = grid()
     made = gathered(nodes)

@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests_support import ChangingGrid, answering_app, honest, shifted
 
+from disue.config import RunConfig
+from disue.data import build_federation
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
+from server_app.methods import make_strategy
 from strategies.caps import Caps, capped
 from strategies.clustered import ClusteredStrategy
 from strategies.fedavg import FedAvg
@@ -137,6 +140,26 @@ def test_one_of_a_clusters_fits_moves_their_sum_by_two_of_the_others(lie: float)
     lying = fits | {"d": lie}
     assert abs(sum(Caps().fits(lying, guessing, "fit").values()) - sum(fits.values())) <= 2 * 1.1
     assert Caps().fits({"d": lie}, guessing, "fit") == {"d": min(lie, 2 * guessing)}
+
+
+def test_who_fits_much_worse_than_the_others_can_be_let_count(messages: list[str]) -> None:
+    fits, guessing = {"a": 0.9, "b": 1.1, "c": 1.3, "d": 4.0, "e": 9.0}, math.log(10)
+    for _ in range(2):
+        assert Caps(max_fit=0.0).fits(fits, guessing, "fit") == fits | {"e": 2 * guessing}
+        assert Caps(max_fit=5.0).fits(fits, guessing, "fit") == fits | {"e": 2 * guessing}
+    messages.clear()
+    caps = Caps(max_fit=2.0)
+    for _ in range(2):
+        assert caps.fits(fits, guessing, "fit") == fits | {"d": pytest.approx(2.4), "e": pytest.approx(2.4)}
+    said = "{} says fit of {}; it counts as 2.4, bounded by the other clients'"
+    assert messages == [said.format("d", 4), said.format("e", 9)]
+
+
+@pytest.mark.parametrize("privacy", ["plain", "secure"])
+def test_the_caps_of_a_run_are_its_settings(privacy: str) -> None:
+    config = RunConfig.from_flower({"privacy": privacy, "max-weight": 3.0, "max-fit": 7.0})
+    caps = make_strategy(config, Roster(0), build_federation(config, 4), torch.device("cpu")).limits.caps
+    assert (caps.max_weight, caps.max_fit) == (3.0 * (privacy == "plain"), 7.0)
 
 
 def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_proportion(  # type: ignore[no-untyped-def]

@@ -1,4 +1,5 @@
 import time
+from collections.abc import Sequence
 
 import pytest
 from flwr.app import Error, Message
@@ -8,7 +9,7 @@ from tests_support import ChangingGrid, answering_app
 from disue.cli.inline import InlineGrid
 from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
-from strategies.roster import Roster
+from strategies.roster import Client, Roster
 
 
 def grid(names: list[str]) -> ChangingGrid:
@@ -192,6 +193,90 @@ def test_who_is_refused_for_its_partitions_is_not_counted_among_those_that_are_w
     nodes.get_node_ids = joining  # type: ignore[method-assign]
     made.gather(nodes, 2, 5.0)
     assert [client.name for client in made.clients] == ["a", "c"]
+
+
+def test_clients_that_cannot_take_part_beside_the_others_are_not_counted_among_those_that_are_waited_for(
+    messages: list[str],
+) -> None:
+    def unfit(clients: Sequence[Client], task: object) -> dict[str, str]:
+        return {client.name: "it is odd" for client in clients if client.name == "odd"}
+
+    nodes, tries = grid(["a", "odd"]), list[int]()
+
+    def later() -> list[int]:
+        tries.append(1)
+        if len(tries) == 4:
+            nodes.add_node({"name": "b"})
+        return ChangingGrid.get_node_ids(nodes)
+
+    nodes.get_node_ids = later  # type: ignore[method-assign]
+    made = Roster(0, unfit=unfit)
+    made.gather(nodes, 2, 5.0)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert len([line for line in messages if "cannot take part: odd: it is odd" in line]) == 1
+    with pytest.raises(FederationError, match="1 clients answered and 2 are needed; the first .* was: odd: it is odd"):
+        Roster(0, unfit=unfit).gather(grid(["a", "odd"]), 2, 0.3)
+
+
+def test_who_joins_alone_does_not_decide_the_number_of_partitions_for_good(messages: list[str]) -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "liar", "partitions": 9}])
+    made = Roster(0)
+    made.gather(nodes, 1, 1.0)
+    nodes.add_node({"name": "a", "partitions": 4})
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["liar"]  # one says this and one that
+    nodes.add_node({"name": "b", "partitions": 4})
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert (made.away, made.returned) == ({}, [])
+    assert "num-partitions: 2 clients say 4, and 1 took part that say 9; going on with those that say 4" in messages
+    assert any("cannot take part: liar: num-partitions: got 9; the other clients have 4" in line for line in messages)
+    nodes.add_node({"name": "another liar", "partitions": 9})
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "b"]
+    assert made.models.keys() == {"liar", "a", "b"}  # its models are there
+    later = Roster(0)  # of a checkpoint
+    later.known = made.known
+    assert later.models == made.models
+    later.gather(nodes, 1, 5.0)
+    assert [client.name for client in later.clients] == ["a", "b"]
+    assert later.away == {}
+    assert [client.name for client in later.known] == ["a", "b", "liar"]
+
+
+def test_who_is_outvoted_and_comes_back_is_who_it_was() -> None:
+    nodes = ChangingGrid(answering_app(), {}, [{"name": "a", "partitions": 4}])
+    made = Roster(0)
+    made.gather(nodes, 1, 1.0)
+    others = [nodes.add_node({"name": name, "partitions": 9}) for name in "bc"]
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["b", "c"]
+    for name in "de":
+        nodes.add_node({"name": name, "partitions": 4})
+    for node in others:
+        nodes.forget(node)  # who is away has not changed its mind
+    made.refresh(nodes)
+    assert [client.name for client in made.clients] == ["a", "d", "e"]
+    assert made.returned == ["a"]
+
+
+@pytest.mark.parametrize("from_checkpoint", [True, False])
+def test_a_run_that_goes_on_keeps_its_number_of_partitions(messages: list[str], from_checkpoint: bool) -> None:
+    before = ChangingGrid(answering_app(), {}, [{"name": name, "partitions": 4} for name in "ab"])
+    made = Roster(0)
+    made.gather(before, 2, 1.0)
+    later = Roster(0, partitions=None if from_checkpoint else 4)
+    if from_checkpoint:
+        later.known = made.known
+    nodes = ChangingGrid(answering_app(), {}, [{"name": name, "partitions": 9} for name in "bcdef"])
+    nodes.add_node({"name": "a", "partitions": 4})
+    later.gather(nodes, 1, 0.3)
+    later.refresh(nodes)
+    assert [client.name for client in later.clients] == ["a"]
+    refused = [line for line in messages if "num-partitions: got 9; the other clients have 4" in line]
+    assert len(refused) == 5
+    with pytest.raises(FederationError, match="1 clients answered and 2 are needed; .* num-partitions: got 9"):
+        Roster(0, partitions=4).gather(nodes, 2, 0.3)
 
 
 def test_a_node_has_one_name(messages: list[str]) -> None:

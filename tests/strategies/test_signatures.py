@@ -6,7 +6,12 @@ import torch
 from scipy.linalg import subspace_angles
 
 from client_app.signature import DESCRIPTIONS
+from disue.config import RunConfig
+from disue.data import Examples, build_federation
+from disue.models import build_model
 from disue.signature import Signature
+from server_app.methods import make_strategy
+from strategies.roster import Roster
 from strategies.signatures import SIGNATURES, SignatureBook, SignatureKind, cosines, embed
 from strategies.updates import ClientUpdate
 
@@ -83,6 +88,32 @@ def test_subspaces_lie_as_far_apart_as_their_principal_angles_say() -> None:
 
 def test_what_is_not_made_from_updates_clients_can_describe() -> None:
     assert {name for name, kind in SIGNATURES.items() if kind.from_update is None} == set(DESCRIPTIONS)
+
+
+@pytest.mark.parametrize("name", DESCRIPTIONS)
+def test_the_server_knows_the_shape_of_what_clients_say(name: str) -> None:
+    model, shape = build_model("mlp", (3, 4, 5), 7), SIGNATURES[name].shape
+    told = DESCRIPTIONS[name](model, Examples(torch.rand(9, 3, 4, 5), torch.arange(9) % 7), torch.device("cpu"), True)
+    assert shape is not None
+    assert shape(7, model.head.in_features, 60) == tuple(told.shape)
+
+
+@pytest.mark.parametrize(
+    ("settings", "shape"),
+    [
+        ({}, (10, 64)),
+        ({"signature": "subspace"}, (64, 3)),
+        ({"method": "pacfl"}, (64, 3)),
+        ({"signature": "update"}, None),
+        ({"method": "fedavg"}, None),
+        ({"privacy": "secure", "sketch-size": 5}, (1, 5)),
+    ],
+    ids=str,
+)
+def test_each_method_is_told_the_shape(settings: dict[str, object], shape: tuple[int, int] | None) -> None:
+    config = RunConfig.from_flower({"model": "mlp", **settings})
+    made = make_strategy(config, Roster(0), build_federation(config, 4), torch.device("cpu"))
+    assert made.descriptions.shape == shape
 
 
 def test_the_book_remembers_a_running_mean_and_clients_that_were_not_sampled() -> None:
