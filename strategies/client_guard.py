@@ -33,8 +33,8 @@ def fitted_better_by_average(
 
     Each client's label prior is put into the logits of both. A loss counts up to twice that of guessing, and the
     difference of a client's two losses up to `Caps.max_fit` times the median of the others' differences: one client
-    cannot overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none does the
-    average is not better.
+    cannot overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none
+    does the average is not better.
 
     Parameters
     ----------

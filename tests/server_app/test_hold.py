@@ -119,17 +119,28 @@ def test_of_two_runs_with_one_directory_the_first_stays(
 def test_of_two_that_begin_at_once_one_ends_well_and_the_other_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
 ) -> None:
-    """In two threads, which hold it against each other as two processes do."""
+    """In two threads, which hold it against each other as two processes do.
+
+    Each draws its first model alone: threads, and not processes, share what PyTorch draws from.
+    """
     run_inline(config_for(tmp_path / "alone"), CLIENTS)
     directory, gathered, both = tmp_path / "run", server_run._gathered, threading.Barrier(2)
     if resumed:
         stopped(directory)
 
+    claimed, drawing = server_run._claimed, threading.Lock()
+
     def together(*arguments: Any) -> Any:
         both.wait(10)
+        drawing.acquire()
         return gathered(*arguments)
 
+    def one_by_one(*arguments: Any) -> Any:
+        drawing.release()
+        return claimed(*arguments)
+
     monkeypatch.setattr(server_run, "_gathered", together)
+    monkeypatch.setattr(server_run, "_claimed", one_by_one)
     ends: list[object] = []
 
     def carry_out() -> None:
