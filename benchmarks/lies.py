@@ -17,7 +17,6 @@ its planted group. The universal expert's is on the test data of all clients; wh
 
 import argparse
 import json
-import logging
 import multiprocessing
 import os
 import shutil
@@ -214,11 +213,6 @@ def _key(row: Row) -> tuple[Any, ...]:
     return row["mode"], row["robust"], row["seed"], row.get("field"), row.get("value")
 
 
-def _prepare_worker() -> None:
-    prepare_worker()
-    logging.getLogger("flwr").propagate = False  # Opacus (privacy=dp) makes the root logger print, too
-
-
 def main() -> int:
     """Run what is missing, print the worst of every field, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -241,7 +235,7 @@ def main() -> int:
     kept = output / "runs.jsonl"
     rows = {_key(row): row for row in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.workers, context, _prepare_worker) as pool, kept.open("a") as file:
+    with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
         seen = pool.map(fields_of_mode, MODES, [output / "runs" / f"fields-{mode}" for mode in MODES])
         lies = [lie for lie in all_lies(dict(zip(MODES, seen, strict=True))) if arguments.only in str(lie)]
         if not lies:

@@ -1,6 +1,7 @@
 """What the modes of ``privacy`` refuse, and the budget of dp: how much clients have released, and what it comes to."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -99,11 +100,24 @@ def epsilon_of(releases: int, noise: float, delta: float) -> float:
         Deviation of the noise, in bounds of the vectors.
     delta : float
     """
-    from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
+    with _logging_as_it_is():
+        from opacus.accountants.analysis.rdp import compute_rdp, get_privacy_spent
 
     divergences = compute_rdp(q=1.0, noise_multiplier=noise / SENSITIVITY, steps=releases, orders=ORDERS)
     epsilon, _ = get_privacy_spent(orders=ORDERS, rdp=divergences, delta=delta)
     return max(0.0, float(epsilon))
+
+
+@contextmanager
+def _logging_as_it_is() -> Iterator[None]:
+    """Undo what a package that is imported inside does to the root logger: Flower's lines would come twice."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 class Ledger:

@@ -1,8 +1,10 @@
 """The accountant, the ledger of releases, and what is refused."""
 
 import json
+import logging
 import math
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,18 @@ def test_the_accountant_is_never_below_the_closed_form_and_little_above(
 ) -> None:
     exact, told = exact_epsilon(releases, noise, delta), epsilon_of(releases, noise, delta)
     assert exact <= told <= (1.25 if delta > 1e-5 else 1.125) * exact + 0.01
+
+
+def test_the_accountant_does_not_make_every_log_line_come_twice() -> None:
+    root = logging.getLogger()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(root, "handlers", [])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "opacus"]:
+            patch.delitem(sys.modules, name)
+        level = root.level
+        epsilon_of(1, 4.0, 1e-5)
+        assert "opacus" in sys.modules
+        assert (root.handlers, root.level) == ([], level)
 
 
 def test_epsilon_grows_with_releases_and_falls_with_noise() -> None:
