@@ -152,10 +152,9 @@ def honest_accuracies(directory: Path, liars: Iterable[int] = (0,)) -> Accuracie
 
     experts: dict[int, float] = {}
     universal = directory / "universal.safetensors"
-    for name, cluster in run.clusters.items():
-        client = int(name.removeprefix("client-"))
-        if client in liars:
-            continue
+    honest = {f"client-{i}": i for i in clients if i not in liars}
+    for name in sorted(honest.keys() & run.clusters.keys()):  # a liar may say another name
+        client, cluster = honest[name], run.clusters[name]
         expert = directory / "experts" / f"expert-{cluster}.safetensors"
         known = run.gate.experts.get(str(cluster)) if run.gate else None
         own = torch.bincount(data[client].train.y, minlength=task.num_classes)
@@ -233,7 +232,8 @@ def main() -> int:
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
     kept = output / "runs.jsonl"
-    rows = {_key(row): row for row in map(json.loads, kept.read_text().splitlines())} if kept.exists() else {}
+    before = map(json.loads, kept.read_text().splitlines()) if kept.exists() else ()
+    rows = {_key(row): row for row in before if "error" not in row}  # a disk may have been full
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
         seen = pool.map(fields_of_mode, MODES, [output / "runs" / f"fields-{mode}" for mode in MODES])

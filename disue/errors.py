@@ -38,10 +38,6 @@ class TooFewUpdates(FederationError):
     """Fewer clients than are needed sent a usable update."""
 
 
-class LostRound(FederationError):
-    """Too few clients are in the sums of a round, of which no other may be taken."""
-
-
 class DiskError(DisueError):
     """A file cannot be written: the disk is full, or is failing."""
 

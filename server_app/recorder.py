@@ -10,7 +10,6 @@ from datetime import datetime
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from statistics import mode
 from typing import Any, ClassVar
 
 import numpy as np
@@ -71,9 +70,11 @@ def check_directory(directory: Path) -> None:
     try:
         if directory.is_dir() and not all(_is_left_over(path, directory) for path in directory.rglob("*")):
             raise ConfigError(f"output-dir: '{directory}' is not empty; name another directory")
-        there = next(path for path in (directory, *directory.parents) if path.exists())
+        there = next(path for path in (directory, *directory.parents) if path.is_symlink() or path.exists())
         with (
-            nullcontext(there) if there == directory else tempfile.TemporaryDirectory(dir=there) as place,
+            nullcontext(there)
+            if there == directory
+            else tempfile.TemporaryDirectory(prefix=".disue-", dir=there) as place,
             tempfile.TemporaryFile(dir=place),
         ):
             pass
@@ -145,7 +146,7 @@ class Recorder:
             "versions": {package: version(package) for package in PACKAGES},
             "federation": {
                 "clients": [client.name for client in clients],
-                "partitions": mode(client.num_partitions for client in clients),
+                "partitions": max(client.num_partitions for client in clients),
             },
         }
         write_whole(directory / "config.toml", tomli_w.dumps(settings))

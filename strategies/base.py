@@ -12,7 +12,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor
 
-from disue.errors import FederationError, LostRound, TooFewUpdates, WireError
+from disue.errors import FederationError, TooFewUpdates, WireError
 from disue.models import State
 from disue.naming import by_name
 from disue.objective import PLAIN, LocalObjective
@@ -66,8 +66,7 @@ class FederatedStrategy(Strategy):
     universals : dict of architecture to State
         The universal models; before the first round, the initial ones.
     average : State
-        The weighted mean of the last round's models, of those with the run's own architecture; the universal model
-        after a round that is lost.
+        The weighted mean of the last round's models, of those with the run's own architecture.
     clusters : dict of client to cluster
     clusters_before : dict of client to cluster
         Those of the round before, while a round's updates are aggregated.
@@ -87,8 +86,6 @@ class FederatedStrategy(Strategy):
         Keeps the models that clients sent until they are averaged.
     sums : SecureSums or None
         Gets the sums of the clusters' updates, which are all that the server gets to know then.
-    lost : bool
-        Whether the last round came to nothing, as its sums could not be had.
     on_phase : callable
         Called with the round and the name of a phase of the server as it begins.
     outcome : RoundOutcome
@@ -97,7 +94,7 @@ class FederatedStrategy(Strategy):
 
     stateful: ClassVar[tuple[str, ...]] = (
         *("initial", "universals", "clusters", "experts"),
-        *("descriptions", "lesson", "outcome", "lost"),
+        *("descriptions", "lesson", "outcome"),
     )
     needs_signature = False
     needs_description = ""
@@ -124,7 +121,6 @@ class FederatedStrategy(Strategy):
         self.limits = Limits()
         self.shelf = Shelf()
         self.sums: SecureSums | None = None
-        self.lost = False
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self.outcome = RoundOutcome(server_round=0)
         self._sampled: list[Client] = []
@@ -198,9 +194,7 @@ class FederatedStrategy(Strategy):
         """Carry out the rounds up to ``num_rounds``, as Flower's own method does, which can only begin with the first.
 
         A round that fails changes nothing: the state is that after the round before it. Only what clients said of
-        themselves is kept, so that they are not asked again. A round with too few updates is repeated once. One whose
-        sums are lost is not, as of one round no two sums may be seen: the run goes on from where it was, and ends only
-        if the next round is lost, too.
+        themselves is kept, so that they are not asked again. A round with too few updates is repeated once.
 
         Parameters
         ----------
@@ -213,8 +207,6 @@ class FederatedStrategy(Strategy):
         """
         train_config, evaluate_config = train_config or ConfigRecord(), evaluate_config or ConfigRecord()
         result, arrays = Result(arrays=initial_arrays), initial_arrays
-        self.universal = self.universal or dict(arrays.to_torch_state_dict())
-        self.initial = self.initial or self.universal
         self._tried = None
         self.summary()
         for server_round in range(first_round, num_rounds + 1):
@@ -251,39 +243,24 @@ class FederatedStrategy(Strategy):
             return self._train(server_round, arrays, config, grid, timeout)
         except TooFewUpdates as error:
             log(WARNING, "%s; the round is repeated", error)
-            again = self.outcome.repeated()
-        except LostRound as error:
-            return self._without(before, error)
-        before.put_back()
-        self.outcome = again
-        try:
+            repeated = self.outcome.repeated()
+            before.put_back()
+            self.outcome = repeated
             return self._train(server_round, arrays, config, grid, timeout)
-        except LostRound as error:
-            return self._without(before, error)
 
     def _train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid, timeout: float
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         requests = self.configure_train(server_round, arrays, config, grid)
-        trained = self.aggregate_train(server_round, grid.send_and_receive(requests, timeout=timeout))
-        self.lost = False
-        return trained
-
-    def _without(self, before: Snapshot, error: LostRound) -> tuple[None, None]:
-        """Go on from the state before a round that is lost."""
-        if self.lost:
-            raise FederationError(f"{error}, and the round before was lost, too") from None
-        log(WARNING, "%s; the round changes nothing", error)
-        outcome = self.outcome
-        before.put_back()
-        self.outcome, self._tried, self.lost = outcome, None, True
-        self.average, outcome.clusters = self.universal, dict(self.clusters)
-        return None, None
+        return self.aggregate_train(server_round, grid.send_and_receive(requests, timeout=timeout))
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample clients and send each its start; others, as far as there are any, if too few sent a usable update."""
+        if not self.universal:  # later Flower hands back a copy of what the last round returned
+            self.universal = dict(arrays.to_torch_state_dict())
+        self.initial = self.initial or self.universal
         if self._tried is None:
             self.outcome = RoundOutcome(server_round, on_phase=self.on_phase)
             self.dialogue.problems.clear()
@@ -454,7 +431,7 @@ class FederatedStrategy(Strategy):
         TooFewUpdates
             If too few clients would be in the sums. These are not seen then: of one round no client may be in two, or
             their difference would show it.
-        LostRound
+        FederationError
             If too few are in the end.
         """
         assert self._grid is not None
@@ -480,7 +457,7 @@ class FederatedStrategy(Strategy):
         try:
             self._require_enough(self.outcome.clients_ok)
         except TooFewUpdates as error:
-            raise LostRound(f"{error}; no sum of this round may be taken again") from None
+            raise FederationError(f"{error}; no sum of this round may be taken again") from None
         return summed
 
     def _read_update(self, message: Message, name: str) -> ClientUpdate:

@@ -15,6 +15,9 @@ USUAL_LOSS = 1.0
 BY_OTHERS = "bounded by the other clients'"
 BY_GUESSING = "twice that of guessing"
 
+SMALLEST_GAP = 1e-9
+"""Nats. A difference of two losses counts at least up to `max-fit` times so much."""
+
 
 def capped(values: Mapping[str, float], times: float, usual: float = 0.0) -> dict[str, float]:
     """Return numbers of clients, none of them above so many times the median of the others'; 0 times: as they are.
@@ -82,10 +85,10 @@ class Caps:
     def gaps(self, said: Mapping[str, float], what: str) -> dict[str, float]:
         """Return how much better one model fits than another, each up to `max_fit` times the median of the others'.
 
-        So one client does not overrule others that agree.
+        So one client does not overrule two or more others that agree.
         """
         sizes = {name: abs(gap) for name, gap in said.items()}
-        counted = self._logged(what, sizes, capped(sizes, self.max_fit))
+        counted = self._logged(what, sizes, capped(sizes, self.max_fit, usual=SMALLEST_GAP))
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
 
     def _logged(

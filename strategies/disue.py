@@ -256,7 +256,7 @@ class DisUE(FederatedStrategy):
                 for i, what in enumerate(("universal-fit", "expert-fit"))
             )
             self.expert_shares[team] = self.covered * universal / max(universal + expert, 1e-12)
-        shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts] or [self.expert_share]
+        shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
         self.outcome.extra["expert_share"] = sum(shares) / len(shares)
 
     # --- phase C: clustering and aggregation -------------------------------------------------------

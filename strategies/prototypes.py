@@ -120,7 +120,7 @@ def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Te
 
     They are divided by how far the samples spread in each space, and then by one number for all, so that the smallest
     distance of a sample is one on the mean. In a space where all samples fall together nothing is near anything: its
-    distances are infinite. Where all spaces are such, they are as they are.
+    distances are infinite, if another space can tell samples apart.
 
     Parameters
     ----------
@@ -130,14 +130,17 @@ def in_common_units(distances: Sequence[Tensor], spaces: Sequence[Tensor]) -> Te
         The same samples in the space of each expert; spaces may differ in their dimension.
     """
     spreads = [space.var(dim=0, correction=0).sum() for space in spaces]
-    flat = [
-        bool(spread <= max(FLAT * float(space.square().sum(dim=1).mean()), SMALLEST))
-        for spread, space in zip(spreads, spaces, strict=True)
+    telling = [
+        bool(spread > max(FLAT * float(space.square().sum(dim=1).mean()), SMALLEST)) and not bool(own.isinf().all())
+        for own, spread, space in zip(distances, spreads, spaces, strict=True)
     ]
-    relative = [
-        own.new_full(own.shape, torch.inf) if is_flat and not all(flat) else own / spread.clamp(min=SMALLEST)
-        for own, spread, is_flat in zip(distances, spreads, flat, strict=True)
-    ]
+    if any(telling):
+        relative = [
+            own / spread if tells else torch.full_like(own, torch.inf)
+            for own, spread, tells in zip(distances, spreads, telling, strict=True)
+        ]
+    else:
+        relative = [own / spread.clamp(min=1e-12) for own, spread in zip(distances, spreads, strict=True)]
     together = torch.stack(relative)
     return together / together.amin(dim=(0, 2)).mean().clamp(min=1e-12)
 

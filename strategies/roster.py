@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
-from statistics import mode
 from typing import ClassVar
 
 from flwr.app import Message
@@ -49,8 +48,7 @@ class Roster:
     not answer, whatever it was asked, is left out until it says hello again. The name of a client whose node has a key
     belongs to that key for the rest of the run, and when the run goes on after a break.
 
-    The dataset is divided by one number for all. At the start it is the one that most clients say, and later another
-    one if more newcomers say that than clients take or took part. A run that goes on keeps its own.
+    The dataset is divided by one number for all: at the start the one that most clients say, which the run keeps.
 
     Parameters
     ----------
@@ -105,9 +103,6 @@ class Roster:
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
         self._partitions = partitions
-        self._is_settled = partitions is not None
-        self._outvoted: dict[int, Client] = {}
-        self._dropped: dict[str, Client] = {}
         self._said: dict[int, str] = {}
         self._keys: dict[int, str] = {}
 
@@ -119,17 +114,14 @@ class Roster:
     @property
     def known(self) -> list[Client]:
         """All clients that take or took part, sorted by name; when it is set, all are left out until they say hello."""
-        everyone = self._dropped | self.away | self._clients
+        everyone = self.away | self._clients
         return [everyone[name] for name in by_name(everyone)]
 
     @known.setter
     def known(self, clients: Iterable[Client]) -> None:
-        everyone = {client.name: client for client in clients}
-        self._partitions, self._is_settled = mode(client.num_partitions for client in everyone.values()), True
-        self.away = {name: one for name, one in everyone.items() if one.num_partitions == self._partitions}
-        self._dropped = {name: one for name, one in everyone.items() if name not in self.away}
-        self._names = {client.node_id: client.name for client in everyone.values()}
-        self.models = {client.name: client.model for client in everyone.values()}
+        self.away = {client.name: client for client in clients}
+        self._names = {client.node_id: client.name for client in self.away.values()}
+        self.models = {client.name: client.model for client in self.away.values()}
 
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
@@ -182,7 +174,6 @@ class Roster:
         self._asked = {node: when for node, when in self._asked.items() if node in present}
         self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
         self._refusals = {node: reason for node, reason in self._refusals.items() if node in present}
-        self._outvoted = {node: client for node, client in self._outvoted.items() if node in present}
         now = time.monotonic()
         pending = {node for node in self._unanswered.values() if now - self._asked[node] < self.timeout}
         strangers = present - {c.node_id for c in self._clients.values()} - pending
@@ -196,8 +187,6 @@ class Roster:
         for node_id in sorted(asked):
             if not is_no_answer(asked[node_id]):
                 problems += self._take_in(asked[node_id], node_id)
-        if not self._is_settled:
-            self._vote_again()
         if asked:
             bound = sum(bool(client.key) for client in self._clients.values())
             what = f"; the names of {bound} belong to their nodes' keys" if bound else ""
@@ -238,36 +227,13 @@ class Roster:
                 f"num-partitions: the clients disagree on it ({sorted(number for number, _ in told)}); "
                 "give all nodes the same"
             )
-        if told:
+        if told and self._partitions is None:
             self._partitions = told[0][0]
-        return refused + self._refuse_outvoted()
-
-    def _refuse_outvoted(self) -> list[DataError]:
         outvoted = [client for client in self.clients if client.num_partitions != self._partitions]
-        self._outvoted |= {client.node_id: client for client in outvoted}
-        return [self._refuse(client, self._other_partitions(client.num_partitions)) for client in outvoted]
-
-    def _vote_again(self) -> None:
-        """Take another number of partitions if more clients are refused that say it than take or took part."""
-        rivals = {client.name: client for client in self._outvoted.values()}
-        unfit = self.unfit(list(rivals.values()), self.task) if rivals else {}
-        told = Counter(client.num_partitions for client in rivals.values() if client.name not in unfit)
-        number, votes = max(told.items(), key=lambda item: item[1], default=(0, 0))
-        everyone = self.away | self._clients
-        if votes <= len(everyone):
-            return
-        what = "num-partitions: %s clients say %s, and %s took part that say %s; going on with those that say %s"
-        log(WARNING, what, votes, number, len(everyone), self._partitions, number)
-        self._partitions = number
-        self._dropped |= everyone
-        self.away = {}
-        self._refuse_outvoted()
-        for client in rivals.values():
-            if client.num_partitions == number and client.name not in unfit:
-                self._enter(client)
+        return refused + [self._refuse(client, self._other_partitions(client.num_partitions)) for client in outvoted]
 
     def _other_partitions(self, number: int) -> str:
-        return f"num-partitions: got {number}; the other clients have {self._partitions}, give all nodes the same"
+        return f"num-partitions: got {number}; the run has {self._partitions}, give all nodes the same"
 
     def _take_in(self, reply: Message, node_id: int) -> list[DisueError]:
         """Enter a client, or return and, if it is not known yet, log why it cannot take part."""
@@ -277,30 +243,25 @@ class Roster:
             if self._said.setdefault(node_id, client.name) != client.name:
                 raise WireError(f"it says that it is '{client.name}', and was '{self._said[node_id]}' before")
             if self._partitions is not None and client.num_partitions != self._partitions:
-                self._outvoted[node_id] = client
                 raise DataError(f"{client.name}: {self._other_partitions(client.num_partitions)}")
         except (WireError, DataError, FederationError) as error:
             if self._refusals.get(node_id) != str(error):
                 self._refusals[node_id] = str(error)
                 log(WARNING, "node %s cannot take part: %s", node_id, error)
             return [error]
-        self._enter(client)
-        return []
-
-    def _enter(self, client: Client) -> None:
-        self._refusals.pop(client.node_id, None)
-        self._outvoted.pop(client.node_id, None)
-        if before := self.away.pop(client.name, None) or self._dropped.pop(client.name, None):
+        self._refusals.pop(node_id, None)
+        if before := self.away.pop(client.name, None):
             self.returned.append(client.name)
             if self._names.get(before.node_id) == client.name:  # another may be on that node by now
                 del self._names[before.node_id]
         self._names[client.node_id] = client.name
         self._clients[client.name] = client
         self.models[client.name] = client.model
+        return []
 
     def _require_own_name(self, client: Client) -> None:
         """Raise `WireError` if a client that took part before has the name, and its node had another key."""
-        before = (self._dropped | self.away).get(client.name)
+        before = self.away.get(client.name)
         if before is not None and before.key not in ("", client.key):
             has = f"has the key {client.key[:16]}" if client.key else "was registered without a key"
             raise WireError(

@@ -111,8 +111,8 @@ def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[tupl
         try:
             if begun:
                 _partitions(other, clients)
-            preflight(other, clients)
             inside(Path(config.output_dir), f"{BASELINES}/{method}")
+            preflight(other, clients)
             pending.append((other, look_back(other).rounds if begun else 0))
         except RunCompleted:
             continue

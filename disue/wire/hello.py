@@ -66,8 +66,8 @@ class HelloReply:
     num_partitions: Annotated[
         int,
         Whole(
-            "a client that says another number than most do at the start is refused, until more newcomers say that "
-            "than clients take or took part; a run that goes on keeps its number",
+            "a client that says another number than most do at the start is refused, and one into which the dataset "
+            "cannot be divided",
             high=MOST_PARTITIONS,
         ),
     ]

@@ -23,10 +23,7 @@ SHARE = f"{MessageType.QUERY}.share"
 MASK = f"{MessageType.QUERY}.mask"
 UNMASK = f"{MessageType.QUERY}.unmask"
 
-SUM = (
-    "a wrong one costs its cluster the round's sum; if `min-success-fraction` is missed by that, "
-    "the round changes nothing"
-)
+SUM = "a wrong one costs its cluster the round's sum; if `min-success-fraction` is missed by that, the run ends"
 
 
 @dataclass(frozen=True)

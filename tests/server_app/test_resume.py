@@ -293,7 +293,7 @@ def test_another_number_of_clients_is_refused(run_of_two: Path, clients: int) ->
     """By the server, too, where nobody told how many there will be."""
     config = resumed_config({"resume-from": str(run_of_two), "join-timeout": 0.5})
     before = everything_in(run_of_two)
-    words = f"0 clients answered and 2 are needed; .* num-partitions: got {clients}; the other clients have 4"
+    words = f"0 clients answered and 2 are needed; .* num-partitions: got {clients}; the run has 4"
     with pytest.raises(FederationError, match=words):
         run_inline(config, clients)
     assert everything_in(run_of_two) == before

@@ -4,7 +4,6 @@ import csv
 import json
 import tomllib
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from flwr.app import Context, RecordDict
 from resuming import left_by
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests_support import ARTEFACTS_OF_TWO, ChangingGrid, files_of
+from tests_support import ARTEFACTS_OF_TWO, files_of
 
 from client_app.app import app as client_app
 from disue.cli.inline import InlineGrid, simulated_nodes
@@ -26,9 +25,7 @@ from disue.models import build_model
 from server_app.app import app as server_app
 from server_app.methods import check_model, check_sizes
 from server_app.recorder import check_directory, default_directory
-from server_app.resume import resumed_config
 from server_app.run import execute, preflight
-from server_app.stopping import ask_to_stop
 
 ROUND_KEYS = {
     *("round", "universal_accuracy", "universal_loss", "expert_accuracy", "personal_accuracy"),
@@ -224,6 +221,14 @@ def test_an_output_directory_that_is_a_file_is_refused(tmp_path: Path) -> None:
         check_directory(tmp_path / "file" / "below")
 
 
+def test_an_output_directory_that_is_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for directory in (tmp_path / "link", tmp_path / "link" / "below"):
+        with pytest.raises(ConfigError, match="cannot be written"):
+            check_directory(directory)
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
@@ -275,29 +280,6 @@ def test_clients_that_disagree_on_the_number_of_partitions_are_refused(tmp_path:
     nodes = [{"partition-id": 0, "num-partitions": 2}, {"partition-id": 1, "num-partitions": 3}]
     with pytest.raises(FederationError, match="num-partitions: the clients disagree"):
         execute(config, InlineGrid(client_app, config.to_flower(), nodes))
-
-
-def test_who_joins_first_with_another_number_of_partitions_goes_when_the_others_come(
-    tmp_path: Path, messages: list[str]
-) -> None:
-    values = FAST | {"min-clients": 1, "num-server-rounds": 4, "output-dir": str(tmp_path / "r"), "join-timeout": 0.5}
-    config = RunConfig.from_flower(values)
-    grid = ChangingGrid(client_app, config.to_flower(), [{"name": "liar", "partition-id": 0, "num-partitions": 9}])
-
-    def join(row: dict[str, Any]) -> None:
-        if row["round"] == 1:
-            for i in range(3):
-                grid.add_node({"partition-id": i, "num-partitions": 3})
-        if row["round"] == 3:
-            ask_to_stop(tmp_path / "r")
-
-    assert execute(config, grid, join)["status"] == "stopped"
-    config = resumed_config({"resume-from": str(tmp_path / "r")})
-    assert execute(config, grid)["status"] == "completed"
-    rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
-    assert [(row["clients_ok"], row["clients_failed"]) for row in rows] == [(1, 0), (3, 0), (3, 0), (3, 0)]
-    assert tomllib.loads((tmp_path / "r" / "config.toml").read_text())["federation"]["partitions"] == 3
-    assert any("liar: num-partitions: got 9; the other clients have 3" in line for line in messages)
 
 
 def test_what_node_configs_say_of_architectures_is_checked_before_training(tmp_path: Path) -> None:

@@ -75,6 +75,16 @@ def test_one_client_does_not_overrule_others_that_agree(lie: tuple[float, float]
     assert kept == ({"a"} if others[1] < others[0] else set())
 
 
+def test_where_most_are_undecided_one_client_does_not_overrule_another() -> None:
+    clients = [Client(f"client-{i}", 10 + i, 5, 0, 4, "a") for i in range(5)]
+    fits: dict[int, tuple[float, float] | None] = {
+        10: (1e9, 0.0),
+        11: (0.9, 0.91),
+        **dict.fromkeys((12, 13, 14), (2.0, 2.0)),
+    }
+    assert fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None, Caps()) == set()
+
+
 def test_a_loss_that_counts_for_less_is_logged_once(messages: list[str]) -> None:
     caps, ask = Caps(), told({10: (1e9, 0.0), 12: (0.0, 2.2)})
     for server_round in (1, 2):

@@ -106,6 +106,24 @@ def test_an_expert_in_whose_space_all_samples_fall_together_is_near_to_none(cons
     torch.testing.assert_close(both[0], in_common_units([known.distances(spaces[0])], spaces[:1])[0])
 
 
+@pytest.mark.parametrize("constant", [0.0, 1.0])
+def test_where_no_space_tells_samples_apart_distances_are_numbers(constant: float) -> None:
+    space = torch.full((N, F), constant)
+    far = Prototypes(torch.ones(1, C), torch.full((1, C, F), 1e6), {})
+    assert bool(in_common_units([far.distances(space)], [space]).isfinite().all())
+
+
+def test_an_expert_without_prototypes_takes_nothing_from_the_others() -> None:
+    known, space = some_prototypes(2), some_features(4)
+    without = Prototypes(torch.zeros_like(known.label_counts), known.points, {})
+    flat = torch.ones(N, F)
+    alone = in_common_units([known.distances(space)], [space])[0]
+    found = in_common_units([own.distances(space) for own in (known, without)], [space, space])
+    torch.testing.assert_close(found[0], alone)
+    nothing = in_common_units([known.distances(flat), without.distances(space)], [flat, space])
+    assert not bool(nothing.isnan().any())
+
+
 def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean() -> None:
     g = torch.Generator().manual_seed(6)
     x, y = torch.randn(60, F, generator=g), torch.arange(60) % C

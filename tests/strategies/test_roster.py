@@ -173,7 +173,7 @@ def test_another_number_of_partitions_costs_that_client_alone(messages: list[str
     nodes.add_node({"name": "f", "partitions": 4})
     made.refresh(nodes)
     assert [client.name for client in made.clients] == ["a", "b", "c", "f"]
-    said = "cannot take part: {}: num-partitions: got {}; the other clients have 4, give all nodes the same"
+    said = "cannot take part: {}: num-partitions: got {}; the run has 4, give all nodes the same"
     for name, number in (("d", 10**6), ("e", 5)):
         assert any(said.format(name, number) in line for line in messages)
 
@@ -218,63 +218,14 @@ def test_clients_that_cannot_take_part_beside_the_others_are_not_counted_among_t
         Roster(0, unfit=unfit).gather(grid(["a", "odd"]), 2, 0.3)
 
 
-def test_who_joins_alone_does_not_decide_the_number_of_partitions_for_good(messages: list[str]) -> None:
-    nodes = ChangingGrid(answering_app(), {}, [{"name": "liar", "partitions": 9}])
-    made = Roster(0)
-    made.gather(nodes, 1, 1.0)
-    nodes.add_node({"name": "a", "partitions": 4})
-    made.refresh(nodes)
-    assert [client.name for client in made.clients] == ["liar"]  # one says this and one that
-    nodes.add_node({"name": "b", "partitions": 4})
-    made.refresh(nodes)
-    assert [client.name for client in made.clients] == ["a", "b"]
-    assert (made.away, made.returned) == ({}, [])
-    assert "num-partitions: 2 clients say 4, and 1 took part that say 9; going on with those that say 4" in messages
-    assert any("cannot take part: liar: num-partitions: got 9; the other clients have 4" in line for line in messages)
-    nodes.add_node({"name": "another liar", "partitions": 9})
-    made.refresh(nodes)
-    assert [client.name for client in made.clients] == ["a", "b"]
-    assert made.models.keys() == {"liar", "a", "b"}  # its models are there
-    later = Roster(0)  # of a checkpoint
-    later.known = made.known
-    assert later.models == made.models
-    later.gather(nodes, 1, 5.0)
-    assert [client.name for client in later.clients] == ["a", "b"]
-    assert later.away == {}
-    assert [client.name for client in later.known] == ["a", "b", "liar"]
-
-
-def test_who_is_outvoted_and_comes_back_is_who_it_was() -> None:
-    nodes = ChangingGrid(answering_app(), {}, [{"name": "a", "partitions": 4}])
-    made = Roster(0)
-    made.gather(nodes, 1, 1.0)
-    others = [nodes.add_node({"name": name, "partitions": 9}) for name in "bc"]
-    made.refresh(nodes)
-    assert [client.name for client in made.clients] == ["b", "c"]
-    for name in "de":
-        nodes.add_node({"name": name, "partitions": 4})
-    for node in others:
-        nodes.forget(node)  # who is away has not changed its mind
-    made.refresh(nodes)
-    assert [client.name for client in made.clients] == ["a", "d", "e"]
-    assert made.returned == ["a"]
-
-
-@pytest.mark.parametrize("from_checkpoint", [True, False])
-def test_a_run_that_goes_on_keeps_its_number_of_partitions(messages: list[str], from_checkpoint: bool) -> None:
-    before = ChangingGrid(answering_app(), {}, [{"name": name, "partitions": 4} for name in "ab"])
-    made = Roster(0)
-    made.gather(before, 2, 1.0)
-    later = Roster(0, partitions=None if from_checkpoint else 4)
-    if from_checkpoint:
-        later.known = made.known
+def test_a_run_that_goes_on_keeps_its_number_of_partitions(messages: list[str]) -> None:
     nodes = ChangingGrid(answering_app(), {}, [{"name": name, "partitions": 9} for name in "bcdef"])
     nodes.add_node({"name": "a", "partitions": 4})
+    later = Roster(0, partitions=4)
     later.gather(nodes, 1, 0.3)
     later.refresh(nodes)
     assert [client.name for client in later.clients] == ["a"]
-    refused = [line for line in messages if "num-partitions: got 9; the other clients have 4" in line]
-    assert len(refused) == 5
+    assert len([line for line in messages if "num-partitions: got 9; the run has 4" in line]) == 5
     with pytest.raises(FederationError, match="1 clients answered and 2 are needed; .* num-partitions: got 9"):
         Roster(0, partitions=4).gather(nodes, 2, 0.3)
 
