@@ -37,6 +37,7 @@ from disue.metrics import predict_logits
 from disue.models import build_model
 from server_app.run import execute
 
+PRESET: dict[str, Any] = {key.replace("_", "-"): value for key, value in ROBUST.items()}
 DEFENCES: dict[str, dict[str, Any]] = {
     "mean": {},
     "median": {"aggregator": "median"},
@@ -46,8 +47,7 @@ DEFENCES: dict[str, dict[str, Any]] = {
     "geometric-median": {"aggregator": "geometric-median"},
     "robust": {"robust": True},
     **{
-        f"preset-{rule}-{share:g}": {key.replace("_", "-"): value for key, value in ROBUST.items()}
-        | {"aggregator": rule, "malicious-share": share}
+        f"preset-{rule}-{share:g}": PRESET | {"aggregator": rule, "malicious-share": share}
         for rule in ("geometric-median", "median", "trimmed-mean", "multi-krum")
         for share in (0.2, 0.4)
     },
@@ -68,7 +68,8 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     chosen = malicious_partitions(groups, arguments.malicious, seed)
     malicious = chosen if attack != "none" else set()
     app = AttackedApp(ATTACKS[attack], malicious)
-    row: Row = {"defence": defence, "attack": attack, "seed": seed, **asked(arguments), "attackers": sorted(malicious)}
+    row: Row = {"defence": defence, "sets": sets(defence), "attack": attack, "seed": seed, **asked(arguments)}
+    row |= {"attackers": sorted(malicious)}
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was broken off
     try:
         summary = execute(config, InlineGrid(app, config.to_flower(), simulated_nodes(arguments.clients)))
@@ -78,6 +79,11 @@ def run(defence: str, attack: str, seed: int, arguments: argparse.Namespace) -> 
     row |= {key: summary[key] for key in ("universal_accuracy", "expert_accuracy", "num_clusters", "ari")}
     row |= {"rejected": rejected, "honest_expert_accuracy": _honest_expert_accuracy(directory, chosen)}
     return row | ({"backdoor_success": _backdoor_success(config, directory, federation)} if malicious else {})
+
+
+def sets(defence: str) -> Row:
+    """Return all keys that a defence sets; one that was run with others is run again."""
+    return PRESET if DEFENCES[defence].get("robust") else DEFENCES[defence]
 
 
 def asked(arguments: argparse.Namespace) -> Row:
@@ -146,7 +152,8 @@ def main() -> None:
     os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")  # for the workers
     kept = Path(arguments.output) / "runs.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
-    rows = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    rows = [row for row in lines if row.get("sets") == sets(row["defence"])]
     common = asked(arguments)
     if any(row.get(key) != value for row in rows for key, value in common.items()):
         parser.error(f"--output: '{arguments.output}' has runs with other settings; name another")
