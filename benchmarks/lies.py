@@ -42,6 +42,7 @@ from benchmarks.losses import (
     filled,
     losses,
     offences,
+    settings_of,
     table,
     write_losses,
 )
@@ -190,7 +191,7 @@ def _cell(lie: Lie | None, mode: str, robust: bool, seed: int, output: str) -> R
         shutil.rmtree(place, ignore_errors=True)
     row = _row(lie, mode, robust, seed)
     try:
-        (experts, universal), _, _ = run(lie, seed, directory, robust=robust, **MODES[mode].settings)
+        (experts, universal), _, _ = run(lie, seed, directory, **settings_of(mode, robust))
     except Exception as error:  # whatever it is: the run of one lie must not end that of the others, and is told of
         return row | {"error": f"{type(error).__name__}: {error}"[:300]}
     rounded = {str(client): round(accuracy, 4) for client, accuracy in sorted(experts.items())}

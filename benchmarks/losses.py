@@ -50,6 +50,15 @@ MODES: dict[str, Mode] = {
 }
 
 
+OF_ROBUST_RUNS = {"robust": True, "num-server-rounds": 10}
+"""With five rounds a run in which one client of a cluster of four is refused is behind by more than `MOST_LOST`."""
+
+
+def settings_of(mode: str, robust: bool) -> dict[str, Any]:
+    """Return the run config keys of a mode, for a lie against which ``robust`` is set or not."""
+    return MODES[mode].settings | (OF_ROBUST_RUNS if robust else {})
+
+
 class Accuracies(NamedTuple):
     """Of each honest client's own expert, and of the universal expert."""
 
@@ -146,7 +155,7 @@ def table(found: Iterable[Loss]) -> str:
     for (mode, field, robust), own in sorted(fields.items(), key=lambda item: (order.index(item[0][0]), item[0][1:])):
         told = [loss for loss in own if loss.experts is not None]
         cells = [*_largest(told, "experts"), *_largest(told, "universal")]
-        settings = MODES[mode].settings | ({"robust": "true"} if robust else {})
+        settings = settings_of(mode, robust) | ({"robust": "true"} if robust else {})
         words = " ".join(f"`{key}={value}`" for key, value in settings.items()) or "defaults"
         lines.append([words, field, str(len(own)), str(len(own) - len(told)), *cells])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
