@@ -74,7 +74,8 @@ def in_short(value: Any) -> str:
     """Return a value in a few letters: of a long one the beginning and the length."""
     if isinstance(value, str | bytes | list) and len(value) > 25:
         return f"{repr(value[:1])[:12]}... ({len(value)})"
-    return repr(value)
+    said = repr(value)
+    return said if len(said) < 100 else f"{said[:12]}... ({len(said)} letters)"
 
 
 class LyingApp(ClientApp):
