@@ -53,6 +53,8 @@ DEFENCES: dict[str, dict[str, Any]] = {
     },
 }
 """Name -> run config keys."""
+NEEDS_EVALUATIONS = "claimed-fits"
+"""An attack that does nothing where clients evaluate after the last round only, as they do here otherwise."""
 Row = dict[str, Any]
 
 
@@ -130,7 +132,8 @@ def main() -> None:
     """Run what is missing, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the runs are kept")
-    parser.add_argument("--attacks", default=",".join(ATTACKS), help="default: %(default)s")
+    usual = ",".join(attack for attack in ATTACKS if attack != NEEDS_EVALUATIONS)
+    parser.add_argument("--attacks", default=usual, help=f"also {NEEDS_EVALUATIONS}; default: %(default)s")
     some = f"some of {', '.join(DEFENCES)}; default: %(default)s"
     parser.add_argument("--defences", default="mean,robust", help=some)
     parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
@@ -149,6 +152,8 @@ def main() -> None:
     for attack, defence in itertools.product(attacks, defences):
         if attack not in ATTACKS or defence not in DEFENCES:
             parser.error(f"no such attack or defence: {attack}, {defence}")
+    if NEEDS_EVALUATIONS in attacks and "evaluate-every" not in parse_assignments(arguments.set):
+        parser.error(f"--attacks: got {NEEDS_EVALUATIONS}, which lies in evaluations; add --set evaluate-every=1")
     os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")  # for the workers
     kept = Path(arguments.output) / "runs.jsonl"
     kept.parent.mkdir(parents=True, exist_ok=True)
