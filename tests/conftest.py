@@ -12,14 +12,34 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from disue.cli.cells import THREAD_VARIABLES
 from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.models import build_model
 from strategies.updates import ClientUpdate
+from tests.golden.compare import PINNED
 
 pytest.register_assert_rewrite("deployment")
 settings.register_profile("on a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("on a busy machine")
+
+OF_BITS = (*PINNED, *THREAD_VARIABLES)
+"""Variables that PyTorch looks at when it starts to compute: results differ by them in the last digits."""
+FROM_OUTSIDE = {name: os.environ.get(name) for name in OF_BITS}
+
+
+def pytest_collection_finish() -> None:
+    """No module that a test imports sets them, since they would stay for all tests of this process.
+
+    Raises
+    ------
+    pytest.UsageError
+        With the names of those that changed.
+    """
+    changed = [name for name in OF_BITS if os.environ.get(name) != FROM_OUTSIDE[name]]
+    if changed:
+        raise pytest.UsageError(f"a module changed {', '.join(changed)} when it was imported")
+
 
 FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20, "report": False}
 
@@ -36,6 +56,13 @@ def _no_wait_for_the_disk() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda descriptor: None)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _bits_stay() -> Iterator[None]:
+    """No test leaves one of them changed to those after it."""
+    yield
+    assert {name: os.environ.get(name) for name in OF_BITS} == FROM_OUTSIDE
 
 
 @dataclass

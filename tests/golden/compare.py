@@ -13,6 +13,8 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FILES = HERE / "files"
+PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"}
+"""What the child may use of the processor, which changes bits; PyTorch looks when it starts to compute."""
 TOLERANCE = 1e-6
 """Of numbers on a machine whose bits are not kept; relative above one."""
 
@@ -22,7 +24,7 @@ def recorded(names: Sequence[str], tree: Path = ROOT) -> tuple[str, dict[str, An
     with tempfile.TemporaryDirectory() as place:
         quiet = {"PYTHONPATH": str(tree), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         command = [sys.executable, str(HERE / "record.py"), str(tree), place, *names]
-        done = subprocess.run(command, cwd=tree, env=os.environ | quiet, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(command, cwd=tree, env=os.environ | PINNED | quiet, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
     return found["key"], found["cases"]
 

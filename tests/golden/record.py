@@ -1,25 +1,20 @@
 """Carries out cases in a process of its own, and writes what they came to: ``python record.py TREE PLACE CASE...``.
 
 It knows of a tree no more than its command line, its run directory and Flower's ClientApp, so that it serves for
-commits before and after a change of the house. What the processor can do is pinned, because it changes bits.
+commits before and after a change of the house. Its environment pins what the processor can do: see `compare.PINNED`.
 """
 
-import os
-
-PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"}
-os.environ |= PINNED  # before PyTorch looks
-
-import contextlib  # noqa: E402
-import csv  # noqa: E402
-import hashlib  # noqa: E402
-import importlib  # noqa: E402
-import io  # noqa: E402
-import json  # noqa: E402
-import platform  # noqa: E402
-import sys  # noqa: E402
-import tomllib  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+import contextlib
+import csv
+import hashlib
+import importlib
+import io
+import json
+import platform
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
 
 SOURCE_HASH = "source-hash"
 PREFIXES = ("seconds", "server_seconds", "wall_seconds", "cpu_seconds")
