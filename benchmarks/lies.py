@@ -235,7 +235,7 @@ def main() -> int:
     kept = output / "runs.jsonl"
     before = map(json.loads, kept.read_text().splitlines()) if kept.exists() else ()
     rows = {_key(row): row for row in before if "error" not in row}  # a disk may have been full
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
         seen = pool.map(fields_of_mode, MODES, [output / "runs" / f"fields-{mode}" for mode in MODES])
         lies = [lie for lie in all_lies(dict(zip(MODES, seen, strict=True))) if arguments.only in str(lie)]

@@ -167,7 +167,7 @@ def main() -> None:
         (defence, attack, seed)
         for seed, attack, defence in itertools.product(parse_seeds(arguments.seeds), attacks, defences)
     ]
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:
         for future in as_completed(pool.submit(run, *cell, arguments) for cell in wanted if cell not in known):
             rows.append(future.result())

@@ -59,7 +59,7 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
     """
     build = MODELS[name]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "model"))
+        torch.default_generator.manual_seed(derive_seed(seed, "model"))  # the CPU's alone, which is forked
         return build(shape, num_classes)
 
 

@@ -5,11 +5,12 @@ After Mitchell et al., "Model Cards for Model Reporting", FAT* 2019. Every numbe
 
 import re
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 import disue
 from disue.config import RunConfig
@@ -129,16 +130,21 @@ def write_card(directory: Path) -> Path:
     return directory / CARD
 
 
+@cache
+def _template() -> Template:
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["plain"] = plain
+    return environment.from_string(TEMPLATE)
+
+
 def card(record: RunRecord) -> str:
     """Return the card of a run that is over; raise `DataError` if its ``config.toml`` is not whole."""
     record = _whole(record)
     task = record.settings["task"]
     experts = by_name(path.stem.removeprefix("expert-") for path in record.directory.glob("experts/*.safetensors"))
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    environment.filters["plain"] = plain
-    text = environment.from_string(TEMPLATE).render(
+    text = _template().render(
         method=record.config["method"],
         dataset=record.config["dataset"],
         kinds=_kinds(experts),

@@ -225,7 +225,7 @@ def _generator(config: RunConfig, data: RunData, device: torch.device) -> Genera
         samples=config.proxy_size or USUAL_SIZE,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(config.seed, "generator"))
+        torch.default_generator.manual_seed(derive_seed(config.seed, "generator"))
         generator = Generator(task.shape, task.num_classes)
     mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (task.mean, task.std))
     return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, device)

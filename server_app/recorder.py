@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from fnmatch import fnmatchcase
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
@@ -99,6 +100,11 @@ def forget_after(directory: Path, rounds: int) -> None:
         path.unlink(missing_ok=True)
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in PACKAGES}
+
+
 class Recorder:
     """Writes the run directory, and tells listeners about every row.
 
@@ -143,7 +149,7 @@ class Recorder:
                 "std": list(task.std),
             },
             "run": config.to_flower() | {"output-dir": str(directory), "resume-from": ""},
-            "versions": {package: version(package) for package in PACKAGES},
+            "versions": dict(_versions()),
             "federation": {
                 "clients": [client.name for client in clients],
                 "partitions": max(client.num_partitions for client in clients),

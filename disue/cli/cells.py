@@ -108,7 +108,8 @@ def run_cells(cells: Sequence[Cell], workers: int, on_done: Callable[[Cell, Summ
         If a worker process dies.
     """
     failed = []
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # it imports what follows once, for all workers
+    context.set_forkserver_preload(["disue.cli.simulate", "disue.cli.inline", "client_app.app", "server_app.run"])
     pool = ProcessPoolExecutor(min(workers, len(cells)), context, initializer=prepare_worker)
     try:
         with _one_thread_for_children():

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 import disue
@@ -104,14 +105,17 @@ def comparison_page(records: Sequence[RunRecord]) -> str:
     )
 
 
-def _render(**values: Any) -> str:
+@cache
+def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(PAGE)
+
+
+def _render(**values: Any) -> str:
     # A parser must not see the end of the script in what the script holds.
     plotly = get_plotlyjs().replace("</script", "<\\/script")
     values = {"table": None, "numbers": None} | values
-    return environment.from_string(PAGE).render(
-        style=STYLE, script=SCRIPT, plotly=plotly, version=disue.__version__, **values
-    )
+    return _template().render(style=STYLE, script=SCRIPT, plotly=plotly, version=disue.__version__, **values)
 
 
 def _write(page: str, path: Path) -> Path:

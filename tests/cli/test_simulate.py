@@ -1,6 +1,7 @@
 """The console command in a real process: output, files, exit status."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import Disue
 
 from disue.cli.main import main
 
@@ -19,8 +21,11 @@ QUICK = ["--set", "model=mlp", "--set", "num-server-rounds=2", "--set", "distill
 
 
 def disue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from disue.cli.main import main; main()", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, timeout=120)
+    """Return how the command ends in a process of its own."""
+    process = Disue(*arguments, cwd=cwd)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
@@ -145,16 +150,9 @@ def test_a_relative_data_directory_counts_from_here(tmp_path: Path, monkeypatch:
 def test_a_signal_ends_a_simulation_after_its_round_with_status_0(tmp_path: Path) -> None:
     directory = tmp_path / "a run"
     settings = ["--set", "model=mlp", "--set", "num-server-rounds=1000", "--set", "distill-steps=1"]
-    command = [sys.executable, "-c", "from disue.cli.main import main; main()", "simulate", "--engine", "inline"]
-    process = subprocess.Popen(
-        [*command, *settings, "--output", str(directory)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
+    process = Disue("simulate", "--engine", "inline", *settings, "--output", str(directory), cwd=tmp_path)
     assert any(line.startswith("round    2/1000") for line in process.stdout)
-    process.send_signal(signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 0
     rounds = (directory / "metrics.jsonl").read_text().count("\n")
@@ -199,7 +197,8 @@ def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(
 
 
 def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
-    done = disue("simulate", "--set", "num-clusters=40", cwd=tmp_path)
+    command = [sys.executable, "-c", "from disue.cli.main import main; main()", "simulate", "--set", "num-clusters=40"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert done.stderr == "disue: num-clusters: got 40; there are 12 clients, use 0 to 12\n"
 

@@ -2,14 +2,13 @@
 
 import io
 import json
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import Disue
 from rich.console import Console
 from rich.live import Live
 from synthetic import write_run
@@ -195,21 +194,15 @@ def test_a_run_inside_is_followed_to_its_last_round(run, tmp_path: Path) -> None
     assert "local training  4 of 4 clients" in lines[0]
 
 
-def watching(directory: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", "from disue.cli.main import main; main()", "watch", str(directory)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.parametrize(("status", "code"), [("completed", 0), ("stopped", 0), ("failed", 1)])
 def test_watch_follows_a_run_and_ends_with_it(tmp_path: Path, status: str, code: int) -> None:
     directory = write_run(tmp_path / "run", rounds=3)
     rows = (directory / "metrics.jsonl").read_text().splitlines(keepends=True)
     (directory / "summary.json").unlink()
     (directory / "metrics.jsonl").write_text(rows[0])
-    process = watching(directory)
-    assert process.stdout is not None
+    process = Disue("watch", str(directory), cwd=tmp_path)
     first: list[str] = []
-    reader = threading.Thread(target=lambda: first.extend(process.stdout.readline() for _ in range(4)))  # type: ignore[union-attr]
+    reader = threading.Thread(target=lambda: first.extend(process.stdout.readline() for _ in range(4)))
     reader.start()
     reader.join(timeout=60)
     assert len(first) == 4
@@ -232,8 +225,7 @@ def test_watch_of_a_run_that_was_killed_ends_and_says_how_to_go_on(tmp_path: Pat
     directory = write_run(tmp_path / "run", rounds=3)
     (directory / "summary.json").unlink()
     with exclusive(directory):
-        process = watching(directory)
-        assert process.stdout is not None
+        process = Disue("watch", str(directory), cwd=tmp_path)
         assert any(line.startswith("round 3/3  universal") for line in process.stdout)
         time.sleep(0.5)
         assert process.poll() is None

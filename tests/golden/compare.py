@@ -24,7 +24,9 @@ def recorded(names: Sequence[str], tree: Path = ROOT) -> tuple[str, dict[str, An
     with tempfile.TemporaryDirectory() as place:
         quiet = {"PYTHONPATH": str(tree), "FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
         command = [sys.executable, str(HERE / "record.py"), str(tree), place, *names]
-        done = subprocess.run(command, cwd=tree, env=os.environ | PINNED | quiet, stdout=subprocess.PIPE, text=True, check=True)
+        done = subprocess.run(
+            command, cwd=tree, env=os.environ | PINNED | quiet, stdout=subprocess.PIPE, text=True, check=True
+        )
     found = json.loads(done.stdout.splitlines()[-1])
     return found["key"], found["cases"]
 
