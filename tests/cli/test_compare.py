@@ -361,7 +361,7 @@ def test_stopped_in_the_middle_it_leaves_no_process_and_goes_on_when_repeated(tm
     command = [sys.executable, "-c", "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
                "from disue.cli.main import main; main()", "compare", "--methods", "fedavg,local", "--seeds", "4",
                "--clients", "6", "--workers", "2", "--output", "out"]  # fmt: skip
-    for assignment in [*QUICK, "num-server-rounds=20"]:
+    for assignment in [*QUICK, "num-server-rounds=10"]:
         command += ["--set", assignment]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
