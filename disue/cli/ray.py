@@ -163,9 +163,9 @@ def _place_of_ray(work: Path) -> Iterator[dict[str, str]]:
 
 def _check_cluster(address: str) -> None:
     """Raise `ConfigError` if nobody listens where a cluster is said to be: Ray itself would wait for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon:  # "auto": Ray looks for it on this machine
+    if address == "auto":  # Ray looks for it on this machine
         return
+    host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CLUSTER_TIMEOUT).close()
     except (OSError, ValueError) as error:

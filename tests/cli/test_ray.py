@@ -130,7 +130,7 @@ def test_a_directory_of_the_users_own_and_a_cluster_of_the_users_own_are_kept(
         assert seen_by_superlink(tmp_path / "3")["RAY_ADDRESS"] == address
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999999"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:port", "127.0.0.1:99999999", "head"])
 def test_a_cluster_that_is_not_there_is_refused_at_once(
     address: str, tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
