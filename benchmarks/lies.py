@@ -48,8 +48,6 @@ from benchmarks.losses import (
 )
 from benchmarks.lying import Lie, LyingApp, Place, declared, values_of, with_one_refused
 from disue.assignments import parse_seeds
-from disue.cli.cells import THREAD_VARIABLES, prepare_worker
-from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
 from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
@@ -59,6 +57,8 @@ from disue.metrics import log_prior, score
 from disue.models import filled_model
 from disue.runs import load_run
 from disue.wire.bundle import KEY as BUNDLE
+from disue_cli.compare.cells import THREAD_VARIABLES, prepare_worker
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.run import execute
 
 CLIENTS = 12

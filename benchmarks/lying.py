@@ -9,11 +9,11 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 import client_app.app
-from disue.cli.inline import FIRST_NODE_ID
 from disue.errors import WireError
 from disue.fields import Arrays, Field, Other, Real, Reals, Text, Texts, Whole, fields_of, wire_name
 from disue.wire.bundle import KEY as BUNDLE
 from disue.wire.table import RECORDS
+from disue_cli.engines.inline import FIRST_NODE_ID
 
 MESSAGES: dict[str, tuple[str, ...]] = {
     "hello": ("query",),

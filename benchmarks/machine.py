@@ -4,7 +4,7 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from disue.cli.cells import cores
+from disue_cli.compare.cells import cores
 
 
 def machine() -> dict[str, str | int]:

@@ -14,9 +14,9 @@ from typing import Any
 
 from client_app.privacy import Private
 from disue.assignments import parse_assignments, parse_seeds
-from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.wire import EvaluateReply
+from disue_cli.engines.inline import run_inline
 
 COLUMNS = ("dp-noise", "epsilon", "releases", "universal", "own expert", "clusters", "ari")
 

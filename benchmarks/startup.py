@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 
 from benchmarks.machine import machine
 
-DISUE = "from disue.cli.main import main; main()"
+DISUE = "from disue_cli.main import main; main()"
 CLIENT = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})

@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def _disue(words: tuple[str, ...], cwd: Path, environment: Mapping[str, str], out: Connection, err: str) -> None:
-    from disue.cli.main import main
+    from disue_cli.main import main
 
     os.environ.clear()
     os.environ.update(environment)
@@ -36,7 +36,7 @@ class Disue:
 
     def __init__(self, *words: str, cwd: Path) -> None:
         context = get_context("forkserver")
-        context.set_forkserver_preload(["disue.cli.main", "disue.cli.simulate", "client_app.app", "server_app.run"])
+        context.set_forkserver_preload(["disue_cli.main", "disue_cli.engines.inline"])
         handle, self._err = tempfile.mkstemp()
         os.close(handle)
         ours, theirs = context.Pipe(duplex=False)

@@ -66,8 +66,8 @@ def _all() -> Iterator[Command]:
             else:
                 shell = "\n".join(line[1:] for line in text.splitlines() if line.startswith("!"))
                 yield from _of_shell(name, ("notebook",), "", shell)
-    examples = re.findall(r"^    - (disue .*)$", (ROOT / "disue" / "cli" / "main.py").read_text(), re.MULTILINE)
-    yield from _of_shell("disue/cli/main.py", (), "", "\n".join(examples))
+    examples = re.findall(r"^    - (disue .*)$", (ROOT / "disue_cli" / "main.py").read_text(), re.MULTILINE)
+    yield from _of_shell("disue_cli/main.py", (), "", "\n".join(examples))
     for source in sorted((ROOT / "benchmarks").glob("*.py")):
         usages = re.findall(r"^    (python benchmarks/[^\[\n]*)", source.read_text(), re.MULTILINE)
         yield from _of_shell(source.relative_to(ROOT).as_posix(), (), "", "\n".join(usages))

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from disue.cli.config_table import config_table
-from disue.cli.flower import copy_app
 from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.nodes import NodeConfig
 from disue.registry import Registry
-from disue.source import PACKAGES, source_hash
+from disue.source import PACKAGES, client_hash, source_hash
+from disue_cli.config_table import config_table
+from disue_cli.engines.flower import copy_app
 from server_app.methods import METHODS, check_names
 from server_app.resume import CHANGEABLE
 
@@ -46,18 +46,39 @@ def test_the_bundle_holds_the_app_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_the_copied_app_has_the_hash_of_the_running_one(tmp_path: Path) -> None:
+    assert hashes_of(copy_app(tmp_path / "app")) == [client_hash(), source_hash()]
+
+
+def hashes_of(app: Path) -> list[str]:
+    """Return the hashes that a copy of the app says that it has."""
+    code = "from disue.source import client_hash, source_hash; print(client_hash(), source_hash())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=app, capture_output=True, text=True, check=True)
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("changed", "for_clients", "for_a_run"),
+    [
+        ("client_app/training.py", True, True),
+        ("disue/wire/train.py", True, True),
+        ("strategies/teachers.py", False, True),
+        ("server_app/card.py", False, True),
+        ("disue_cli/main.py", False, False),
+    ],
+)
+def test_clients_must_have_what_clients_compute_with_and_a_run_goes_on_with_all_that_computes(
+    tmp_path: Path, changed: str, for_clients: bool, for_a_run: bool
+) -> None:
     app = copy_app(tmp_path / "app")
-    code = "from disue.source import source_hash; print(source_hash())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=app, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == source_hash()
-    (app / "client_app" / "training.py").open("a").write("\n# changed\n")
-    done = subprocess.run([sys.executable, "-c", code], cwd=app, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() != source_hash()
+    (app / changed).parent.mkdir(exist_ok=True)
+    (app / changed).open("a").write("\n# changed\n")
+    differ = [found != own for found, own in zip(hashes_of(app), (client_hash(), source_hash()), strict=True)]
+    assert differ == [for_clients, for_a_run]
 
 
 def test_the_table_of_keys_is_up_to_date() -> None:
     assert (ROOT / "docs" / "CONFIG.md").read_text() == config_table(), (
-        "run: python -m disue.cli.config_table > docs/CONFIG.md"
+        "run: python -m disue_cli.config_table > docs/CONFIG.md"
     )
 
 

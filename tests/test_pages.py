@@ -27,21 +27,21 @@ from flwr.common.config import parse_config_args
 from pages import PYTHON, ROOT, Command, commands, of_page
 from PIL import Image
 
-from disue.cli.main import app, main
 from disue.config import RunConfig
 from disue.data import datasets, federation
 from disue.data.datasets import DATASETS, Dataset, Examples
 from disue.models import MODELS
 from disue.nodes import NodeConfig
 from disue.runs import load_run
+from disue_cli.main import app, main
 from server_app.run import preflight
 
 RUN_BY = {
     "test": ".ci/run",
     "notebook": "tests/e2e/test_tutorial.py::test_the_tutorial_runs_in_three_minutes",
     "docs/DEPLOY.md": "tests/test_house.py::test_every_shell_block_about_deploying_is_run_by_a_test",
-    "python -c": "tests/cli/test_predict.py::test_the_readmes_drawing_is_an_image_that_can_be_predicted",
-    "python -m disue.cli.config_table": "tests/test_house.py::test_the_table_of_keys_is_up_to_date",
+    "python -c": "tests/disue_cli/test_predict.py::test_the_readmes_drawing_is_an_image_that_can_be_predicted",
+    "python -m disue_cli.config_table": "tests/test_house.py::test_the_table_of_keys_is_up_to_date",
     "python -m disue.wire.table": "tests/disue/test_fields.py::test_the_page_lists_all_fields",
     "python docker/demo_data.py": "tests/test_house.py::test_every_shell_block_about_deploying_is_run_by_a_test",
 }
@@ -102,8 +102,9 @@ def place(finished: Path, tmp_path: Path, _no_download: None, monkeypatch: pytes
         Image.new("L", (16, 16), 90).save(tmp_path / name)
     for name in ("scans.npz", "hospital-c.npz"):
         np.savez(tmp_path / name, x=np.zeros((2, 8, 8), np.float32), y=np.arange(2))
-    for started in ("simulate.run_inline", "ray.run_ray", "compare.run_cells", "export.write_model", "run.copy_app"):
-        monkeypatch.setattr(f"disue.cli.{started}", _started)
+    engines = ("engines.inline.run_inline", "engines.ray.run_ray")
+    for started in (*engines, "commands.compare.run_cells", "commands.export.write_model", "commands.run.copy_app"):
+        monkeypatch.setattr(f"disue_cli.{started}", _started)
     return tmp_path
 
 
@@ -233,7 +234,7 @@ def _is_read(variable: str) -> bool:
         (flower,) = flwr.__path__
         return bool(re.search(rf"\b{variable}\b", _text_of(Path(flower))))
     found = rf"""environ(\.get\(|\[)"{variable}"|\$\{{{variable}\b"""
-    return any(re.search(found, _text_of(ROOT / part)) for part in ("disue", "docker"))
+    return any(re.search(found, _text_of(ROOT / part)) for part in ("disue", "disue_cli", "docker"))
 
 
 def _check_variables(command: Command) -> None:
@@ -341,7 +342,7 @@ def test_a_command_is_found_wherever_it_stands() -> None:
     assert block[0].settings == ("A=1",)
     assert [command.words for command in of_page("page.md", page) if not command.whole] == [("disue", "watch", "DIR")]
     pages = {command.page for command in commands()}
-    assert {"README.md", "docs/RESULTS.md", "docs/tutorial.ipynb", "disue/cli/main.py", "docs/PRIVACY.md"} <= pages
+    assert {"README.md", "docs/RESULTS.md", "docs/tutorial.ipynb", "disue_cli/main.py", "docs/PRIVACY.md"} <= pages
     assert len(commands()) > 80
 
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from disue.cli.cells import cores
 from disue.source import PACKAGES
+from disue_cli.compare.cells import cores
 
 ROOT = Path(__file__).parents[1]
-SOURCES = sorted(path for package in (*PACKAGES, "benchmarks") for path in (ROOT / package).rglob("*.py"))
+SOURCES = sorted(path for package in (*PACKAGES, "disue_cli", "benchmarks") for path in (ROOT / package).rglob("*.py"))
 OF_LINUX = ("/proc", "/sys/", "/dev/shm")
 PSUTIL = {"cpu_affinity", "io_counters", "ionice", "rlimit", "memory_maps", "cpu_num", "sensors_temperatures"}
 """What psutil does not offer on macOS, after its documentation."""
@@ -123,7 +123,7 @@ def without_linux(monkeypatch: pytest.MonkeyPatch) -> int:
 
     Libraries are loaded before: what they load depends on the system that they were built for.
     """
-    for library in ("psutil", "client_app.app", "server_app.run", "disue.cli.simulate", "disue.cli.inline"):
+    for library in ("psutil", "disue_cli.commands.simulate", "disue_cli.engines.inline"):
         importlib.import_module(library)
     monkeypatch.setattr("tempfile._O_TMPFILE_WORKS", False)  # as it is where that flag is missing
     removed = 0
@@ -138,7 +138,7 @@ def without_linux(monkeypatch: pytest.MonkeyPatch) -> int:
 def test_a_simulation_starts_without_what_only_linux_has(
     without_linux: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from disue.cli.main import main
+    from disue_cli.main import main
 
     assert without_linux > 20 or sys.platform != "linux"
     quick = [

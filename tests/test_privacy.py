@@ -18,7 +18,6 @@ from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import Draw
 from disue.assignments import parse_assignments
-from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
@@ -26,6 +25,7 @@ from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.task import Task
 from disue.wire import CompareRequest
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.privacy import LEDGER
 from server_app.run import execute
 from strategies.clusterers import CLUSTERERS

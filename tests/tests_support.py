@@ -10,10 +10,10 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
-from disue.cli.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
 from disue.models import State
 from disue.naming import client_name
 from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue_cli.engines.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
 
 ARTEFACTS_OF_TWO = {
     *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from disue.errors import WireError
 from disue.fields import LARGEST_FEATURE, Arrays, fields_of
-from disue.source import source_hash
+from disue.source import client_hash
 from disue.task import Task
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import read_config, read_task, setting, task_values
@@ -33,7 +33,7 @@ class DescribeRequest:
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        config = ConfigRecord({"source-hash": source_hash(), "description": self.description, **task_values(self.task)})
+        config = ConfigRecord({"source-hash": client_hash(), "description": self.description, **task_values(self.task)})
         return Message(RecordDict({"config": config}), node_id, DESCRIBE)
 
     @classmethod

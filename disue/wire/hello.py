@@ -7,7 +7,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 
 from disue.errors import WireError
 from disue.fields import MOST_EXAMPLES, Text, Whole
-from disue.source import source_hash
+from disue.source import client_hash
 from disue.task import DataSummary
 from disue.wire.reading import read_config, read_fields
 
@@ -20,7 +20,7 @@ class HelloRequest:
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        return Message(RecordDict({"config": ConfigRecord({"source-hash": source_hash()})}), node_id, MessageType.QUERY)
+        return Message(RecordDict({"config": ConfigRecord({"source-hash": client_hash()})}), node_id, MessageType.QUERY)
 
     @staticmethod
     def check(message: Message) -> None:

@@ -10,7 +10,7 @@ from disue.config import LocalLoss
 from disue.errors import FederationError, WireError, one_line
 from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
-from disue.source import source_hash
+from disue.source import client_hash
 from disue.task import Task
 
 LONGEST_REASON = 1000
@@ -21,7 +21,7 @@ def make_config(server_round: int, objective: LocalObjective, task: Task | None 
     """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
     return ConfigRecord(
         {
-            "source-hash": source_hash(),
+            "source-hash": client_hash(),
             "server-round": server_round,
             "local-loss": objective.local_loss,
             "prox-mu": objective.prox_mu,
@@ -60,9 +60,9 @@ def read_config(message: Message) -> ConfigRecord:
         config = message.content.config_records["config"]
     except KeyError:
         raise WireError("the request has no 'config' record") from None
-    if config.get("source-hash") != source_hash():
+    if config.get("source-hash") != client_hash():
         raise FederationError(
-            f"this client runs other source code ({source_hash()}) than the server ({config.get('source-hash')!r}); "
+            f"this client runs other source code ({client_hash()}) than the server ({config.get('source-hash')!r}); "
             "start it from a neutral directory and with the same installed version"
         )
     return config

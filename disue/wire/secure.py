@@ -15,7 +15,7 @@ from torch import Tensor
 from disue.errors import WireError, quoted_value
 from disue.fields import LARGEST_FEATURE, Arrays, Other, fields_of
 from disue.secure import CURVE, Words, read_public_key
-from disue.source import source_hash
+from disue.source import client_hash
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import read_config, setting
 
@@ -35,7 +35,7 @@ class Turn:
 
     def request(self, kind: str, node_id: int, values: Mapping[str, object]) -> Message:
         """Return a request of a kind for one node."""
-        config = {"source-hash": source_hash(), "server-round": self.server_round, "cluster": self.cluster, **values}
+        config = {"source-hash": client_hash(), "server-round": self.server_round, "cluster": self.cluster, **values}
         content = RecordDict({"config": ConfigRecord(config)})  # type: ignore[arg-type]
         return Message(content, node_id, kind, group_id=str(self.server_round))
 

@@ -7,7 +7,6 @@ from flwr.app import Context, Error, Message, MessageType, RecordDict
 from client_app import privacy
 from client_app.privacy import Private, discreet, discretion, from_the_system, release, seeded
 from client_app.signature import make_signature
-from disue.cli.inline import InlineGrid
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.errors import ConfigError, DataError, FederationError
@@ -15,6 +14,7 @@ from disue.models import build_model, flatten, get_state
 from disue.nodes import NodeConfig
 from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply, TrainReply
+from disue_cli.engines.inline import InlineGrid
 
 CPU = torch.device("cpu")
 QUIET = RunConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-9)

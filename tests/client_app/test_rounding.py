@@ -12,10 +12,10 @@ from tests_support import RecordingGrid
 from client_app import privacy
 from client_app.app import app as client_app
 from client_app.privacy import STEPS_OF_ACCURACY, Hidden, on_grid, seeded
-from disue.cli.inline import simulated_nodes
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.wire import CompareReply, EvaluateReply
+from disue_cli.engines.inline import simulated_nodes
 from server_app.run import execute
 
 CLIENTS, LARGEST = 6, 500

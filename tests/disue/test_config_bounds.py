@@ -10,11 +10,11 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.files import run_settings
 from disue.runs import load_run
+from disue_cli.engines.inline import run_inline
 from server_app.card import write_card
 from server_app.report.reading import read_run
 from server_app.resume import read_settings, resumed_config

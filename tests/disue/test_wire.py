@@ -327,7 +327,7 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         EvaluateRequest(state(), 1).to_message(1),
         DescribeRequest("subspace").to_message(1),
     ]
-    monkeypatch.setattr(reading, "source_hash", lambda: "another")
+    monkeypatch.setattr(reading, "client_hash", lambda: "another")
     checks = (
         HelloRequest.check,
         TrainRequest.from_message,

@@ -31,10 +31,10 @@ from torch import Tensor
 
 from client_app import privacy as client_privacy
 from client_app.app import app as client_app
-from disue.cli.inline import InlineGrid
 from disue.config import RunConfig
 from disue.models import build_model
 from disue.secure import Contribution
+from disue_cli.engines.inline import InlineGrid
 from server_app.checkpoint import Checkpoints
 from server_app.privacy import LEDGER, epsilon_of
 from server_app.run import execute

@@ -17,9 +17,9 @@ import pytest
 import tomli_w
 from resuming import carry_out, left_by, simulation_on_ray
 
-from disue.cli import ray
-from disue.cli.flower import run_status, started_run, tool
-from disue.cli.ray import private_superlink
+from disue_cli.engines import ray
+from disue_cli.engines.flower import run_status, started_run, tool
+from disue_cli.engines.ray import private_superlink
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
@@ -39,7 +39,7 @@ KILLS = 20
 def start() -> Callable[[Path], ForkServerProcess]:
     """Start, or go on with, the run in a directory, in a process of its own that has its imports already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["disue.cli.inline", "server_app.run", "client_app.app", "client_app.work"])
+    context.set_forkserver_preload(["disue_cli.engines.inline", "server_app.run", "client_app.app", "client_app.work"])
 
     def begin(directory: Path) -> ForkServerProcess:
         process = context.Process(target=carry_out, args=(SETTINGS, CLIENTS, directory))

@@ -15,7 +15,7 @@ from disue.models import build_model
 from disue.npy import decode_npy
 from disue.secure import new_private_key, public_key, to_words
 from disue.signature import Signature
-from disue.source import source_hash
+from disue.source import client_hash
 from disue.task import DataSummary, Task
 from disue.wire import (
     CompareReply,
@@ -219,7 +219,7 @@ def wire_targets() -> list[Target]:
     def request(kind: str) -> Callable[[RecordDict], None]:
         def feed(content: RecordDict) -> None:
             if "config" in content.config_records:
-                content.config_records["config"]["source-hash"] = source_hash()
+                content.config_records["config"]["source-hash"] = client_hash()
             asked[kind](Message(content, 1, "train"))
 
         return feed

@@ -22,13 +22,6 @@ from rich.live import Live
 
 from client_app.app import app as client_app
 from disue.assignments import parse_assignments
-from disue.cli import certs as certs_command
-from disue.cli.cells import Cell
-from disue.cli.inline import FIRST_NODE_ID, InlineGrid, simulated_nodes
-from disue.cli.main import main
-from disue.cli.simulate import run_inline
-from disue.cli.views import LiveView, PlainView
-from disue.cli.watching import look
 from disue.config import RunConfig
 from disue.data.datasets import load_dataset, read_idx
 from disue.data.images import read_image
@@ -37,6 +30,12 @@ from disue.data.own import open_own, read_own
 from disue.nodes import NodeConfig
 from disue.runs import load_run
 from disue.task import Task
+from disue_cli.commands import certs as certs_command
+from disue_cli.compare.cells import Cell
+from disue_cli.engines.inline import FIRST_NODE_ID, InlineGrid, run_inline, simulated_nodes
+from disue_cli.main import main
+from disue_cli.views import LiveView, PlainView
+from disue_cli.watching import look
 from fuzzing import spoiling
 from fuzzing.messages import asked_for, spoilt_content, wire_targets
 from fuzzing.spoiling import NAMES, SCALARS, SIZES, VALUES, WRITERS, any_image, idx, npz

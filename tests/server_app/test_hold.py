@@ -11,9 +11,9 @@ import pytest
 from conftest import FAST
 from resuming import left_by
 
-from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
+from disue_cli.engines.inline import run_inline
 from server_app import run as server_run
 from server_app.checkpoint import Checkpoints
 from server_app.hold import LOCK, exclusive, is_held

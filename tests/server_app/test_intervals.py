@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import write_run
 
-from disue.cli.simulate import _summary_table
+from disue_cli.commands.simulate import _summary_table
 from server_app.card import card
 from server_app.report import read_run
 from server_app.report.intervals import in_words, over_clients

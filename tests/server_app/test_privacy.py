@@ -12,9 +12,9 @@ from conftest import FAST
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from disue.cli.simulate import run_inline
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
+from disue_cli.engines.inline import run_inline
 from server_app import privacy
 from server_app.privacy import LEDGER, Ledger, epsilon_of
 from server_app.report.reading import read_run

@@ -14,10 +14,10 @@ from client_app import app as client
 from client_app import privacy as client_privacy
 from client_app import secure as client_secure
 from client_app.app import app as client_app
-from disue.cli.inline import simulated_nodes
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.secure import to_words
+from disue_cli.engines.inline import simulated_nodes
 from server_app.methods import check_names, check_sizes
 from server_app.run import execute
 

@@ -13,11 +13,11 @@ from tests_support import ChangingGrid
 
 from client_app.app import app as client_app
 from client_app.signature import initial_prototypes
-from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.metrics import score
 from disue.models import State, build_model, get_state
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.methods import make_strategy
 from strategies.disue import DisUE
 from strategies.experts import Team

@@ -11,12 +11,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from client_app.app import app as client_app
-from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.models import State, build_model, get_state
 from disue.objective import PLAIN
 from disue.wire import CompareReply
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from strategies import disue as disue_module
 from strategies.caps import Caps
 from strategies.client_guard import fitted_better_by_average

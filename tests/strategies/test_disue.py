@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from disue.cli.inline import InlineGrid
 from disue.data import build_federation, load_dataset
 from disue.models import build_model
 from disue.signature import Signature
+from disue_cli.engines.inline import InlineGrid
 from strategies.distiller import Distiller
 from strategies.disue import DisUE
 from strategies.experts import Team

@@ -6,9 +6,9 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from tests_support import ChangingGrid, answering_app
 
-from disue.cli.inline import InlineGrid
 from disue.errors import ConfigError, DataError, FederationError
 from disue.naming import by_name, client_name
+from disue_cli.engines.inline import InlineGrid
 from strategies.roster import Client, Roster
 
 

@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from client_app import seats, work
 from client_app.app import app as client_app
 from client_app.seats import answer_for_all
-from disue.cli.inline import InlineGrid, simulated_nodes
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.wire import HelloReply, HelloRequest
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from strategies.seats import SeatedGrid, seated
 
 TIMINGS = ("seconds",)

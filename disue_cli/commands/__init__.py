@@ -1,0 +1,1 @@
+"""The commands of `disue`, one file each."""

@@ -1,0 +1,1 @@
+"""What `disue compare` computes and shows: cells, tables and plots."""
