@@ -30,9 +30,9 @@ from torch.nn import functional as F
 
 from benchmarks.machine import machine
 from disue.seeding import torch_rng
-from strategies.clusterers import CLUSTERERS, AtLeast
-from strategies.groupings import BySignature
-from strategies.signatures import SIGNATURES
+from strategies.clustering.assignment import BySignature
+from strategies.clustering.estimators import CLUSTERERS, AtLeast
+from strategies.clustering.similarity import SIGNATURES
 
 CLASSES, FEATURES, PARAMETERS, INPUTS, DIMENSIONS = 10, 84, 44_000, 784, 3
 EXAMPLES = 200

@@ -30,8 +30,8 @@ from benchmarks.machine import machine
 from disue.device import mixed_precision, prepare_device
 from disue.models import Classifier, build_model, get_state
 from disue.seeding import torch_rng
-from strategies.distiller import Distiller
-from strategies.server import Server
+from strategies.distillation.distiller import Distiller
+from strategies.distillation.server import Server
 
 CLASSES = 10
 T = TypeVar("T")

@@ -29,8 +29,8 @@ from disue.data import Examples, Federation, build_federation
 from disue.models import build_model
 from disue.seeding import torch_rng
 from disue.sketch import sketch
-from strategies.clusterers import CLUSTERERS, AtLeast
-from strategies.signatures import cosines, embed
+from strategies.clustering.estimators import CLUSTERERS, AtLeast
+from strategies.clustering.similarity import cosines, embed
 
 CPU = torch.device("cpu")
 CLIENTS = {"fashion-mnist": 20, "digits": 9}

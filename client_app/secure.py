@@ -37,7 +37,7 @@ SUMMED = "secure-summed"
 
 
 @dataclass
-class Kept:
+class SecAggClientState:
     """What a client remembers of a round from one step to the next, besides its vector.
 
     Attributes
@@ -72,7 +72,7 @@ class Kept:
     key_shares: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def after(cls, step: str, context: Context, server_round: int) -> "Kept":
+    def after(cls, step: str, context: Context, server_round: int) -> "SecAggClientState":
         """Return what is remembered; raise `FederationError` unless this was the last step of this round."""
         record = context.state.config_records.get(RECORD)
         if record is None:
@@ -103,7 +103,7 @@ def keep(vector: Tensor, server_round: int, context: Context) -> PublicKeys:
     last = context.state.config_records.get(SUMMED)
     if last is not None and last["round"] == server_round:
         raise FederationError(f"this client is in a sum of round {server_round}; a second one could show its update")
-    kept = Kept("keep", server_round, new_private_key(), new_private_key())
+    kept = SecAggClientState("keep", server_round, new_private_key(), new_private_key())
     kept.save(context)
     context.state[VECTOR] = ArrayRecord({"vector": vector})
     return PublicKeys(public_key(kept.mask_private), public_key(kept.share_private))
@@ -117,7 +117,7 @@ def share_out(request: ShareRequest, name: str, context: Context) -> Parcels:
     FederationError
         If this is not asked at its time, or the sum would hide nobody.
     """
-    kept = Kept.after("keep", context, request.turn.server_round)
+    kept = SecAggClientState.after("keep", context, request.turn.server_round)
     if request.keys.get(name) != PublicKeys(public_key(kept.mask_private), public_key(kept.share_private)):
         raise FederationError("the members of the sum do not include this client with the keys that it sent")
     members = list(request.keys)
@@ -158,7 +158,7 @@ def mask(parcels: Parcels, name: str, context: Context) -> MaskedReply:
     FederationError, WireError
         If this is not asked at its time, too few neighbours are left, or what they sent cannot be read.
     """
-    kept = Kept.after("share", context, parcels.turn.server_round)
+    kept = SecAggClientState.after("share", context, parcels.turn.server_round)
     if not parcels.content.keys() <= set(neighbours(kept.members, name)):
         raise WireError(f"there are parcels of {sorted(parcels.content)}, who are not all neighbours")
     if len(parcels.content) + 1 < kept.needed:
@@ -194,7 +194,7 @@ def unmask(request: UnmaskRequest, context: Context) -> Parcels:
     FederationError
         If this is not asked at its time, or would show a single vector.
     """
-    kept = Kept.after("mask", context, request.turn.server_round)
+    kept = SecAggClientState.after("mask", context, request.turn.server_round)
     asked = [*request.present, *request.missing]
     if len(set(asked)) < len(asked) or set(asked) != set(kept.holders):
         raise FederationError(f"shares of {sorted(asked)} are asked for; expected each of {sorted(kept.holders)} once")

@@ -11,7 +11,7 @@ from disue.config import RunConfig
 from server_app.recorder import default_directory
 from server_app.run import execute
 from server_app.stopping import OVER, signals_stop
-from strategies.exchange import streaming
+from strategies.rounds.transport import streaming
 
 app = ServerApp()
 

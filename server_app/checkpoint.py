@@ -1,8 +1,8 @@
 """All that a run needs to go on after a round, in one file: tensors, and how they hang together as JSON.
 
-See `strategies.state` for what a part remembers. Values are tensors, plain numbers and texts, lists, tuples, sets and
-dicts of them, the records below, and parts in their turn. What is one object in two places is one object again when it
-is read: some of them are known by their identity.
+See `strategies.rounds.state` for what a part remembers. Values are tensors, plain numbers and texts, lists, tuples,
+sets and dicts of them, the records below, and parts in their turn. What is one object in two places is one object again
+when it is read: some of them are known by their identity.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
 from disue.task import DataSummary, Task
 from disue.wire import EvaluateReply
-from strategies.experts import Team
-from strategies.prototypes import Prototypes
-from strategies.roster import Client
-from strategies.state import OTHER_VERSION, state_of
-from strategies.teachers import Lesson
+from strategies.distillation.prototypes import Prototypes
+from strategies.distillation.teachers import VoteSummary
+from strategies.rounds.registry import Client
+from strategies.rounds.state import OTHER_VERSION, state_of
+from strategies.teams import Team
 
 DIRECTORY = "checkpoint"
 METADATA = "disue"
@@ -35,7 +35,7 @@ FORMAT = 1
 KEPT = 2
 NOT_UNPACKED = (SafetensorError, RuntimeError, *NOT_PARSED)
 RECORDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, Lesson, Prototypes, Task, Team)
+    kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, VoteSummary, Prototypes, Task, Team)
 }
 """The dataclasses and named tuples that a state may hold."""
 COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set)}

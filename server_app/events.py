@@ -9,9 +9,9 @@ from torch import Tensor
 
 from disue.errors import ConfigError
 from disue.files import inside
-from strategies.base import FederatedStrategy
-from strategies.outcome import RoundOutcome
-from strategies.server import SHEET_COLUMNS, FixedProxy
+from strategies.distillation.server import SHEET_COLUMNS, FixedProxy
+from strategies.flower import FederatedStrategy
+from strategies.rounds.stats import RoundStats
 
 DIRECTORY = "tensorboard"
 PICTURES = 4 * SHEET_COLUMNS
@@ -48,14 +48,14 @@ class Events:
         if isinstance(proxy, FixedProxy) and not rounds:
             self._show("proxy", pixels_of(proxy.x[:PICTURES]), 0)
 
-    def after_round(self, row: dict[str, Any], outcome: RoundOutcome) -> None:
+    def after_round(self, row: dict[str, Any], outcome: RoundStats) -> None:
         """Write one round.
 
         Parameters
         ----------
         row : dict
             Its line of ``metrics.jsonl``.
-        outcome : RoundOutcome
+        outcome : RoundStats
         """
         number = outcome.server_round
         for key, value in row.items():

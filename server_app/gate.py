@@ -4,8 +4,8 @@ from pathlib import Path
 
 from disue.gate import Gate, Knowledge, Space
 from disue.models import State
-from strategies.base import FederatedStrategy
-from strategies.disue import DisUE
+from strategies.flower import FederatedStrategy
+from strategies.methods.disue import DisUE
 
 
 def save_gate(directory: Path, strategy: FederatedStrategy) -> None:

@@ -20,39 +20,39 @@ from disue.secure import FEWEST
 from disue.seeding import derive_seed
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
-from strategies.base import FederatedStrategy
-from strategies.caps import Caps
-from strategies.cfl import CFL
-from strategies.clusterers import CLUSTERERS, AtLeast, Clusterer
-from strategies.distiller import Distiller
-from strategies.disue import DisUE
-from strategies.fedavg import FedAvg
-from strategies.fedavg_ft import FedAvgFT
-from strategies.feddf import FedDF
-from strategies.fedlc import FedLC
-from strategies.fedprox import FedProx
-from strategies.fesem import FeSEM
-from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
-from strategies.groupings import ByChoice, BySignature, Grouping, Planted
-from strategies.ifca import IFCA
-from strategies.landmarks import MOST_COMPARED
-from strategies.limits import Limits
-from strategies.local import Local
-from strategies.oneshot import FLHC, FedGroup
-from strategies.oracle import Oracle
-from strategies.outcome import Participation
-from strategies.pacfl import PACFL
-from strategies.proxies import USUAL_SIZE, is_foreign, load_proxy
-from strategies.robust import AGGREGATORS, Aggregator
-from strategies.roster import Roster
-from strategies.secure import SecureSums
-from strategies.server import FixedProxy, GeneratedProxy, ProxySource, Server
-from strategies.signatures import SIGNATURES, of_sketches
-from strategies.teachers import TEACHERS
+from strategies.aggregation.caps import Caps
+from strategies.aggregation.limits import Limits
+from strategies.aggregation.robust import AGGREGATORS, Aggregator
+from strategies.clustering.assignment import ByChoice, BySignature, ClusterAssigner, Planted
+from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
+from strategies.clustering.landmarks import MOST_COMPARED
+from strategies.clustering.similarity import SIGNATURES, of_sketches
+from strategies.distillation.distiller import Distiller
+from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
+from strategies.distillation.proxy import USUAL_SIZE, is_foreign, load_proxy
+from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
+from strategies.distillation.teachers import TEACHERS
+from strategies.flower import FederatedStrategy
+from strategies.methods.cfl import CFL
+from strategies.methods.disue import DisUE
+from strategies.methods.fedavg import FedAvg
+from strategies.methods.fedavg_ft import FedAvgFT
+from strategies.methods.feddf import FedDF
+from strategies.methods.fedlc import FedLC
+from strategies.methods.fedprox import FedProx
+from strategies.methods.fesem import FeSEM
+from strategies.methods.ifca import IFCA
+from strategies.methods.local import Local
+from strategies.methods.oneshot import FLHC, FedGroup
+from strategies.methods.oracle import Oracle
+from strategies.methods.pacfl import PACFL
+from strategies.rounds.registry import ClientRegistry
+from strategies.rounds.secure_sums import SecureSums
+from strategies.rounds.stats import Participation
 
-METHODS: Registry[Callable[[RunConfig, Roster, RunData, torch.device], FederatedStrategy]] = Registry("method")
+METHODS: Registry[Callable[[RunConfig, ClientRegistry, RunData, torch.device], FederatedStrategy]] = Registry("method")
 
-GROUPINGS: Registry[Callable[[RunConfig, Roster, RunData], Grouping]] = Registry("clusterer")
+GROUPINGS: Registry[Callable[[RunConfig, ClientRegistry, RunData], ClusterAssigner]] = Registry("clusterer")
 """What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
 
 REGISTRIES: tuple[Registry[Any], ...] = (
@@ -153,7 +153,7 @@ def check_groups(config: RunConfig, data: RunData) -> None:
         raise ConfigError(f"{key}: 'oracle' needs planted groups and scenario '{config.scenario_name}' has none")
 
 
-def make_strategy(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
+def make_strategy(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
     """Build the configured method; raise `ConfigError` if it cannot work with the clients' models."""
     check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
     check_task({config.model, *(client.model for client in roster.known)})
@@ -254,39 +254,39 @@ def _random_state(config: RunConfig) -> int:
 
 
 @METHODS.register("local")
-def _local(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _local(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return Local(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedavg")
-def _fedavg(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fedavg(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedAvg(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedprox")
-def _fedprox(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fedprox(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     objective = _objective(config, prox_mu=0.01)
     return FedProx(roster, _participation(config), objective, mu=objective.prox_mu)
 
 
 @METHODS.register("fedlc")
-def _fedlc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fedlc(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedLC(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("fedavg-ft")
-def _fedavg_ft(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fedavg_ft(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedAvgFT(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("feddf")
-def _feddf(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
+def _feddf(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
     server, proxy = _server(config, data, device), load_proxy(config, data)
     return FedDF(roster, _participation(config), server, proxy, _distiller(config), _objective(config))
 
 
 @METHODS.register("fesem")
-def _fesem(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fesem(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FeSEM(
         roster,
         _participation(config),
@@ -297,12 +297,12 @@ def _fesem(config: RunConfig, roster: Roster, _data: RunData, _device: torch.dev
 
 
 @METHODS.register("cfl")
-def _cfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _cfl(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return CFL(roster, _participation(config), config.cfl_eps1, config.cfl_eps2, _objective(config))
 
 
 @METHODS.register("flhc")
-def _flhc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _flhc(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FLHC(
         roster,
         _participation(config),
@@ -314,27 +314,27 @@ def _flhc(config: RunConfig, roster: Roster, _data: RunData, _device: torch.devi
 
 
 @METHODS.register("pacfl")
-def _pacfl(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _pacfl(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return PACFL(roster, _participation(config), _agglomerative(config), _objective(config), _random_state(config))
 
 
 @METHODS.register("ifca")
-def _ifca(config: RunConfig, roster: Roster, data: RunData, _device: torch.device) -> FederatedStrategy:
+def _ifca(config: RunConfig, roster: ClientRegistry, data: RunData, _device: torch.device) -> FederatedStrategy:
     return IFCA(roster, _participation(config), _random_models(config, data), _objective(config))
 
 
 @METHODS.register("fedgroup")
-def _fedgroup(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _fedgroup(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return FedGroup(roster, _participation(config), _given_number(config), _objective(config), _random_state(config))
 
 
 @METHODS.register("oracle")
-def _oracle(config: RunConfig, roster: Roster, _data: RunData, _device: torch.device) -> FederatedStrategy:
+def _oracle(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
     return Oracle(roster, _participation(config), _objective(config))
 
 
 @METHODS.register("disue")
-def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.device) -> FederatedStrategy:
+def _disue(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
     expert_share = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}[
         config.initialisation
     ]
@@ -363,7 +363,7 @@ def _disue(config: RunConfig, roster: Roster, data: RunData, device: torch.devic
     )
 
 
-def _by_signature(clusterer: str, config: RunConfig, _roster: Roster, _data: RunData) -> Grouping:
+def _by_signature(clusterer: str, config: RunConfig, _roster: ClientRegistry, _data: RunData) -> ClusterAssigner:
     clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, smallest_cluster(config), _random_state(config))
     kind = SIGNATURES[config.signature]
     if config.privacy == "secure":
@@ -376,12 +376,12 @@ for _name in CLUSTERERS:
 
 
 @GROUPINGS.register("ifca")
-def _by_choice(config: RunConfig, _roster: Roster, data: RunData) -> Grouping:
+def _by_choice(config: RunConfig, _roster: ClientRegistry, data: RunData) -> ClusterAssigner:
     return ByChoice(_random_models(config, data))
 
 
 @GROUPINGS.register("oracle")
-def _planted(_config: RunConfig, roster: Roster, _data: RunData) -> Grouping:
+def _planted(_config: RunConfig, roster: ClientRegistry, _data: RunData) -> ClusterAssigner:
     return Planted(roster)
 
 

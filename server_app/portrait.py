@@ -20,8 +20,8 @@ from disue.files import append, write_whole
 from disue.metrics import confusion
 from disue.models import Classifier
 from disue.naming import by_name, client_name
-from strategies.base import FederatedStrategy
-from strategies.outcome import RoundOutcome
+from strategies.flower import FederatedStrategy
+from strategies.rounds.stats import RoundStats
 
 MEMBERSHIP = "membership.csv"
 TENSORS = "portrait.safetensors"
@@ -41,7 +41,7 @@ class Move:
     cluster: int
 
 
-class Portrait:
+class ReportData:
     """Writes ``membership.csv`` as the run goes, and ``portrait.safetensors`` and ``portrait.json`` at its end.
 
     Parameters
@@ -68,7 +68,7 @@ class Portrait:
         rows = [(move.round, move.client, move.cluster) for move in moves]
         write_whole(directory / MEMBERSHIP, _csv([("round", "client", "cluster"), *rows]))
 
-    def after_round(self, outcome: RoundOutcome) -> None:
+    def after_round(self, outcome: RoundStats) -> None:
         """Append who is in another cluster than before; the first cluster of a client is one, too."""
         self.label_counts |= outcome.label_counts
         moved = [name for name in by_name(outcome.clusters) if self.clusters.get(name) != outcome.clusters[name]]
@@ -123,8 +123,9 @@ class Portrait:
             model = build(main)
             model.load_state_dict(strategy.universal)
             tensors["confusion"] = confusion(model, test, device)
-        write_whole(self.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        # In this order: who reads a run that goes on looks for the tensors first, and then for whose they are.
         write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")
+        write_whole(self.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def _labels(self, federation: object) -> tuple[dict[str, Tensor], str]:
         if self.label_counts:

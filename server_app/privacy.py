@@ -16,8 +16,8 @@ from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
 from disue.secure import FEWEST
-from strategies.clusterers import CLUSTERERS
-from strategies.signatures import SIGNATURES, cosines
+from strategies.clustering.estimators import CLUSTERERS
+from strategies.clustering.similarity import SIGNATURES, cosines
 
 LEDGER = "releases.json"
 SECURE_METHODS = ("disue", "fedavg", "fedavg-ft", "fedprox", "fedlc")

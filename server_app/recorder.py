@@ -27,10 +27,10 @@ from server_app.gate import save_gate
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores
-from strategies.base import FederatedStrategy
-from strategies.experts import Team
-from strategies.outcome import RoundOutcome
-from strategies.roster import Client
+from strategies.flower import FederatedStrategy
+from strategies.rounds.registry import Client
+from strategies.rounds.stats import RoundStats
+from strategies.teams import Team
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
 TOTALS = ("clients_failed", "clients_rejected", "repeats", "client_steps", "personal_steps", "guard_kept_average")
@@ -38,7 +38,7 @@ Row = dict[str, Any]
 BEFORE_THE_CONFIG = (LOCK.parent.as_posix(), LOCK.as_posix(), ".config.toml.*.part")
 """What a process that was killed as it made a run directory may have left there."""
 AT_THE_END = (
-    *("summary.json", "clients.csv", "teaching.csv", "portrait.json", "portrait.safetensors", "report.html"),
+    *("summary.json", "clients.csv", "teaching.csv", "portrait.safetensors", "portrait.json", "report.html"),
     *("gate.safetensors", "MODEL_CARD.md", "universal*.safetensors", "experts/*.safetensors"),
 )
 
@@ -165,7 +165,7 @@ class Recorder:
 
     def record_round(
         self,
-        outcome: RoundOutcome,
+        outcome: RoundStats,
         clients: list[Client],
         scores: Scores,
     ) -> Row:
@@ -173,7 +173,7 @@ class Recorder:
 
         Parameters
         ----------
-        outcome : RoundOutcome
+        outcome : RoundStats
         clients : list of Client
             Those that take or took part.
         scores : Scores

@@ -20,7 +20,7 @@ from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
-from strategies.state import OTHER_VERSION, restore
+from strategies.rounds.state import OTHER_VERSION, restore
 
 CHANGEABLE = frozenset(
     {
@@ -41,7 +41,7 @@ class RunCompleted(ConfigError):
 
 
 @dataclass(frozen=True)
-class Past:
+class ResumePoint:
     """What a run did before this process: nothing, if it is a new one.
 
     Attributes
@@ -119,7 +119,7 @@ class Past:
             log(WARNING, "the run was begun by other source code; its next rounds may not be as they would have been")
 
 
-def look_back(config: RunConfig) -> Past:
+def look_back(config: RunConfig) -> ResumePoint:
     """Read what the run in ``resume-from`` did; nothing is changed there.
 
     Raises
@@ -147,7 +147,9 @@ def look_back(config: RunConfig) -> Past:
         raise DataError(f"'{directory / 'metrics.jsonl'}' is damaged (rounds 1 to {done} are not all there)")
     _check_rounds(config, was, directory, done)
     moves = read_text(directory / MEMBERSHIP, membership_moves) if done else []
-    return Past(checkpoints, saved, rows[:done], [move for move in moves if move.round <= done], partitions, traces)
+    return ResumePoint(
+        checkpoints, saved, rows[:done], [move for move in moves if move.round <= done], partitions, traces
+    )
 
 
 def traces_of(directory: Path) -> dict[str, str]:

@@ -24,22 +24,22 @@ from server_app.checkpoint import Checkpoints
 from server_app.events import Events, check_tensorboard
 from server_app.hold import exclusive, in_use, is_held
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
-from server_app.portrait import Portrait
+from server_app.portrait import ReportData
 from server_app.privacy import Ledger, check_accountant
 from server_app.progress import Progress
 from server_app.recorder import Recorder, Row, check_directory, default_directory, forget_after
 from server_app.report import write_report
-from server_app.resume import Past, look_back
+from server_app.resume import ResumePoint, look_back
 from server_app.scoring import by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
 from server_app.tasks import check_own_data, check_summary, prepare_data, unfit
 from server_app.warned import Warnings, collected
-from strategies.base import FederatedStrategy
-from strategies.caps import Caps
-from strategies.proxies import look_at_proxy
-from strategies.roster import Roster
-from strategies.seats import seated
-from strategies.shelf import Shelf
+from strategies.aggregation.caps import Caps
+from strategies.aggregation.store import UpdateStore
+from strategies.distillation.proxy import look_at_proxy
+from strategies.flower import FederatedStrategy
+from strategies.rounds.packing import seated
+from strategies.rounds.registry import ClientRegistry
 
 SHORTEST_TIMEOUT = 10.0
 """Seconds: nodes look for messages every three, and start a process for each."""
@@ -111,21 +111,21 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     preflight(config)
     check_timeout(config, grid)
     grid = seated(grid, config.clients_per_node)
-    past = look_back(config) if config.resume_from else Past(Checkpoints(default_directory(config)))
+    past = look_back(config) if config.resume_from else ResumePoint(Checkpoints(default_directory(config)))
     with collected() as warnings, past.blamed():
         past.tell()
         return _carry_out(config, grid, past, on_round, warnings)
 
 
 def _carry_out(
-    config: RunConfig, grid: Grid, past: Past, on_round: Callable[[Row], None] | None, warnings: Warnings
+    config: RunConfig, grid: Grid, past: ResumePoint, on_round: Callable[[Row], None] | None, warnings: Warnings
 ) -> Row:
     device, directory = prepare_device(config.device), default_directory(config)
     roster = _gathered(config, grid, past)
     data = prepare_data(config, roster)
     check_groups(config, data)
     strategy = make_strategy(config, roster, data, device)
-    strategy.shelf = Shelf(config.reply_memory * 2**20, directory)
+    strategy.shelf = UpdateStore(config.reply_memory * 2**20, directory)
     past.restore({"strategy": strategy})
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
@@ -134,7 +134,7 @@ def _carry_out(
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
         warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
-        portrait = Portrait(directory, past.moves)
+        portrait = ReportData(directory, past.moves)
         past.restore({"recorder": recorder, "portrait": portrait})
         parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}
         progress = Progress(directory, config.num_server_rounds)
@@ -203,7 +203,7 @@ def _carry_out(
 
 
 @contextmanager
-def _claimed(config: RunConfig, directory: Path, past: Past) -> Iterator[None]:
+def _claimed(config: RunConfig, directory: Path, past: ResumePoint) -> Iterator[None]:
     """Hold the run directory, in which nobody may have written since it was looked at.
 
     Raises
@@ -238,9 +238,9 @@ def _tell(config: RunConfig, directory: Path) -> None:
         write_report(directory)
 
 
-def _gathered(config: RunConfig, grid: Grid, past: Past) -> Roster:
+def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistry:
     """Return the clients that are to take part, those who took part before and are missing now included."""
-    roster = Roster(
+    roster = ClientRegistry(
         config.seed,
         config.round_timeout,
         partial(check_model, config),

@@ -10,8 +10,8 @@ from disue.data import Examples
 from disue.metrics import Score, score
 from disue.models import Classifier, State
 from disue.wire import EvaluateReply
-from strategies.base import FederatedStrategy
-from strategies.caps import Caps
+from strategies.aggregation.caps import Caps
+from strategies.flower import FederatedStrategy
 
 
 @dataclass(frozen=True)

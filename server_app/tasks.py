@@ -12,9 +12,9 @@ from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
-from strategies.caps import Caps, capped
-from strategies.proxies import find_images
-from strategies.roster import Client, Roster
+from strategies.aggregation.caps import Caps, capped
+from strategies.distillation.proxy import find_images
+from strategies.rounds.registry import Client, ClientRegistry
 
 DISTILLING = ("disue", "feddf")
 """Methods that need a proxy set."""
@@ -130,7 +130,7 @@ def _too_many_classes(clients: Sequence[Client]) -> dict[str, str]:
     }
 
 
-def prepare_data(config: RunConfig, roster: Roster) -> RunData:
+def prepare_data(config: RunConfig, roster: ClientRegistry) -> RunData:
     """Return the run's data; from here on the roster tells clients with their own what they agree on, or agreed on.
 
     Raises
@@ -140,7 +140,7 @@ def prepare_data(config: RunConfig, roster: Roster) -> RunData:
     """
     clients = roster.clients
     if config.dataset != OWN:
-        return build_federation(config, clients[0].num_partitions)  # the same for all: `Roster` sees to it
+        return build_federation(config, clients[0].num_partitions)  # the same for all: `ClientRegistry` sees to it
     roster.task = roster.task or _agreed_task(config, roster)
     log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
     _warn_of_classes(config, roster.task, roster.clients)
@@ -158,7 +158,7 @@ def _warn_of_classes(config: RunConfig, task: Task, clients: list[Client]) -> No
                 log(WARNING, "%s has %s", client.name, doubt)
 
 
-def _agreed_task(config: RunConfig, roster: Roster) -> Task:
+def _agreed_task(config: RunConfig, roster: ClientRegistry) -> Task:
     clients = roster.clients
     told = {client.name: client.summary for client in clients if client.summary is not None}
     claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}

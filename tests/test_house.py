@@ -35,6 +35,16 @@ def test_imports_point_down_only() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "strategies").glob("*/__init__.py")))
+def test_a_folder_of_strategies_says_what_is_in_it(room: str) -> None:
+    """Each file by its name; of the methods, which are many, only how to add one."""
+    text = (ROOT / "strategies" / room / "README.md").read_text()
+    files = {path.stem for path in (ROOT / "strategies" / room).glob("[!_]*.py")}
+    assert "May import" in text
+    assert len(text.splitlines()) <= 15
+    assert room == "methods" or not files - set(re.findall(r"`(\w+)`", text))
+
+
 def test_the_bundle_holds_the_app_and_nothing_else(tmp_path: Path) -> None:
     import io
     import zipfile
@@ -61,7 +71,7 @@ def hashes_of(app: Path) -> list[str]:
     [
         ("client_app/training.py", True, True),
         ("disue/wire/train.py", True, True),
-        ("strategies/teachers.py", False, True),
+        ("strategies/distillation/teachers.py", False, True),
         ("server_app/card.py", False, True),
         ("disue_cli/main.py", False, False),
     ],

@@ -10,8 +10,8 @@ from disue.config import RunConfig
 from disue.data import Examples
 from disue.models import build_model
 from disue.objective import PLAIN
-from strategies.distiller import Distiller
-from strategies.generator import Generator, GeneratorSettings, GeneratorTrainer
+from strategies.distillation.distiller import Distiller
+from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
 
 cpu = torch.device("cpu")
 model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))

@@ -28,7 +28,7 @@ from disue.wire import CompareRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.privacy import LEDGER
 from server_app.run import execute
-from strategies.clusterers import CLUSTERERS
+from strategies.clustering.estimators import CLUSTERERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"

@@ -27,9 +27,9 @@ from disue.signature import Signature
 from disue.sketch import sketch
 from disue.task import quoted
 from disue_cli.views import number
-from strategies.groupings import nearest_clusters
-from strategies.landmarks import embedding
-from strategies.signatures import SIGNATURES, cosines, of_sketches
+from strategies.clustering.assignment import nearest_clusters
+from strategies.clustering.landmarks import embedding
+from strategies.clustering.similarity import SIGNATURES, cosines, of_sketches
 
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)

@@ -144,7 +144,7 @@ def cluster_map(runs: dict[str, list[Cell]]) -> Figure:
 
 def _recoloured(clusters: Sequence[int], groups: Sequence[int]) -> list[int]:
     """Number clusters like the planted groups that share most clients with them, so that equal is one colour."""
-    from strategies.matching import match_clusters
+    from strategies.clustering.matching import match_clusters
 
     named = {str(i): cluster for i, cluster in enumerate(clusters) if cluster >= 0}
     planted = {str(i): group for i, group in enumerate(groups) if group >= 0}

@@ -22,7 +22,7 @@ from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.privacy import LEDGER
 from server_app.privacy import epsilon_of as accountant
 from server_app.run import execute
-from strategies.seats import seated
+from strategies.rounds.packing import seated
 
 SMALL = {"model": "mlp", "num-server-rounds": 3, "local-epochs": 1, "distill-steps": 1, "report": False}
 DP = SMALL | {"privacy": "dp", "dp-noise": 2.0}

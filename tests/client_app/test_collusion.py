@@ -15,7 +15,7 @@ from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from client_app.secure import Kept, keep, mask, share_out, unmask
+from client_app.secure import SecAggClientState, keep, mask, share_out, unmask
 from disue.secure import (
     MOST_NEIGHBOURS,
     Words,
@@ -28,7 +28,7 @@ from disue.secure import (
     to_words,
 )
 from disue.wire import Parcels, ShareRequest, Turn, UnmaskRequest
-from strategies.secure import Circle, Member
+from strategies.rounds.secure_sums import Member, SecAggGroup
 
 TURN = Turn(1, 0)
 LENGTH = 2000
@@ -54,7 +54,7 @@ class Sum:
     needed: int
     dropped: str = ""
     colluders: str = ""
-    known: dict[str, Kept] = field(default_factory=dict)
+    known: dict[str, SecAggClientState] = field(default_factory=dict)
     words: dict[str, Words] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -62,19 +62,19 @@ class Sum:
         self.vectors = {name: torch.rand(LENGTH, generator=draw, dtype=torch.float64) for name in self.members}
         self.contexts = {name: Context(1, i, {}, RecordDict(), {}) for i, name in enumerate(self.members)}
         self.keys = {name: keep(self.vectors[name], 1, self.contexts[name]) for name in self.members}
-        self.circle = Circle(
+        self.circle = SecAggGroup(
             TURN, {name: Member(i, self.keys[name]) for i, name in enumerate(self.members)}, self.needed
         )
         request = ShareRequest(TURN, self.keys, self.needed)
         self.circle.parcels = {n: share_out(request, n, context).content for n, context in self.contexts.items()}
         self.stay = [name for name in self.members if name not in self.dropped]
-        secrets = {name: Kept.after("share", self.contexts[name], 1) for name in self.colluders}
+        secrets = {name: SecAggClientState.after("share", self.contexts[name], 1) for name in self.colluders}
         for name in self.stay:
             own = {other: self.circle.parcels[other][name] for other in self.members if other != name}
             self.words[name] = mask(Parcels(TURN, own), name, self.contexts[name]).words
             self.circle.add(name, self.words[name])
         for name, before in secrets.items():  # what it had, and the others' shares that came since
-            self.known[name] = Kept.after("mask", self.contexts[name], 1)
+            self.known[name] = SecAggClientState.after("mask", self.contexts[name], 1)
             self.known[name].mask_private = before.mask_private
 
     def seen(self) -> Words:

@@ -17,7 +17,7 @@ from disue.data.images import FORMATS
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import LOGGER, DataError
-from strategies.proxies import load_proxy
+from strategies.distillation.proxy import load_proxy
 
 SHAPE = (1, 8, 8)
 

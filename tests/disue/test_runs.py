@@ -17,8 +17,8 @@ from disue.data import build_federation
 from disue.errors import ConfigError, DataError
 from disue.metrics import score
 from disue.models import build_model
-from strategies.prototypes import Prototypes, in_common_units
-from strategies.teachers import Evidence, prototype_weights
+from strategies.distillation.prototypes import Prototypes, in_common_units
+from strategies.distillation.teachers import TeacherInputs, prototype_weights
 
 CLIENTS = 6
 
@@ -57,7 +57,7 @@ def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
     features = run.gate.features(0, pixels, run.task)
     known = [Prototypes(own.label_counts, own.points, {}) for own in run.gate.experts.values()]
     distances = in_common_units([own.distances(features) for own in known], [features] * 2)
-    weights = prototype_weights(Evidence(torch.zeros(2, len(x), 10), torch.ones(2, 10), distances))
+    weights = prototype_weights(TeacherInputs(torch.zeros(2, len(x), 10), torch.ones(2, 10), distances))
     names = list(run.gate.experts)
     assert run.choose(x) == [names[i] for i in weights[:, :, 0].argmax(dim=0).tolist()]
     assert set(run.choose(x)) == {"0", "1"}

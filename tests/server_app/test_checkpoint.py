@@ -13,10 +13,10 @@ from safetensors import safe_open
 from disue.errors import DataError
 from disue.task import DataSummary
 from server_app.checkpoint import Checkpoints, packed, unpacked
-from strategies.experts import Team
-from strategies.prototypes import Prototypes
-from strategies.roster import Client
-from strategies.state import restore, state_of
+from strategies.distillation.prototypes import Prototypes
+from strategies.rounds.registry import Client
+from strategies.rounds.state import restore, state_of
+from strategies.teams import Team
 
 PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 KEYS = st.text() | st.integers() | st.builds(Team, st.integers(), st.text())

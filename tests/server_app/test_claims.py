@@ -15,17 +15,17 @@ from disue.task import DataSummary
 from disue.wire import EvaluateReply, HelloReply
 from server_app.scoring import by_clients
 from server_app.tasks import prepare_data, unfit
-from strategies.caps import Caps
-from strategies.roster import Client, Roster
+from strategies.aggregation.caps import Caps
+from strategies.rounds.registry import Client, ClientRegistry
 
 HONEST = DataSummary(("cat", "dog"), (0.4,), (0.3,))
 
 
 @pytest.fixture
-def gathered() -> Callable[..., Roster]:
+def gathered() -> Callable[..., ClientRegistry]:
     """Return the clients that said hello: ``gathered(config, a=(examples, summary), ...)``."""
 
-    def gather(settings: RunConfig | None = None, **told: tuple[int, DataSummary]) -> Roster:
+    def gather(settings: RunConfig | None = None, **told: tuple[int, DataSummary]) -> ClientRegistry:
         app = ClientApp()
 
         @app.query()
@@ -34,7 +34,7 @@ def gathered() -> Callable[..., Roster]:
             return HelloReply(name, told[name][0], -1, 0, "mlp", told[name][1]).to_message(message)
 
         settings = settings or config()
-        roster = Roster(0, unfit=partial(unfit, settings))
+        roster = ClientRegistry(0, unfit=partial(unfit, settings))
         roster.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), settings.min_clients, 0.2)
         return roster
 

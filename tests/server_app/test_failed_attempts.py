@@ -15,8 +15,8 @@ from disue.config import RunConfig
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.checkpoint import Checkpoints, packed, unpacked
 from server_app.run import execute
-from strategies.base import FederatedStrategy
-from strategies.state import state_of
+from strategies.flower import FederatedStrategy
+from strategies.rounds.state import state_of
 
 CLIENTS = 6
 SMALL: dict[str, Any] = FAST | {

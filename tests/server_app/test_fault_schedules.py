@@ -24,7 +24,8 @@ from disue.models import build_model, get_state
 from server_app.checkpoint import Checkpoints
 from server_app.resume import resumed_config
 from server_app.run import execute
-from strategies import exchange, roster
+from strategies.rounds import registry as roster
+from strategies.rounds import transport as exchange
 
 SCHEDULES = int(os.environ.get("DISUE_FAULT_SCHEDULES", "30"))
 LONGEST = 60

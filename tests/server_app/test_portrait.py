@@ -12,8 +12,8 @@ from sklearn.metrics import confusion_matrix
 
 from disue.data import build_federation
 from disue.models import build_model
-from server_app.portrait import Portrait, chosen_for_similarity, map_of
-from strategies.outcome import RoundOutcome
+from server_app.portrait import ReportData, chosen_for_similarity, map_of
+from strategies.rounds.stats import RoundStats
 
 
 def rows_of(path):  # type: ignore[no-untyped-def]
@@ -72,9 +72,9 @@ def test_clients_that_tell_nothing_are_drawn_from_the_scenario(run) -> None:  # 
 
 
 def test_only_moves_are_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    portrait = Portrait(tmp_path)
+    portrait = ReportData(tmp_path)
     for number, clusters in enumerate([{"a": 0, 'b,"': 1}, {"a": 0, 'b,"': 1}, {"a": 2, 'b,"': 1, "c": 0}], start=1):
-        portrait.after_round(RoundOutcome(number, clusters=clusters))
+        portrait.after_round(RoundStats(number, clusters=clusters))
     moves = [tuple(row.values()) for row in rows_of(tmp_path / "membership.csv")]
     assert moves == [("1", "a", "0"), ("1", 'b,"', "1"), ("3", "a", "2"), ("3", "c", "0")]
 

@@ -7,7 +7,7 @@ import pytest
 from disue.config import RunConfig
 from disue.task import DataSummary
 from server_app.tasks import prepare_data
-from strategies.roster import Client
+from strategies.rounds.registry import Client
 
 
 def client(name: str, num_examples: int, *class_names: str) -> Client:

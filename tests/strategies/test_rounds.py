@@ -16,9 +16,9 @@ from tests_support import Behaviour, ChangingGrid, answering_app, honest, shifte
 from disue.errors import FederationError
 from disue.models import State
 from disue.wire import TrainReply, TrainRequest
-from strategies.fedavg import FedAvg
-from strategies.outcome import Participation
-from strategies.roster import Roster
+from strategies.methods.fedavg import FedAvg
+from strategies.rounds.registry import ClientRegistry
+from strategies.rounds.stats import Participation
 
 START: State = {"w": torch.zeros(3), "b": torch.zeros(2, 2)}
 
@@ -31,7 +31,7 @@ def fedavg(
     **participation: float,
 ) -> tuple[FedAvg, Result]:
     grid = ChangingGrid(answering_app(train), {}, [{"name": f"client-{i}"} for i in range(clients)])
-    roster = Roster(seed=0)
+    roster = ClientRegistry(seed=0)
     roster.gather(grid, min_clients=clients, join_timeout=1.0)
     strategy = FedAvg(roster, Participation(num_rounds=rounds, **participation))  # type: ignore[arg-type]
     result = strategy.start(grid, ArrayRecord(START), num_rounds=rounds, timeout=timeout)
@@ -125,7 +125,7 @@ class Patient(ChangingGrid):
 
 def test_a_client_that_never_answers_costs_the_timeout_once() -> None:
     grid = Patient(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
-    roster = Roster(seed=0, timeout=2.0)
+    roster = ClientRegistry(seed=0, timeout=2.0)
     roster.gather(grid, 4, 1.0)
     grid.silent.add(1002)
     strategy = FedAvg(roster, Participation(num_rounds=5))
@@ -138,7 +138,7 @@ def test_a_client_that_never_answers_costs_the_timeout_once() -> None:
 
 def test_clients_that_are_left_out_count_among_those_of_whom_enough_must_answer() -> None:
     grid = ChangingGrid(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
-    roster = Roster(seed=0, timeout=0.5)
+    roster = ClientRegistry(seed=0, timeout=0.5)
     roster.gather(grid, 4, 1.0)
     roster.leave_out([1000, 1001])
     grid.silent |= {1000, 1001}
@@ -172,7 +172,7 @@ def test_evaluation_every_other_round_and_personal_accuracy_in_the_last() -> Non
             return result
 
     grid = ChangingGrid(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
-    roster = Roster(seed=0)
+    roster = ClientRegistry(seed=0)
     roster.gather(grid, 4, 1.0)
     participation = Participation(num_rounds=5, evaluate_every=2, fraction_evaluate=0.5)
     Watched(roster, participation).start(grid, ArrayRecord(START), num_rounds=5)
@@ -193,14 +193,14 @@ def test_a_round_without_evaluation_has_no_evaluation_time() -> None:
         return honest(name, request, message)
 
     grid = ChangingGrid(answering_app(slow), {}, [{"name": "a"}, {"name": "b"}])
-    roster = Roster(seed=0)
+    roster = ClientRegistry(seed=0)
     roster.gather(grid, 2, 1.0)
     Watched(roster, Participation(num_rounds=2, evaluate_every=2)).start(grid, ArrayRecord(START), num_rounds=2)
     assert seconds[0] < 0.05
 
 
 def test_seven_hundredths_of_a_hundred_is_seven() -> None:
-    strategy = FedAvg(Roster(0), Participation(num_rounds=1, min_success_fraction=0.07))
+    strategy = FedAvg(ClientRegistry(0), Participation(num_rounds=1, min_success_fraction=0.07))
     strategy._sampled = [None] * 100  # type: ignore[list-item]
     strategy._require_enough(7)
     with pytest.raises(FederationError, match="6 of 100 clients sent a usable update in round 0 and 7 are needed"):
@@ -248,13 +248,13 @@ def test_a_round_with_too_few_updates_is_repeated_once_and_its_failures_are_coun
 
 
 def test_the_round_that_is_repeated_asks_others_first_and_those_that_failed_last() -> None:
-    made = FedAvg(Roster(seed=0), Participation(num_rounds=1, fraction_train=0.3))
+    made = FedAvg(ClientRegistry(seed=0), Participation(num_rounds=1, fraction_train=0.3))
     sampled: list[list[str]] = []
 
     def run(failing: Callable[[str], bool], clients: int, fraction: float) -> tuple[list[str], list[str], FedAvg]:
         train = Unreliable(failing)
         grid = ChangingGrid(answering_app(train), {}, [{"name": f"client-{i}"} for i in range(clients)])
-        roster = Roster(seed=0)
+        roster = ClientRegistry(seed=0)
         roster.gather(grid, clients, 1.0)
         strategy = FedAvg(roster, Participation(num_rounds=1, fraction_train=fraction, min_success_fraction=1.0))
         count = round(fraction * clients)
@@ -295,7 +295,7 @@ def test_after_a_round_that_failed_twice_the_run_stops_with_both_failures(messag
 
 def test_clients_that_were_silent_are_not_waited_for_when_the_round_is_repeated() -> None:
     grid = Patient(answering_app(), {}, [{"name": f"client-{i}"} for i in range(4)])
-    roster = Roster(seed=0, timeout=0.5)
+    roster = ClientRegistry(seed=0, timeout=0.5)
     roster.gather(grid, 4, 1.0)
     grid.silent |= {1000, 1001, 1002}
     started = time.monotonic()
@@ -327,7 +327,7 @@ def confused(more: Callable[[Confusing, Message], list[Message]]) -> FedAvg:
     grid.more = lambda reply: (
         more(grid, reply) if (reply.metadata.src_node_id, reply.metadata.message_type) == said_by_1 else [reply]
     )
-    roster = Roster(seed=0)
+    roster = ClientRegistry(seed=0)
     roster.gather(grid, 4, 1.0)
     strategy = FedAvg(roster, Participation(num_rounds=2, evaluate_every=2))
     strategy.start(grid, ArrayRecord(START), num_rounds=2)
@@ -375,7 +375,7 @@ def test_a_reply_that_does_not_fit_a_request_is_rejected_and_named(
 
 def test_a_round_in_which_nobody_was_there_to_be_asked_is_repeated_too() -> None:
     grid = ChangingGrid(answering_app(), {}, [{"name": "a"}, {"name": "b"}])
-    roster = Roster(seed=0)
+    roster = ClientRegistry(seed=0)
     roster.gather(grid, 2, 1.0)
     away = [grid.forget(node_id) for node_id in (1000, 1001)]
     receive = grid.send_and_receive

@@ -1,0 +1,1 @@
+"""From the clients' models to one, and what a client may stand for."""

@@ -1,0 +1,1 @@
+"""Who belongs together: what clients are compared by, and how."""

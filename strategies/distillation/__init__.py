@@ -1,0 +1,1 @@
+"""From several models to one: who teaches, on what, and how."""

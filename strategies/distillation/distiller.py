@@ -1,0 +1,163 @@
+"""Universal distillation: a student that starts from the average learns the experts' vote on the proxy set."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from disue.device import mixed_precision
+from disue.metrics import predict_logits
+from disue.models import State, get_state, interpolate
+from strategies.distillation.adam import Adam, cosine
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The outcome of a distillation, and what the guard saw.
+
+    Attributes
+    ----------
+    state : State
+        The mixture of average and student, or the average where the guard kept it.
+    steps : int
+        Optimiser steps that were taken.
+    average_loss, student_loss : float
+        Divergence from the teacher (nats) on the held-out part of the proxy set, before and after.
+    average_evidence, result_evidence : float
+        Agreement of the average and of the mixture with the evidence on the held-out part.
+    kept_average : bool
+    """
+
+    state: State
+    steps: int
+    average_loss: float
+    student_loss: float
+    average_evidence: float
+    result_evidence: float
+    kept_average: bool
+
+
+@dataclass(frozen=True)
+class Distiller:
+    """Adam with a cosine schedule, early stopping and a guard, on a fixed proxy set.
+
+    Parameters
+    ----------
+    steps : int (default: 100)
+        Most optimiser steps; 0 keeps the average.
+    learning_rate : float (default: 0.001)
+    batch_size : int (default: 64)
+    temperature : float (default: 1.0)
+        Both distributions are softened by it, and the loss is scaled by its square (Hinton et al. 2015).
+    student_share : float (default: 1.0)
+        The result lies so far from the average to the student, parameter by parameter.
+    held_out : float (default: 0.2)
+        Share of the proxy set that is never trained on.
+    check_every : int (default: 20)
+        Steps between two looks at the held-out part.
+    patience : int (default: 3)
+        Looks without improvement after which it stops.
+
+    References
+    ----------
+    Settings as in FedDF (Lin et al. 2020, section 4): Adam 1e-3, cosine, T=1, early stop, start from the weighted
+    average. Ours: the mixture with the average, and the guard.
+    """
+
+    steps: int = 100
+    learning_rate: float = 1e-3
+    batch_size: int = 64
+    temperature: float = 1.0
+    student_share: float = 1.0
+    held_out: float = 0.2
+    check_every: int = 20
+    patience: int = 3
+
+    def distil(
+        self,
+        student: nn.Module,
+        x: Tensor,
+        targets: Tensor,
+        generator: torch.Generator,
+        device: torch.device,
+        evidence: Tensor | None = None,
+    ) -> Distilled:
+        """Teach ``student``, which holds the average, and return the best of all states looked at.
+
+        Parameters
+        ----------
+        student : nn.Module
+            Holds the weighted average; it is trained in place.
+        x : (samples, channels, height, width) tensor
+            The proxy set.
+        targets : (samples, classes) tensor
+            The teacher's logits.
+        generator : torch.Generator
+            On the CPU; decides what is held out and the order of the samples.
+        device : torch.device
+        evidence : (samples,) tensor, optional
+            Classes that the guard believes in; where there are none, those of the teacher.
+        """
+        order = torch.randperm(len(x), generator=generator)
+        held_out, used = order.tensor_split([max(1, round(self.held_out * len(x)))])
+        believed = (targets.argmax(dim=1) if evidence is None else evidence)[held_out]
+        average = get_state(student)
+        best_state = average
+        logits = predict_logits(student, x[held_out], device)
+        average_loss = best_loss = self._divergence(logits, targets[held_out])
+        average_evidence = _agreement(logits, believed)
+        taken = 0
+        if self.steps and len(used):
+            inputs, soft = (
+                x[used].to(device),
+                F.log_softmax(targets[used].to(device) / self.temperature, dim=1),
+            )
+            optimizer = Adam(student.parameters())
+            learning_rates = cosine(self.learning_rate, self.steps)
+            looks_left = self.patience
+            batches = iter(_endless_batches(len(used), self.batch_size, generator))
+            while taken < self.steps and looks_left:
+                student.train()
+                for _ in range(min(self.check_every, self.steps - taken)):
+                    batch = next(batches).to(device)
+                    with mixed_precision(device):
+                        logits = student(inputs[batch])
+                    loss = self._loss(logits.float(), soft[batch])
+                    optimizer.step(
+                        torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True), next(learning_rates)
+                    )
+                    taken += 1
+                value = self._divergence(predict_logits(student, x[held_out], device), targets[held_out])
+                looks_left = self.patience if value < best_loss else looks_left - 1
+                if value < best_loss:
+                    best_loss, best_state = value, get_state(student)
+        result = best_state if self.student_share == 1.0 else interpolate(average, best_state, self.student_share)
+        student.load_state_dict(result)
+        result_evidence = _agreement(predict_logits(student, x[held_out], device), believed)
+        kept_average = not best_loss < average_loss or result_evidence < average_evidence
+        return Distilled(
+            state=average if kept_average else result,
+            steps=taken,
+            average_loss=average_loss,
+            student_loss=best_loss,
+            average_evidence=average_evidence,
+            result_evidence=result_evidence,
+            kept_average=kept_average,
+        )
+
+    def _loss(self, logits: Tensor, soft_targets: Tensor) -> Tensor:
+        scaled = F.log_softmax(logits / self.temperature, dim=1)
+        return self.temperature**2 * F.kl_div(scaled, soft_targets, log_target=True, reduction="batchmean")
+
+    def _divergence(self, logits: Tensor, targets: Tensor) -> float:
+        return float(self._loss(logits, F.log_softmax(targets.cpu() / self.temperature, dim=1)))
+
+
+def _agreement(logits: Tensor, classes: Tensor) -> float:
+    return float((logits.argmax(dim=1) == classes.cpu()).double().mean())
+
+
+def _endless_batches(size: int, batch_size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+    while True:
+        yield from torch.randperm(size, generator=generator).split(batch_size)

@@ -1,0 +1,315 @@
+"""Clients of different architectures in one federation, on the real clients."""
+
+import csv
+import itertools
+import json
+
+import pytest
+import torch
+from flwr.app import ArrayRecord, Message
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tests_support import ChangingGrid
+
+from client_app.app import app as client_app
+from client_app.signature import initial_prototypes
+from disue.config import RunConfig
+from disue.data import build_federation
+from disue.metrics import score
+from disue.models import State, build_model, get_state
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.methods import make_strategy
+from strategies.distillation.server import Server
+from strategies.methods.disue import DisUE
+from strategies.rounds.registry import ClientRegistry
+from strategies.teams import Team
+
+CPU = torch.device("cpu")
+SHAPE = (1, 8, 8)
+
+
+def equal(first: State, second: State) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_small_and_large_models_train_together_and_leave_all_their_artefacts(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=12, model="cnn", client_models="mlp,cnn", num_server_rounds=5, local_epochs=2)
+    directory, summary = result.directory, result.summary
+    assert summary["universal_accuracy"] > 0.6
+    assert summary["universal_accuracy_mlp"] > 0.6
+    assert summary["ari"] == 1.0  # clusters go across architectures
+    assert summary["num_clusters"] == 3
+    assert summary["num_teachers"] == 6
+    for key in ("average", "student"):
+        assert {f"divergence_{key}", f"divergence_{key}_mlp"} <= summary.keys()
+    assert {path.name for path in directory.glob("universal*")} == {
+        "universal.safetensors",
+        "universal-mlp.safetensors",
+    }
+    assert {path.name for path in (directory / "experts").iterdir()} == {
+        f"expert-{k}{suffix}.safetensors" for k in range(3) for suffix in ("", "-mlp")
+    }
+    test = build_federation(result.config, 12).global_test()
+    for suffix, name in (("", "cnn"), ("-mlp", "mlp")):
+        for file in (f"universal{suffix}", f"experts/expert-1{suffix}"):
+            with safe_open(directory / f"{file}.safetensors", "pt") as opened:
+                assert json.loads(opened.metadata()["disue"]) == {"model": name, "dataset": "digits"}
+        model = build_model(name, SHAPE, 10)
+        model.load_state_dict(load_file(directory / f"universal{suffix}.safetensors"))
+        assert score(model, test, CPU).accuracy == summary[f"universal_accuracy{suffix.replace('-', '_')}"]
+    with (directory / "clients.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [row["model"] for row in rows] == ["mlp"] * 6 + ["cnn"] * 6
+    assert list(rows[0])[:4] == ["client", "group", "model", "cluster"]
+    with (directory / "teaching.csv").open() as table:
+        taught = list(csv.DictReader(table))
+    assert list(dict.fromkeys(row["expert"] for row in taught)) == ["0", "0-mlp", "1", "1-mlp", "2", "2-mlp"]
+    for label in {row["class"] for row in taught}:
+        of_class = [row for row in taught if row["class"] == label]
+        total = sum(float(row["weight"]) for row in of_class)
+        assert total == pytest.approx(1.0 if int(of_class[0]["samples"]) else 0.0, abs=1e-3)
+
+
+def test_one_architecture_by_another_name_is_the_same_run(run) -> None:  # type: ignore[no-untyped-def]
+    plain, listed = run(model="mlp"), run(model="mlp", client_models="mlp,mlp")
+    for name in ("universal.safetensors", "clients.csv", "teaching.csv", "experts/expert-0.safetensors"):
+        assert (plain.directory / name).read_bytes() == (listed.directory / name).read_bytes()
+
+
+def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """The vote is taken here from scratch: each expert by its own model, the mean teacher, no prior correction."""
+    lessons: list[tuple[str, State, torch.Tensor, torch.Tensor]] = []
+    experts: list[dict[Team, State]] = []
+    averages: list[dict[str, State]] = []
+    original = Server.distil
+
+    def watch(self, distiller, average, x, targets, outcome, model="", evidence=None):  # type: ignore[no-untyped-def]
+        lessons.append((model, average, x, targets))
+        return original(self, distiller, average, x, targets, outcome, model, evidence)
+
+    def watch_strategy(self: DisUE) -> dict[str, State]:
+        experts.append(dict(self.team_experts))
+        averages.append(dict(self.averages))
+        return distil(self)
+
+    distil = DisUE._distil
+    monkeypatch.setattr(Server, "distil", watch)
+    monkeypatch.setattr(DisUE, "_distil", watch_strategy)
+    run(
+        clients=8,
+        model="cnn",
+        client_models="mlp,cnn",
+        teacher="mean",
+        prior_correction=False,
+        prototype_weight=0.0,
+        num_server_rounds=1,
+    )
+    assert [model for model, *_ in lessons] == ["cnn", "mlp"]
+    ((team_experts,), (means,)) = experts, averages
+    assert {team.model for team in team_experts} == {"mlp", "cnn"}
+    vote = torch.zeros(len(lessons[0][2]), 10)
+    for team, state in team_experts.items():
+        model = build_model(team.model, SHAPE, 10).eval()
+        model.load_state_dict(state)
+        with torch.no_grad():
+            vote += model(lessons[0][2]) / len(team_experts)
+    for model_name, average, _, targets in lessons:
+        torch.testing.assert_close(targets, vote, atol=1e-4, rtol=1e-4)
+        assert average is means[model_name]
+
+
+def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Distances here from scratch: what differs between architectures is one factor for each space."""
+    seen = []
+    original = DisUE._vote
+
+    def watch(self, evidence):  # type: ignore[no-untyped-def]
+        seen.append((dict(self.knowledge), dict(self.universals), self.proxy.x, evidence))
+        return original(self, evidence)
+
+    monkeypatch.setattr(DisUE, "_vote", watch)
+    run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
+    knowledge, universals, x, evidence = seen[-1]
+    ratios = []
+    for k, (team, prototypes) in enumerate(knowledge.items()):
+        model = build_model(team.model, SHAPE, 10).eval()
+        model.load_state_dict(universals[team.model])
+        with torch.no_grad():
+            features = model.body(x)
+        spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
+        known = evidence.distances[k].isfinite()
+        ratio = (evidence.distances[k] * spread / prototypes.distances(features))[known]
+        torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
+        ratios.append(float(ratio.mean()))
+    assert {team.model for team in knowledge} == {"mlp", "cnn"}
+    assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
+
+
+@pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
+def test_clients_start_from_models_of_their_own_architecture(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
+    share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
+    checked = []
+    original = DisUE.start_for
+
+    def watch(self: DisUE, name: str) -> State:
+        start = original(self, name)
+        model = ("mlp", "cnn")[int(name.split("-")[1]) // 3]
+        universal = self.universals[model]
+        expert = self.team_experts.get(Team(self.clusters[name], model)) if name in self.clusters else None
+        if expert is None:
+            assert start is universal
+        else:
+            for key in start:
+                torch.testing.assert_close(start[key], (1 - share) * universal[key] + share * expert[key])
+            checked.append(name)
+        return start
+
+    monkeypatch.setattr(DisUE, "start_for", watch)
+    run(clients=6, model="cnn", client_models="mlp,cnn", initialisation=initialisation, blend=0.25)
+    assert len(checked) == 6
+
+
+def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """One client a round: the other architecture has no update, and in the first round no expert."""
+    rounds: list[tuple[str, dict[str, State], dict[str, State], set[Team]]] = []
+    original = DisUE.aggregate
+
+    def watch(self: DisUE, server_round, updates):  # type: ignore[no-untyped-def]
+        before = {model: self._universal_of(model) for model in ("cnn", "mlp")}
+        universal = original(self, server_round, updates)
+        (update,) = updates
+        rounds.append((self.roster.models[update.name], before, dict(self.universals), set(self.team_experts)))
+        return universal
+
+    monkeypatch.setattr(DisUE, "aggregate", watch)
+    result = run(clients=8, model="cnn", client_models="mlp,cnn", fraction_train=0.125, num_server_rounds=6, seed=2)
+    other_than = {"cnn": "mlp", "mlp": "cnn"}
+    assert {sampled for sampled, *_ in rounds} == {"cnn", "mlp"}
+    first, before, _, teams = rounds[0]
+    assert {team.model for team in teams} == {first}
+    assert equal(before[other_than[first]], get_state(build_model(other_than[first], SHAPE, 10, result.config.seed)))
+    assert f"divergence_student{'' if first == 'cnn' else '_mlp'}" not in result.rows[0]  # it is the only expert
+    taught = 0
+    for (sampled, before, after, _), row in zip(rounds, result.rows, strict=True):
+        other = other_than[sampled]
+        suffix = "" if other == "cnn" else "_mlp"
+        kept = (
+            row[f"divergence_student{suffix}"] >= row[f"divergence_average{suffix}"]
+            or row[f"evidence_universal{suffix}"] < row[f"evidence_average{suffix}"]
+        )
+        assert kept == equal(before[other], after[other])
+        taught += not kept
+    assert taught >= 4
+
+
+def test_a_cluster_whose_clients_of_one_architecture_were_not_sampled_keeps_their_expert(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    seen: list[tuple[set[Team], dict[Team, State]]] = []
+    original = DisUE._update_experts
+
+    def watch(self: DisUE, updates, before):  # type: ignore[no-untyped-def]
+        original(self, updates, before)
+        sampled = {Team(self.clusters[u.name], self.roster.models[u.name]) for u in updates}
+        seen.append((sampled, dict(self.team_experts)))
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    run(clients=12, model="cnn", client_models="mlp,cnn", fraction_train=0.34, num_server_rounds=6, num_clusters=3)
+    kept = 0
+    for (_, before), (sampled, after) in itertools.pairwise(seen):
+        assert after.keys() == before.keys() | sampled
+        for team in before.keys() - sampled:
+            assert after[team] is before[team]
+            kept += 1
+    assert kept > 5
+
+
+def test_the_guard_is_counted_over_all_architectures(run) -> None:  # type: ignore[no-untyped-def]
+    """With steps so long that they only do harm, it keeps both averages."""
+    result = run(clients=6, model="cnn", client_models="mlp,cnn", distill_learning_rate=30.0, num_clusters=2)
+    assert [row["guard_kept_average"] for row in result.rows] == [2, 2]
+
+
+def test_a_generator_teaches_several_architectures(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(
+        clients=6,
+        model="cnn",
+        client_models="mlp,cnn",
+        proxy="generator",
+        generator_steps=10,
+        proxy_size=100,
+        num_clusters=2,
+    )
+    assert result.summary["num_teachers"] == 4
+    assert result.summary["divergence_student_mlp"] < result.summary["divergence_average_mlp"]
+    assert result.summary["divergence_student"] < result.summary["divergence_average"]
+
+
+def test_everybody_is_described_by_the_runs_initial_model(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    described: dict[int, torch.Tensor] = {}
+    original = InlineGrid._answer
+
+    def watch(self, message: Message) -> Message:  # type: ignore[no-untyped-def]
+        reply = original(self, message)
+        if message.metadata.message_type == "query.describe":
+            tensors = reply.content.array_records["signature"].to_torch_state_dict()
+            described[message.metadata.dst_node_id] = tensors["description"]
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    result = run(clients=4, model="cnn", client_models="mlp,cnn", num_server_rounds=1)
+    initial = build_model("cnn", SHAPE, 10, result.config.seed)
+    federation = build_federation(result.config, 4)
+    for i, tensor in enumerate(described[node] for node in sorted(described)):
+        torch.testing.assert_close(tensor, initial_prototypes(initial, federation.client(i).train, CPU))
+    assert len(described) == 4
+
+
+class Rounds:
+    """DisUE on the real clients, round by round, while nodes come and go; all run configs are the default."""
+
+    def __init__(self, nodes: list[dict[str, object]]) -> None:
+        config = RunConfig()
+        self.grid = ChangingGrid(client_app, {}, nodes)
+        self.roster = ClientRegistry(seed=0)
+        self.roster.gather(self.grid, len(nodes), 1.0)
+        strategy = make_strategy(config, self.roster, build_federation(config, 6), CPU)
+        assert isinstance(strategy, DisUE)
+        self.strategy = strategy
+        strategy.universal = strategy.initial = get_state(build_model("cnn", SHAPE, 10, config.seed))
+        self.round = 0
+
+    def run_round(self) -> None:
+        self.round += 1
+        arrays = ArrayRecord(self.strategy.universal)
+        messages = list(self.strategy.configure_train(self.round, arrays, None, self.grid))  # type: ignore[arg-type]
+        self.strategy.aggregate_train(self.round, self.grid.send_and_receive(messages))
+
+
+def test_a_newcomer_may_bring_a_new_architecture() -> None:
+    nodes = simulated_nodes(6)
+    rounds = Rounds(nodes[:5])
+    rounds.run_round()
+    assert rounds.strategy.universals.keys() == {"cnn"}
+    rounds.grid.add_node(nodes[5] | {"model": "mlp"})
+    rounds.run_round()
+    assert rounds.strategy.outcome.clients_ok == 6
+    assert rounds.strategy.universals.keys() == {"cnn", "mlp"}
+    (team,) = (team for team in rounds.strategy.team_experts if team.model == "mlp")
+    assert team.cluster == rounds.strategy.clusters["client-5"]
+    assert rounds.strategy.outcome.extra["divergence_student_mlp"] > 0.0
+
+
+def test_a_client_may_come_back_with_another_architecture() -> None:
+    nodes = simulated_nodes(6)
+    rounds = Rounds([*nodes[:5], nodes[5] | {"model": "mlp"}])
+    rounds.run_round()
+    (node_id,) = (client.node_id for client in rounds.roster.clients if client.name == "client-5")
+    rounds.grid.forget(node_id)
+    rounds.run_round()
+    assert rounds.strategy.outcome.clients_ok == 5
+    assert any(team.model == "mlp" for team in rounds.strategy.team_experts)  # it may come back
+    rounds.grid.add_node(nodes[5])
+    rounds.run_round()
+    assert rounds.strategy.outcome.clients_ok == 6
+    assert {team.model for team in rounds.strategy.team_experts} == {"cnn"}
+    assert rounds.strategy.experts_of("mlp") == {}
+    assert rounds.strategy.expert_for("client-5") is rounds.strategy.experts[rounds.strategy.clusters["client-5"]]

@@ -1,0 +1,475 @@
+"""The three phases together, on the real clients."""
+
+import csv
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from disue.data import build_federation, load_dataset
+from disue.models import build_model
+from disue.signature import Signature
+from disue_cli.engines.inline import InlineGrid
+from strategies.aggregation.robust import Aggregator, mean
+from strategies.distillation.distiller import Distiller
+from strategies.distillation.prototypes import Prototypes
+from strategies.distillation.server import FixedProxy
+from strategies.distillation.teachers import TEACHERS, TeacherInputs
+from strategies.methods.disue import DisUE
+from strategies.teams import Team
+from strategies.updates import ClientUpdate
+
+
+def test_it_finds_the_planted_groups_and_its_experts_win(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {
+        "clients": 12,
+        "model": "cnn",
+        "num_server_rounds": 5,
+        "local_epochs": 2,
+        "distill_steps": 60,
+        "seed": 11,
+    }
+    disue, fedavg = run(**settings), run(**settings, method="fedavg")
+    assert disue.summary["ari"] == 1.0
+    assert disue.summary["num_clusters"] == 3
+    assert disue.summary["expert_accuracy"] > fedavg.summary["expert_accuracy"] + 0.1
+
+
+@pytest.mark.parametrize(("scenario", "groups"), [("rotation", 3), ("rotation", 4), ("label-swap", 3)])
+def test_it_finds_groups_of_other_kinds(run, scenario: str, groups: int) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=12, scenario=scenario, num_groups=groups, seed=12)
+    assert result.summary["ari"] == 1.0
+
+
+def test_clients_of_one_kind_are_one_cluster_and_the_universal_expert_is_fedavg_bit_for_bit(run) -> None:  # type: ignore[no-untyped-def]
+    disue, fedavg = run(scenario="iid"), run(scenario="iid", method="fedavg")
+    assert disue.summary["num_clusters"] == 1
+    first, second = (load_file(r.directory / "universal.safetensors") for r in (disue, fedavg))
+    assert all(torch.equal(first[name], second[name]) for name in second)
+
+
+def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
+    original = DisUE._update_experts
+
+    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
+        original(self, updates, before)
+        seen.append((dict(self.clusters), updates, dict(self.experts)))
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    run(clients=9, num_server_rounds=1, num_clusters=3)
+    ((clusters, updates, experts),) = seen
+    assert set(experts) == {0, 1, 2}
+    for number, expert in experts.items():
+        members = [u for u in updates if clusters[u.name] == number]
+        weights = [u.num_examples for u in members]
+        for name, tensor in expert.items():
+            expected = np.average([u.state[name].double().numpy() for u in members], axis=0, weights=weights)
+            np.testing.assert_allclose(tensor.numpy(), expected, atol=1e-6)
+
+
+def test_with_partial_participation_only_sampled_clients_count_and_identities_are_stable(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    averaged: list[set[str]] = []
+    original = DisUE._update_experts
+
+    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
+        averaged.append({update.name for update in updates})
+        original(self, updates, before)
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    result = run(clients=12, fraction_train=0.5, num_server_rounds=6, seed=13)
+    assert all(len(names) == 6 for names in averaged)
+    assert result.summary["ari"] == 1.0
+    assert [row["churn"] for row in result.rows] == [0.0] * 6
+    assert {path.name for path in (result.directory / "experts").iterdir()} == {
+        f"expert-{k}.safetensors" for k in range(3)
+    }
+
+
+@pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
+def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
+    starts: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor] | None]] = []
+    original = DisUE.start_for
+
+    def watch(self: DisUE, name: str) -> dict[str, torch.Tensor]:
+        start = original(self, name)
+        starts.append((start, self.universal, self.expert_for(name)))
+        return start
+
+    monkeypatch.setattr(DisUE, "start_for", watch)
+    run(clients=6, initialisation=initialisation, blend=0.25, num_server_rounds=2)
+    share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
+    assert all(start is universal for start, universal, expert in starts if expert is None)
+    second_round = [entry for entry in starts if entry[2] is not None]
+    assert len(second_round) == 6
+    for start, universal, expert in second_round:
+        assert expert is not None
+        for name in start:
+            torch.testing.assert_close(start[name], (1 - share) * universal[name] + share * expert[name])
+    pairs = [(id(start), id(expert)) for start, _, expert in second_round]  # so that it is made, and written, once
+    assert len({start for start, _ in pairs}) == (1 if share == 0.0 else len({expert for _, expert in pairs}))
+
+
+@pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes", "initial-prototypes", "subspace"])
+@pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative", "spectral", "bipartition", "edc"])
+def test_every_signature_goes_with_every_clusterer(run, signature: str, clusterer: str) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14)
+    assert result.summary["num_clusters"] == 3
+    assert result.summary["ari"] == 1.0
+
+
+@pytest.mark.parametrize("teacher", sorted(TEACHERS))
+@pytest.mark.parametrize("local_loss", ["cross-entropy", "balanced"])
+def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str, local_loss: str) -> None:  # type: ignore[no-untyped-def]
+    """The experts' own vote is right on most proxy samples, and worse with the prior taken out once more."""
+    votes: list[tuple[torch.Tensor, torch.Tensor]] = []
+    original = DisUE._vote
+
+    def watch(self: DisUE, evidence):  # type: ignore[no-untyped-def]
+        priors = torch.stack([self.priors[team] for team in self.team_experts])
+        vote = original(self, evidence)
+        wrong = evidence.expert_logits - (2 if local_loss == "cross-entropy" else 1) * priors.unsqueeze(1)
+        votes.append((vote, (self.teacher(evidence) * wrong).sum(dim=0)))
+        return vote
+
+    monkeypatch.setattr(DisUE, "_vote", watch)
+    settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
+    result = run(**settings, teacher=teacher, local_loss=local_loss)
+    federation = build_federation(result.config, 9)
+    labels = federation.dataset.train.y[federation.proxy_indices]
+    right, wrong = (float((vote.argmax(dim=1) == labels).double().mean()) for vote in votes[-1])
+    assert right > 0.6
+    assert right > wrong
+
+
+@pytest.mark.parametrize("fraction", [0.25, 0.34])
+def test_every_cluster_has_an_expert_whoever_was_sampled(run, fraction: float) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=16, num_groups=5, fraction_train=fraction, num_server_rounds=5, seed=16)
+    with (result.directory / "clients.csv").open() as file:
+        named = {row["cluster"] for row in csv.DictReader(file)} - {""}
+    assert {f"expert-{k}.safetensors" for k in named} == {
+        path.name for path in (result.directory / "experts").iterdir()
+    }
+    assert result.summary["num_teachers"] == result.summary["num_clusters"] == len(named)
+    assert result.summary["guard_kept_average"] == sum(row["guard_kept_average"] for row in result.rows)
+
+
+def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_updates) -> None:  # type: ignore[no-untyped-def]
+    strategy = DisUE.__new__(DisUE)
+    strategy.model = "mlp"
+    updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
+    names = [u.name for u in updates]
+    strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
+    strategy.latest, strategy.team_experts, strategy.knowledge, strategy.priors = {}, {}, {}, {}
+    strategy.label_counts_shared, strategy.expert_memory = True, 0.0
+    strategy.aggregator, strategy.prototype_limit, strategy.pool_prototypes = Aggregator(mean), 0.0, False
+    strategy.clusters = dict.fromkeys(names, 0)
+    strategy.universals = {"mlp": updates[0].start}
+    strategy._update_experts(updates, before={})
+    together = strategy.experts[0]
+    strategy.clusters = dict(zip(names, (0, 0, 1, 1), strict=True))
+    strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
+    assert strategy.experts[1] is together
+    assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])
+    assert strategy.priors.keys() == {Team(0, "mlp"), Team(1, "mlp")}
+
+
+def test_with_memory_an_expert_is_a_running_mean_and_clients_start_from_the_last(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """By hand, a tensor at a time; with one cluster there is nothing to remember, so that FedAvg stays FedAvg."""
+    seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
+    starts: list[dict[str, torch.Tensor]] = []
+    original, original_start = DisUE._update_experts, DisUE.start_for
+
+    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
+        original(self, updates, before)
+        seen.append((dict(self.clusters), updates, dict(self.experts)))
+
+    def watch_start(self: DisUE, name: str) -> dict[str, torch.Tensor]:
+        start = original_start(self, name)
+        if len(seen) == 2 and name == "client-0":
+            starts.append(start)
+        return start
+
+    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    monkeypatch.setattr(DisUE, "start_for", watch_start)
+    run(clients=6, num_server_rounds=3, num_clusters=2, expert_memory=0.75, initialisation="expert")
+    means = []
+    for clusters, updates, _ in seen:
+        members = [u for u in updates if clusters[u.name] == clusters["client-0"]]
+        weights = [u.num_examples for u in members]
+        means.append(np.average([u.state["head.weight"].double().numpy() for u in members], axis=0, weights=weights))
+    running = means[0]
+    for model, (clusters, _, experts) in zip(means, seen, strict=True):
+        running = running if model is means[0] else 0.75 * running + 0.25 * model
+        np.testing.assert_allclose(experts[clusters["client-0"]]["head.weight"].numpy(), running, atol=1e-6)
+    np.testing.assert_allclose(starts[0]["head.weight"].numpy(), means[1], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("initialisation", "training"),
+    [("universal", {("arrays",)}), ("blend", {("arrays",), ("arrays", "universal")})],
+)
+def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, training: set[tuple[str, ...]]) -> None:  # type: ignore[no-untyped-def]
+    """A training request carries the start, and the universal expert where it is another model; replies no echo."""
+    sizes: dict[str, set[tuple[str, ...]]] = {}
+    original = InlineGrid._answer
+
+    def watch(self, message):  # type: ignore[no-untyped-def]
+        reply = original(self, message)
+        kind = message.metadata.message_type
+        sizes.setdefault(f"{kind} request", set()).add(tuple(sorted(message.content.array_records)))
+        sizes.setdefault(f"{kind} reply", set()).add(tuple(sorted(reply.content.array_records)))
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    run(num_clusters=3, initialisation=initialisation)
+    assert sizes == {
+        "query request": {()},
+        "query reply": {()},
+        "query.describe request": {()},
+        "query.describe reply": {("signature",)},
+        "train request": training,
+        "train reply": {("arrays", "signature")},
+        "evaluate request": {("arrays", "expert", "prior")},
+        "evaluate reply": {()},
+    }
+
+
+def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    """By what is on the wire: which classes there are, and nothing that grows with how often."""
+    counts: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []
+    original = InlineGrid._answer
+
+    def watch(self, message):  # type: ignore[no-untyped-def]
+        reply = original(self, message)
+        record = reply.content.array_records.get("signature")
+        if record is not None:
+            tensors = record.to_torch_state_dict()
+            if "label-counts" in tensors:
+                counts.append(tensors["label-counts"])
+            else:
+                norms.append(tensors["description"].norm(dim=1))
+        return reply
+
+    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15}
+    told = run(**settings)
+    assert any(int(row.max()) > 1 for row in counts)
+    counts.clear()
+    norms.clear()
+    kept = run(**settings, share_label_counts=False)
+    assert len(counts) == 54
+    assert {float(value) for row in counts for value in row} == {0.0, 1.0}
+    data = build_federation(kept.config, 9).client(0).train
+    initial = build_model(kept.config.model, (1, 8, 8), 10, kept.config.seed)
+    with torch.no_grad():
+        features = initial.body(data.x)
+    means = torch.stack(
+        [features[data.y == c].mean(dim=0).norm() if (data.y == c).any() else torch.tensor(0.0) for c in range(10)]
+    )
+    torch.testing.assert_close(norms[0], means / means.norm(), atol=1e-5, rtol=0.0)
+    assert kept.summary["ari"] == told.summary["ari"] == 1.0
+    assert kept.summary["universal_accuracy"] > 0.5
+
+
+def expert_accuracies(result, experts: dict[str, int], shift) -> list[float]:  # type: ignore[no-untyped-def]
+    """The accuracy of every client's expert on its own test data, from the files of a run, with shifted logits."""
+    federation = build_federation(result.config, len(experts))
+    accuracies = []
+    for i, (name, cluster) in enumerate(experts.items()):
+        assert name == f"client-{i}"
+        model = build_model(result.config.model, (1, 8, 8), 10).eval()
+        model.load_state_dict(load_file(result.directory / "experts" / f"expert-{cluster}.safetensors"))
+        data = federation.client(i)
+        with torch.no_grad():
+            logits = model(data.test.x) + shift(name, torch.bincount(data.train.y, minlength=10).double())
+        accuracies.append(float((logits.argmax(dim=1) == data.test.y).double().mean()))
+    return accuracies
+
+
+def clusters_of(result) -> dict[str, int]:  # type: ignore[no-untyped-def]
+    with (result.directory / "clients.csv").open() as file:
+        return {row["client"]: int(row["cluster"]) for row in csv.DictReader(file)}
+
+
+def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # type: ignore[no-untyped-def]
+    """Against priors counted here: 0.97 p_k + 0.03 / 10 comes out, the client's, with 0.1 more a class, goes in."""
+    settings = {"clients": 8, "scenario": "dirichlet", "num_clusters": 2, "num_server_rounds": 3, "seed": 5}
+    settings["initialisation"] = "blend"  # a learnt share depends on how well experts fit as they are used
+    result = run(**settings)
+    clusters = clusters_of(result)
+    federation = build_federation(result.config, 8)
+    counts = {name: np.bincount(federation.client(i).train.y, minlength=10) for i, name in enumerate(clusters)}
+
+    def shift(name: str, own: torch.Tensor) -> torch.Tensor:
+        pooled = sum(counts[other] for other in clusters if clusters[other] == clusters[name])
+        cluster = 0.97 * pooled / pooled.sum() + 0.03 / 10
+        return ((own + 0.1) / (own + 0.1).sum()).log() - torch.from_numpy(np.log(cluster))
+
+    assert result.summary["expert_accuracy"] == pytest.approx(np.mean(expert_accuracies(result, clusters, shift)))
+    plain = run(**settings, expert_prior="cluster")
+    assert plain.summary["expert_accuracy"] == pytest.approx(
+        np.mean(expert_accuracies(plain, clusters, lambda name, own: torch.zeros(10)))
+    )
+    assert plain.summary["universal_accuracy"] == result.summary["universal_accuracy"]
+    assert plain.summary["expert_accuracy"] != result.summary["expert_accuracy"]
+
+
+def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, local_loss="balanced")
+    clusters = clusters_of(result)
+    added = expert_accuracies(result, clusters, lambda name, own: ((own + 0.1) / (own + 0.1).sum()).log())
+    assert result.summary["expert_accuracy"] == pytest.approx(np.mean(added))
+
+
+def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
+    original = DisUE._vote
+
+    def watch(self: DisUE, evidence: TeacherInputs) -> torch.Tensor:
+        assert isinstance(self.proxy, FixedProxy)
+        found.append((self.priors, self.team_experts, self.proxy.x))
+        watched.append(self)
+        return original(self, evidence)
+
+    watched: list[DisUE] = []
+    monkeypatch.setattr(DisUE, "_vote", watch)
+    run(clients=8, num_clusters=2, share_label_counts=False, seed=5)
+    strategy, (_, experts, x) = watched[-1], found[-1]
+    for team, expert in experts.items():
+        model = build_model("mlp", (1, 8, 8), 10).eval()
+        model.load_state_dict(expert)
+        with torch.no_grad():
+            share = model(x).softmax(dim=1).mean(dim=0)
+        torch.testing.assert_close(strategy.priors[team], (0.97 * share + 0.003).log(), rtol=1e-4, atol=1e-4)
+    name = next(name for name, cluster in strategy.clusters.items() if cluster == 1)
+    assert strategy.prior_of(name) is strategy.priors[Team(1, "mlp")]
+
+
+def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """With few clients a round most clusters were last sampled earlier, under another universal expert."""
+    seen: list[tuple[dict[Team, Prototypes], torch.Tensor, torch.Tensor]] = []
+    opened: list[dict[str, torch.Tensor]] = []
+    original = DisUE._vote
+
+    def watch(self: DisUE, evidence: TeacherInputs) -> torch.Tensor:
+        assert isinstance(self.proxy, FixedProxy)
+        opened.append(self.universal)
+        seen.append((dict(self.knowledge), self.proxy.x, evidence.distances))
+        return original(self, evidence)
+
+    monkeypatch.setattr(DisUE, "_vote", watch)
+    run(clients=16, num_groups=4, num_clusters=4, fraction_train=0.125, num_server_rounds=5, seed=3)
+    knowledge, x, distances = seen[-1]
+    ages = {next(age for age, state in enumerate(reversed(opened)) if state is own.model) for own in knowledge.values()}
+    assert len(ages) > 1
+    ratios = []
+    for k, own in enumerate(knowledge.values()):
+        model = build_model("mlp", (1, 8, 8), 10).eval()
+        model.load_state_dict(own.model)
+        with torch.no_grad():
+            features = model.body(x)
+        spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
+        finite = distances[k].isfinite()
+        ratios.append((distances[k] * spread / own.distances(features))[finite])
+    ratio = torch.cat(ratios)
+    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
+
+
+def test_the_share_of_the_expert_in_the_start_is_learnt_for_each_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """From the losses of both models on the training data of the cluster's clients, computed here from their states."""
+    rounds: list[tuple[dict[str, torch.Tensor], dict[Team, dict[str, torch.Tensor]], dict[Team, torch.Tensor]]] = []
+    starts: list[dict[str, torch.Tensor]] = []
+    learnt: list[dict[Team, float]] = []
+    original_evaluate, original_start = DisUE.aggregate_evaluate, DisUE.start_for
+
+    def watch(self: DisUE, server_round, replies):  # type: ignore[no-untyped-def]
+        metrics = original_evaluate(self, server_round, replies)
+        rounds.append((self.universal, dict(self.team_experts), dict(self.priors)))
+        learnt.append(dict(self.expert_shares))
+        clusters.append(dict(self.clusters))
+        return metrics
+
+    def watch_start(self: DisUE, name):  # type: ignore[no-untyped-def]
+        start = original_start(self, name)
+        if len(rounds) == 1 and name == "client-0":
+            starts.append(start)
+        return start
+
+    clusters: list[dict[str, int]] = []
+    monkeypatch.setattr(DisUE, "aggregate_evaluate", watch)
+    monkeypatch.setattr(DisUE, "start_for", watch_start)
+    groups = {"clients": 6, "num_clusters": 2, "scenario": "label-swap", "num_groups": 2, "seed": 4}
+    result = run(**groups, initialisation="learned", num_server_rounds=4, local_epochs=3)
+    federation = build_federation(result.config, 6)
+    universal, experts, priors = rounds[0]
+    model = build_model("mlp", (1, 8, 8), 10).eval()
+    expected = {}
+    for team, expert in experts.items():
+        sums = [0.0, 0.0]
+        for i, (_, cluster) in enumerate(clusters[0].items()):
+            if cluster != team.cluster:
+                continue
+            data = federation.client(i).train
+            counts = torch.bincount(data.y, minlength=10) + 0.1
+            own = (counts / counts.sum()).log()
+            for which, (state, shift) in enumerate(((universal, own), (expert, own - priors[team]))):
+                model.load_state_dict(state)
+                with torch.no_grad():
+                    sums[which] += float(torch.nn.functional.cross_entropy(model(data.x) + shift, data.y))
+        expected[team] = sums[0] ** 2 / (sums[0] ** 2 + sums[1] ** 2)
+    assert learnt[0] == pytest.approx(expected, rel=1e-4)
+    share = learnt[0][Team(clusters[0]["client-0"], "mlp")]
+    assert min(learnt[-1].values()) > 0.55  # labels are swapped: in the end the own expert fits better
+    own = experts[Team(clusters[0]["client-0"], "mlp")]
+    for name, tensor in starts[0].items():
+        torch.testing.assert_close(tensor, (1 - share) * universal[name] + share * own[name])
+    assert result.rows[0]["expert_share"] == pytest.approx(np.mean(list(learnt[0].values())))
+
+
+def test_without_an_evaluation_the_share_is_the_configured_one(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {"clients": 6, "num_clusters": 2, "num_server_rounds": 3, "evaluate_every": 9, "seed": 4}
+    learned, blend = run(**settings, initialisation="learned"), run(**settings, initialisation="blend")
+    for name, tensor in load_file(blend.directory / "universal.safetensors").items():
+        assert torch.equal(load_file(learned.directory / "universal.safetensors")[name], tensor)
+
+
+def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less_apart(
+    run, tmp_path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    """Nearly grey images, among which no class can be told: hardly more than the average is left, and its start."""
+    grey = np.random.default_rng(0).integers(120, 136, size=(40, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    shares: list[float] = []
+    original = Distiller.distil
+
+    def watch(self: Distiller, *rest):  # type: ignore[no-untyped-def]
+        shares.append(self.student_share)
+        return original(self, *rest)
+
+    monkeypatch.setattr(Distiller, "distil", watch)
+    settings = {"clients": 6, "num_clusters": 2, "scenario": "label-groups", "num_groups": 2, "num_server_rounds": 3}
+    own = run(**settings, student_share=0.5)
+    assert not any("proxy_coverage" in row for row in own.rows)
+    assert shares == [0.5] * 3
+    shares.clear()
+    other = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
+    coverages = [row["proxy_coverage"] for row in other.rows]
+    assert max(coverages) < 0.3
+    assert shares == [0.5 * coverage for coverage in coverages]
+    for row, before in zip(other.rows, own.rows, strict=True):
+        assert 0.0 < row["expert_share"] < row["proxy_coverage"] < before["expert_share"]
+
+
+def test_images_of_the_clients_own_kind_are_covered_wholly(run, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    digits = load_dataset("digits").train.x[:300, 0]
+    for i, image in enumerate((digits * 255).byte().numpy()):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    result = run(clients=6, num_clusters=2, num_groups=2, proxy=f"path:{tmp_path}")
+    assert [row["proxy_coverage"] for row in result.rows] == [1.0, 1.0]
