@@ -42,6 +42,16 @@ def test_weights_depend_on_the_seed_alone() -> None:
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
 
+def test_a_model_is_built_without_a_change_of_any_generator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of GPUs are seeded by `torch.manual_seed`, and no fork of the CPU's gives them back."""
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    before = torch.get_rng_state()
+    build_model("mlp", (1, 8, 8), 3, seed=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not seeded
+
+
 def test_state_arithmetic() -> None:
     first, second = {"w": torch.tensor([1.0, 2.0])}, {"w": torch.tensor([3.0, 0.0])}
     assert subtract(first, second)["w"].tolist() == [-2.0, 2.0]
