@@ -79,13 +79,13 @@ def measure(signature: str, clusterer: str, clients: int, groups: int, seed: int
     draw = MAKE[signature](groups, torch_rng(seed, "signatures"))
     signatures = {f"client-{i}": draw(i % groups) for i in range(clients)}
     kind = replace(SIGNATURES[signature], from_update=None)
-    grouping = BySignature(signature, kind, AtLeast(CLUSTERERS[clusterer], 0, 2, seed), random_state=seed)
+    assigner = BySignature(signature, kind, AtLeast(CLUSTERERS[clusterer], 0, 2, seed), random_state=seed)
     started = time.process_time()
-    found = grouping.group([], signatures)
+    assigned = assigner.assign(assigner.begin(), [], signatures, {}, {})
     seconds = time.process_time() - started
     planted = {f"client-{i}": i % groups for i in range(clients)}
-    ari = adjusted_rand_score([planted[name] for name in found], list(found.values()))
-    return {"seconds": seconds, "ari": ari, **grouping.metrics}
+    ari = adjusted_rand_score([planted[name] for name in assigned.clusters], list(assigned.clusters.values()))
+    return {"seconds": seconds, "ari": ari, **assigned.metrics}
 
 
 def main() -> None:

@@ -32,6 +32,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.arguments import seeds
 from benchmarks.losses import (
     MODES,
     PAGE,
@@ -47,11 +48,10 @@ from benchmarks.losses import (
     write_losses,
 )
 from benchmarks.lying import Lie, LyingApp, Place, declared, values_of, with_one_refused
-from disue.assignments import parse_seeds
 from disue.config import RunConfig
 from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
-from disue.errors import ConfigError, FederationError
+from disue.errors import FederationError
 from disue.fields import Other
 from disue.metrics import log_prior, score
 from disue.models import filled_model
@@ -217,7 +217,7 @@ def main() -> int:
     """Run what is missing, print the worst of every field, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, metavar="DIR", help="where the runs are kept")
-    parser.add_argument("--seeds", default="100-102", help="default: %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="100-102", help="default: %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="only lies whose name has it, as the table says it")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at once; default: %(default)s")
     publish = f"write {RESULTS.relative_to(ROOT)}, and the table into {PAGE.relative_to(ROOT)}"
@@ -225,10 +225,6 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.publish and arguments.only:
         parser.error("--publish: the page shows all lies; leave --only out")
-    try:
-        seeds = parse_seeds(arguments.seeds)
-    except ConfigError as error:
-        parser.error(str(error))
     os.environ |= dict.fromkeys(THREAD_VARIABLES, "1")  # for the workers
     output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
@@ -241,7 +237,7 @@ def main() -> int:
         lies = [lie for lie in all_lies(dict(zip(MODES, seen, strict=True))) if arguments.only in str(lie)]
         if not lies:
             parser.error(f"--only: got '{arguments.only}'; no lie has it in its name, as 'plain: train metrics steps'")
-        wanted = {_key(_row(*cell)): cell for cell in wanted_cells(lies, seeds)}
+        wanted = {_key(_row(*cell)): cell for cell in wanted_cells(lies, arguments.seeds)}
         missing = [cell for key, cell in wanted.items() if key not in rows]
         print(f"{len(wanted)} runs, of which {len(missing)} are not there yet", file=sys.stderr, flush=True)
         for future in as_completed([pool.submit(_cell, *cell, arguments.output) for cell in missing]):

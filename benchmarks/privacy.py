@@ -7,13 +7,17 @@ those that they measured, which only a simulation can look at.
 """
 
 import argparse
+import sys
 import tempfile
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
+
+from benchmarks.arguments import assignment, seeds
 from client_app.privacy import Private
-from disue.assignments import parse_assignments, parse_seeds
+from disue.assignments import parse_assignments
 from disue.config import RunConfig
 from disue.wire import EvaluateReply
 from disue_cli.engines.inline import run_inline
@@ -51,17 +55,15 @@ def main() -> None:
     """Print the table, a line for each amount of noise as it is known."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", default="0.003,0.01,0.03,0.1,0.3,1", help="values of dp-noise, between commas")
-    parser.add_argument("--seeds", default="3", help="a count, a list or ranges; default: %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="3", help="a count, a list or ranges; default: %(default)s")
     parser.add_argument("--clients", type=int, default=12)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--set", type=assignment, action="append", default=[], metavar="KEY=VALUE")
     arguments = parser.parse_args()
     settings = parse_assignments(arguments.set)
     print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
     for noise in [None, *map(float, arguments.noise.split(","))]:
         private = {} if noise is None else {"privacy": "dp", "dp-noise": noise}
-        runs = [
-            measure({**settings, **private, "seed": seed}, arguments.clients) for seed in parse_seeds(arguments.seeds)
-        ]
+        runs = [measure({**settings, **private, "seed": seed}, arguments.clients) for seed in arguments.seeds]
         means = {key: mean(run[key] for run in runs) for key in COLUMNS[1:]}
         print(
             f"| {'plain' if noise is None else f'{noise:g}'} | {means['epsilon']:,.3g} | {means['releases']:.0f} | "

@@ -26,8 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 import torch
 from safetensors.torch import load_file
 
+from benchmarks.arguments import assignment, seeds
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
-from disue.assignments import parse_assignments, parse_seeds
+from disue.assignments import parse_assignments
 from disue.config import ROBUST, RunConfig
 from disue.data import Federation, build_federation
 from disue.errors import DisueError
@@ -136,12 +137,13 @@ def main() -> None:
     parser.add_argument("--attacks", default=usual, help=f"also {NEEDS_EVALUATIONS}; default: %(default)s")
     some = f"some of {', '.join(DEFENCES)}; default: %(default)s"
     parser.add_argument("--defences", default="mean,robust", help=some)
-    parser.add_argument("--seeds", default="0,1,2", help="default: %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="0,1,2", help="default: %(default)s")
     parser.add_argument("--clients", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--malicious", type=float, default=0.2, help="share of the clients; default: %(default)s")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="runs at once; default: %(default)s")
     parser.add_argument(
         "--set",
+        type=assignment,
         action="append",
         default=["dataset=fashion-mnist", "num-groups=4", "batch-size=10", "learning-rate=0.01"],
         metavar="KEY=VALUE",
@@ -164,8 +166,7 @@ def main() -> None:
         parser.error(f"--output: '{arguments.output}' has runs with other settings; name another")
     known = {(row["defence"], row["attack"], row["seed"]) for row in rows}
     wanted = [
-        (defence, attack, seed)
-        for seed, attack, defence in itertools.product(parse_seeds(arguments.seeds), attacks, defences)
+        (defence, attack, seed) for seed, attack, defence in itertools.product(arguments.seeds, attacks, defences)
     ]
     context = multiprocessing.get_context("forkserver")
     with ProcessPoolExecutor(arguments.workers, context, prepare_worker) as pool, kept.open("a") as file:

@@ -21,9 +21,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.arguments import seeds
 from client_app.signature import initial_prototypes, make_signature
 from client_app.training import label_counts
-from disue.assignments import parse_seeds
 from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
 from disue.models import build_model
@@ -103,12 +103,12 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default="4,8,16,32", help="default: %(default)s")
-    parser.add_argument("--seeds", default="4", help="a count, a list or ranges; default: %(default)s")
+    parser.add_argument("--seeds", type=seeds, default="4", help="a count, a list or ranges; default: %(default)s")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     sizes = list(map(int, arguments.sizes.split(",")))
     found = {
-        (dataset, scenario): [measure(dataset, scenario, seed, sizes) for seed in parse_seeds(arguments.seeds)]
+        (dataset, scenario): [measure(dataset, scenario, seed, sizes) for seed in arguments.seeds]
         for dataset in CLIENTS
         for scenario in SCENARIOS
     }

@@ -209,6 +209,13 @@ def interpolate(first: State, second: State, share: float) -> State:
     return {name: torch.lerp(first[name], second[name], share) for name in first}
 
 
+def same_model(first: State, second: State) -> bool:
+    """Return whether two models have the same parameters, bit for bit."""
+    return first is second or (
+        first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+    )
+
+
 def flatten(states: Sequence[Tensor]) -> Tensor:
     """Return tensors as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in states])

@@ -23,22 +23,17 @@ from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
 from disue.task import DataSummary, Task
 from disue.wire import EvaluateReply
-from strategies.distillation.prototypes import Prototypes
-from strategies.distillation.teachers import VoteSummary
-from strategies.rounds.registry import Client
 from strategies.rounds.state import OTHER_VERSION, state_of
-from strategies.teams import Team
+from strategies.stored import STORED, stored
 
 DIRECTORY = "checkpoint"
 METADATA = "disue"
-FORMAT = 1
+FORMAT = 2
 KEPT = 2
 NOT_UNPACKED = (SafetensorError, RuntimeError, *NOT_PARSED)
-RECORDS: dict[str, Any] = {
-    kind.__name__: kind for kind in (Client, DataSummary, EvaluateReply, VoteSummary, Prototypes, Task, Team)
-}
-"""The dataclasses and named tuples that a state may hold."""
-COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set)}
+for _kind in (DataSummary, EvaluateReply, Task):  # of the ground floor, which knows of no checkpoint
+    stored(_kind)
+COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 
 
 @dataclass(frozen=True)
@@ -161,8 +156,8 @@ def packed(value: Any) -> bytes:
         if kind is dict:
             return "dict", [[pack(key), pack(own)] for key, own in value.items()]
         if kind in COLLECTIONS.values():
-            return kind.__name__, [pack(own) for own in (sorted(value) if kind is set else value)]
-        if kind in RECORDS.values():
+            return kind.__name__, [pack(own) for own in (sorted(value) if kind in (set, frozenset) else value)]
+        if kind in STORED.values():
             return kind.__name__, {name: pack(getattr(value, name)) for name in _fields(kind)}
         raise TypeError(f"a checkpoint cannot hold a {kind.__name__}")
 
@@ -194,7 +189,7 @@ def unpacked(content: bytes) -> Any:
             return {unpack(key): unpack(own) for key, own in content}
         if kind in COLLECTIONS:
             return COLLECTIONS[kind](unpack(own) for own in content)
-        return RECORDS[kind](**{name: unpack(own) for name, own in content.items()})
+        return STORED[kind](**{name: unpack(own) for name, own in content.items()})
 
     for kind, own in structure["objects"]:
         objects.append(build(kind, own))

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from disue.errors import ConfigError
 from disue.files import inside
-from strategies.distillation.server import SHEET_COLUMNS, FixedProxy
-from strategies.flower import FederatedStrategy
+from strategies.distillation.server import SHEET_COLUMNS
 from strategies.rounds.stats import RoundStats
 
 DIRECTORY = "tensorboard"
@@ -34,38 +33,37 @@ class Events:
     ----------
     directory : Path
         The run directory; the files are in its ``tensorboard``.
-    strategy : FederatedStrategy
-        If it has a proxy set that does not change, pictures of it are shown once.
+    proxy : (samples, channels, height, width) tensor or None
+        A proxy set that does not change; pictures of it are shown once.
     rounds : int (default: 0)
         Those that are over; what was written of later ones is not shown any more.
     """
 
-    def __init__(self, directory: Path, strategy: FederatedStrategy, rounds: int = 0) -> None:
+    def __init__(self, directory: Path, proxy: Tensor | None, rounds: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(inside(directory, DIRECTORY), purge_step=rounds + 1)
-        proxy = getattr(strategy, "proxy", None)
-        if isinstance(proxy, FixedProxy) and not rounds:
-            self._show("proxy", pixels_of(proxy.x[:PICTURES]), 0)
+        if proxy is not None and not rounds:
+            self._show("proxy", pixels_of(proxy[:PICTURES]), 0)
 
-    def after_round(self, row: dict[str, Any], outcome: RoundStats) -> None:
+    def after_round(self, row: dict[str, Any], stats: RoundStats) -> None:
         """Write one round.
 
         Parameters
         ----------
         row : dict
             Its line of ``metrics.jsonl``.
-        outcome : RoundStats
+        stats : RoundStats
         """
-        number = outcome.server_round
+        number = stats.server_round
         for key, value in row.items():
             if key != "round" and isinstance(value, int | float):
                 self._writer.add_scalar(tag_of(key), value, number)
-        if outcome.clusters:
-            clusters = np.array(list(outcome.clusters.values()))
+        if stats.clusters:
+            clusters = np.array(list(stats.clusters.values()))
             self._writer.add_histogram("clusters", clusters, number, bins=np.arange(clusters.max() + 2) - 0.5)
-        if outcome.sheet is not None:
-            self._show("generator", outcome.sheet.flatten(0, 1), number)
+        if stats.sheet is not None:
+            self._show("generator", stats.sheet.flatten(0, 1), number)
         self._writer.flush()
 
     def close(self) -> None:

@@ -13,50 +13,45 @@ from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
 from disue.model_check import check_networks
-from disue.models import MODELS, State, build_model, get_state
-from disue.objective import LocalObjective
+from disue.models import MODELS, build_model
 from disue.registry import Registry
 from disue.secure import FEWEST
-from disue.seeding import derive_seed
 from server_app.doubts import doubts
-from server_app.privacy import check_privacy, needs_sketch, smallest_cluster
-from strategies.aggregation.caps import Caps
+from server_app.privacy import check_privacy, needs_sketch
 from strategies.aggregation.limits import Limits
-from strategies.aggregation.robust import AGGREGATORS, Aggregator
-from strategies.clustering.assignment import ByChoice, BySignature, ClusterAssigner, Planted
-from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
+from strategies.aggregation.robust import AGGREGATORS
+from strategies.aggregation.store import UpdateStore
+from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.landmarks import MOST_COMPARED
-from strategies.clustering.similarity import SIGNATURES, of_sketches
-from strategies.distillation.distiller import Distiller
-from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
-from strategies.distillation.proxy import USUAL_SIZE, is_foreign, load_proxy
-from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
+from strategies.clustering.similarity import SIGNATURES
+from strategies.distillation.proxy import is_foreign
 from strategies.distillation.teachers import TEACHERS
+from strategies.distillation.universal import UniversalDistillation
 from strategies.flower import FederatedStrategy
+from strategies.methods.base import Method
 from strategies.methods.cfl import CFL
-from strategies.methods.disue import DisUE
+from strategies.methods.disue import DisUE, DisUEOptions
 from strategies.methods.fedavg import FedAvg
 from strategies.methods.fedavg_ft import FedAvgFT
 from strategies.methods.feddf import FedDF
 from strategies.methods.fedlc import FedLC
-from strategies.methods.fedprox import FedProx
+from strategies.methods.fedprox import USUAL_MU, FedProx
 from strategies.methods.fesem import FeSEM
 from strategies.methods.ifca import IFCA
 from strategies.methods.local import Local
 from strategies.methods.oneshot import FLHC, FedGroup
 from strategies.methods.oracle import Oracle
 from strategies.methods.pacfl import PACFL
+from strategies.methods.parts import ASSIGNERS, Parts, smallest_cluster
+from strategies.rounds.collecting import Collector, PlainCollector, SecureCollector
 from strategies.rounds.registry import ClientRegistry
 from strategies.rounds.secure_sums import SecureSums
 from strategies.rounds.stats import Participation
 
-METHODS: Registry[Callable[[RunConfig, ClientRegistry, RunData, torch.device], FederatedStrategy]] = Registry("method")
-
-GROUPINGS: Registry[Callable[[RunConfig, ClientRegistry, RunData], ClusterAssigner]] = Registry("clusterer")
-"""What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
+METHODS: Registry[Callable[[Parts], Method[Any]]] = Registry("method")
 
 REGISTRIES: tuple[Registry[Any], ...] = (
-    *(METHODS, DATASETS, SCENARIOS, MODELS, GROUPINGS, SIGNATURES, TEACHERS, AGGREGATORS),
+    *(METHODS, DATASETS, SCENARIOS, MODELS, ASSIGNERS, SIGNATURES, TEACHERS, AGGREGATORS),
 )
 """The parts that a run config names; each registry's ``key`` is the key that names one."""
 
@@ -153,29 +148,39 @@ def check_groups(config: RunConfig, data: RunData) -> None:
         raise ConfigError(f"{key}: 'oracle' needs planted groups and scenario '{config.scenario_name}' has none")
 
 
-def make_strategy(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
-    """Build the configured method; raise `ConfigError` if it cannot work with the clients' models."""
+def make_strategy(
+    config: RunConfig, registry: ClientRegistry, data: RunData, device: torch.device, store: UpdateStore | None = None
+) -> FederatedStrategy:
+    """Build the configured method and its Flower strategy.
+
+    ``store``: where the clients' models of a round are kept.
+
+    Raises
+    ------
+    ConfigError
+        If the method cannot work with the clients' models.
+    """
     check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
-    check_task({config.model, *(client.model for client in roster.known)})
-    check_name = roster.check_model
+    check_task({config.model, *(client.model for client in registry.known)})
+    check_name = registry.check_model
 
     def check_newcomer(model: str) -> None:
         check_name(model)
         check_task([model])
 
-    roster.check_model = check_newcomer
+    registry.check_model = check_newcomer
     for doubt in doubts(config, data):
         log(WARNING, doubt)
-    strategy = METHODS[config.method](config, roster, data, device)
-    strategy.aggregator = Aggregator(AGGREGATORS[config.aggregator], config.malicious_share)
-    caps = Caps(config.max_weight, config.max_fit)
-    strategy.limits = Limits(config.max_examples, config.max_norm, config.clip_norm, caps)
-    if strategy.needs_description:
-        strategy.descriptions.shape = _described_as(config, data, strategy.needs_description)
+    parts = Parts(config, data, device)
+    method = METHODS[config.method](parts)
     if config.privacy == "secure":
-        strategy.sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        strategy.limits = Limits(caps=Caps(max_fit=config.max_fit))  # no single update is seen
-    return strategy
+        sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
+        collector: Collector = SecureCollector(sums)
+    else:
+        limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
+        collector = PlainCollector(limits, store)
+    described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
+    return FederatedStrategy(registry, _participation(config), method, collector, described_as)
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:
@@ -197,195 +202,96 @@ def _participation(config: RunConfig) -> Participation:
     )
 
 
-def _objective(config: RunConfig, prox_mu: float = 0.0) -> LocalObjective:
-    """Return the configured objective; ``prox_mu`` is the method's own where the config leaves it open."""
-    return LocalObjective(config.local_loss, prox_mu if config.prox_mu < 0.0 else config.prox_mu)
-
-
-def _server(config: RunConfig, data: RunData, device: torch.device) -> Server:
-    shape, num_classes = data.task.shape, data.task.num_classes
-    return Server(lambda name: build_model(name, shape, num_classes, config.seed), config.model, device, config.seed)
-
-
-def _proxy(config: RunConfig, data: RunData, device: torch.device) -> ProxySource:
-    if config.proxy == "generator":
-        return GeneratedProxy(_generator(config, data, device), config.seed)
-    return FixedProxy(load_proxy(config, data))
-
-
-def _generator(config: RunConfig, data: RunData, device: torch.device) -> GeneratorTrainer:
-    task = data.task
-    settings = GeneratorSettings(
-        steps=config.generator_steps,
-        learning_rate=config.generator_learning_rate,
-        batch_size=config.generator_batch_size,
-        adversarial_weight=config.generator_adversarial,
-        diversity_weight=config.generator_diversity,
-        prototype_weight=config.generator_prototypes,
-        samples=config.proxy_size or USUAL_SIZE,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(derive_seed(config.seed, "generator"))
-        generator = Generator(task.shape, task.num_classes)
-    mean, std = (torch.tensor(values, device=device).view(-1, 1, 1) for values in (task.mean, task.std))
-    return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, device)
-
-
-def _distiller(config: RunConfig, student_share: float = 1.0) -> Distiller:
-    return Distiller(
-        steps=config.distill_steps,
-        learning_rate=config.distill_learning_rate,
-        batch_size=config.distill_batch_size,
-        temperature=config.temperature,
-        student_share=student_share,
-    )
-
-
-def _agglomerative(config: RunConfig) -> Clusterer:
-    return CLUSTERERS["agglomerative"](config.num_clusters, _random_state(config))
-
-
-def _given_number(config: RunConfig) -> int:
-    return config.num_clusters or config.num_groups
-
-
-def _random_state(config: RunConfig) -> int:
-    return derive_seed(config.seed, "clusterer") % 2**31
-
-
 @METHODS.register("local")
-def _local(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return Local(roster, _participation(config), _objective(config))
+def _local(parts: Parts) -> Method[Any]:
+    return Local(parts.main, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("fedavg")
-def _fedavg(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FedAvg(roster, _participation(config), _objective(config))
+def _fedavg(parts: Parts) -> Method[Any]:
+    return FedAvg(parts.main, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("fedprox")
-def _fedprox(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    objective = _objective(config, prox_mu=0.01)
-    return FedProx(roster, _participation(config), objective, mu=objective.prox_mu)
+def _fedprox(parts: Parts) -> Method[Any]:
+    objective = parts.objective(USUAL_MU)
+    return FedProx(parts.main, objective.prox_mu, objective, parts.aggregator)
 
 
 @METHODS.register("fedlc")
-def _fedlc(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FedLC(roster, _participation(config), _objective(config))
+def _fedlc(parts: Parts) -> Method[Any]:
+    return FedLC(parts.main, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("fedavg-ft")
-def _fedavg_ft(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FedAvgFT(roster, _participation(config), _objective(config))
+def _fedavg_ft(parts: Parts) -> Method[Any]:
+    return FedAvgFT(parts.main, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("feddf")
-def _feddf(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
-    server, proxy = _server(config, data, device), load_proxy(config, data)
-    return FedDF(roster, _participation(config), server, proxy, _distiller(config), _objective(config))
+def _feddf(parts: Parts) -> Method[Any]:
+    return FedDF(parts.server, parts.fixed_proxy(), parts.distiller(), parts.objective(), parts.aggregator)
 
 
 @METHODS.register("fesem")
-def _fesem(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FeSEM(
-        roster,
-        _participation(config),
-        num_clusters=_given_number(config),
-        objective=_objective(config),
-        random_state=_random_state(config),
-    )
+def _fesem(parts: Parts) -> Method[Any]:
+    return FeSEM(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("cfl")
-def _cfl(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return CFL(roster, _participation(config), config.cfl_eps1, config.cfl_eps2, _objective(config))
+def _cfl(parts: Parts) -> Method[Any]:
+    return CFL(parts.main, parts.config.cfl_eps1, parts.config.cfl_eps2, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("flhc")
-def _flhc(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FLHC(
-        roster,
-        _participation(config),
-        config.warm_up_rounds,
-        _agglomerative(config),
-        _objective(config),
-        _random_state(config),
-    )
+def _flhc(parts: Parts) -> Method[Any]:
+    clusterer, rounds = parts.agglomerative(), parts.config.warm_up_rounds
+    return FLHC(parts.main, rounds, clusterer, parts.random_state, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("pacfl")
-def _pacfl(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return PACFL(roster, _participation(config), _agglomerative(config), _objective(config), _random_state(config))
+def _pacfl(parts: Parts) -> Method[Any]:
+    return PACFL(parts.main, parts.agglomerative(), parts.random_state, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("ifca")
-def _ifca(config: RunConfig, roster: ClientRegistry, data: RunData, _device: torch.device) -> FederatedStrategy:
-    return IFCA(roster, _participation(config), _random_models(config, data), _objective(config))
+def _ifca(parts: Parts) -> Method[Any]:
+    return IFCA(parts.main, parts.random_models(), parts.objective(), parts.aggregator)
 
 
 @METHODS.register("fedgroup")
-def _fedgroup(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return FedGroup(roster, _participation(config), _given_number(config), _objective(config), _random_state(config))
+def _fedgroup(parts: Parts) -> Method[Any]:
+    return FedGroup(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("oracle")
-def _oracle(config: RunConfig, roster: ClientRegistry, _data: RunData, _device: torch.device) -> FederatedStrategy:
-    return Oracle(roster, _participation(config), _objective(config))
+def _oracle(parts: Parts) -> Method[Any]:
+    return Oracle(parts.main, parts.objective(), parts.aggregator)
 
 
 @METHODS.register("disue")
-def _disue(config: RunConfig, roster: ClientRegistry, data: RunData, device: torch.device) -> FederatedStrategy:
-    expert_share = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}[
-        config.initialisation
-    ]
-    return DisUE(
-        roster,
-        _participation(config),
-        _server(config, data, device),
-        _proxy(config, data, device),
-        grouping=GROUPINGS[config.clusterer](config, roster, data),
+def _disue(parts: Parts) -> Method[Any]:
+    config = parts.config
+    starts = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}
+    distillation = UniversalDistillation(
+        parts.server,
+        parts.proxy(),
         teacher=TEACHERS[config.teacher],
-        distiller=_distiller(config, config.student_share),
+        distiller=parts.distiller(config.student_share),
         # What was trained with the balanced loss carries no prior that could be taken out.
         prior_correction=config.prior_correction and config.local_loss != "balanced",
         prototype_weight=config.prototype_weight,
-        pool_prototypes=config.prototypes == "cluster",
         label_counts_shared=config.share_label_counts,
-        expert_share=expert_share,
+        foreign_proxy=is_foreign(config.proxy),
+    )
+    options = DisUEOptions(
+        expert_share=starts[config.initialisation],
         learn_share=config.initialisation == "learned",
         expert_memory=config.expert_memory,
-        client_prior=config.expert_prior == "client",
+        pool_prototypes=config.prototypes == "cluster",
         prototype_limit=config.prototype_limit,
         probation_rounds=config.probation_rounds,
-        foreign_proxy=is_foreign(config.proxy),
+        client_prior=config.expert_prior == "client",
         clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
-        objective=_objective(config),
     )
-
-
-def _by_signature(clusterer: str, config: RunConfig, _roster: ClientRegistry, _data: RunData) -> ClusterAssigner:
-    clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, smallest_cluster(config), _random_state(config))
-    kind = SIGNATURES[config.signature]
-    if config.privacy == "secure":
-        kind = of_sketches(kind)
-    return BySignature(config.signature, kind, clusters, config.signature_memory, _random_state(config))
-
-
-for _name in CLUSTERERS:
-    GROUPINGS.register(_name)(partial(_by_signature, _name))
-
-
-@GROUPINGS.register("ifca")
-def _by_choice(config: RunConfig, _roster: ClientRegistry, data: RunData) -> ClusterAssigner:
-    return ByChoice(_random_models(config, data))
-
-
-@GROUPINGS.register("oracle")
-def _planted(_config: RunConfig, roster: ClientRegistry, _data: RunData) -> ClusterAssigner:
-    return Planted(roster)
-
-
-def _random_models(config: RunConfig, data: RunData) -> list[State]:
-    seeds = [derive_seed(config.seed, "candidate", number) for number in range(_given_number(config))]
-    shape, num_classes = data.task.shape, data.task.num_classes
-    return [get_state(build_model(config.model, shape, num_classes, seed)) for seed in seeds]
+    return DisUE(parts.assigner(), distillation, options, parts.objective(), parts.aggregator, parts.caps)

@@ -18,9 +18,9 @@ from torch import Tensor
 from disue.data import Examples, Federation
 from disue.files import append, write_whole
 from disue.metrics import confusion
-from disue.models import Classifier
+from disue.models import Classifier, State
 from disue.naming import by_name, client_name
-from strategies.flower import FederatedStrategy
+from strategies.clustering.similarity import SignatureBook
 from strategies.rounds.stats import RoundStats
 
 MEMBERSHIP = "membership.csv"
@@ -68,18 +68,18 @@ class ReportData:
         rows = [(move.round, move.client, move.cluster) for move in moves]
         write_whole(directory / MEMBERSHIP, _csv([("round", "client", "cluster"), *rows]))
 
-    def after_round(self, outcome: RoundStats) -> None:
+    def after_round(self, stats: RoundStats) -> None:
         """Append who is in another cluster than before; the first cluster of a client is one, too."""
-        self.label_counts |= outcome.label_counts
-        moved = [name for name in by_name(outcome.clusters) if self.clusters.get(name) != outcome.clusters[name]]
-        self.clusters |= outcome.clusters
-        append(
-            self.directory / MEMBERSHIP, _csv([outcome.server_round, name, outcome.clusters[name]] for name in moved)
-        )
+        self.label_counts |= stats.label_counts
+        moved = [name for name in by_name(stats.clusters) if self.clusters.get(name) != stats.clusters[name]]
+        self.clusters |= stats.clusters
+        append(self.directory / MEMBERSHIP, _csv([stats.server_round, name, stats.clusters[name]] for name in moved))
 
     def finish(
         self,
-        strategy: FederatedStrategy,
+        universal: State,
+        signatures: SignatureBook | None,
+        groups: Mapping[str, int],
         federation: object,
         test: Examples | None,
         build: Callable[[str], Classifier],
@@ -90,8 +90,12 @@ class ReportData:
 
         Parameters
         ----------
-        strategy : FederatedStrategy
-            After the last round.
+        universal : State
+            The universal expert of the run's own architecture, after the last round.
+        signatures : SignatureBook or None
+            What clients are compared by.
+        groups : mapping of client to int
+            Their planted groups.
         federation : Federation or anything else
             The data of a simulation tell the labels where the clients do not.
         test : Examples or None
@@ -104,11 +108,9 @@ class ReportData:
         """
         tensors: dict[str, Tensor] = {}
         names: dict[str, object] = {}
-        book = strategy.signatures
-        if book is not None and book.names:
-            groups = {c.name: c.group for c in strategy.roster.clients}
-            mapped = by_name(chosen_for_similarity(book.names, self.clusters, groups, MOST_ON_MAP))
-            gram = book.gram(mapped).double().numpy()
+        if signatures is not None and signatures.names:
+            mapped = by_name(chosen_for_similarity(signatures.names, self.clusters, groups, MOST_ON_MAP))
+            gram = signatures.gram(mapped).double().numpy()
             points, share = map_of(gram)
             chosen = chosen_for_similarity(mapped, self.clusters, groups)
             rows = [mapped.index(name) for name in chosen]
@@ -121,7 +123,7 @@ class ReportData:
             names |= {"labels": list(labels), "labels-source": source}
         if test is not None:
             model = build(main)
-            model.load_state_dict(strategy.universal)
+            model.load_state_dict(universal)
             tensors["confusion"] = confusion(model, test, device)
         # In this order: who reads a run that goes on looks for the tensors first, and then for whose they are.
         write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")

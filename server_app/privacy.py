@@ -15,7 +15,6 @@ from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
-from disue.secure import FEWEST
 from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.similarity import SIGNATURES, cosines
 
@@ -56,11 +55,6 @@ def _check_secure(config: RunConfig) -> None:
 def needs_sketch(config: RunConfig) -> bool:
     """Return whether clients are compared by their updates, of which the server gets a sketch with privacy=secure."""
     return config.method == "disue" and SIGNATURES[config.signature].from_update is not None
-
-
-def smallest_cluster(config: RunConfig) -> int:
-    """Return the fewest clients that a cluster may have."""
-    return max(config.min_cluster_size, FEWEST if config.privacy == "secure" else 1)
 
 
 def _check_dp(config: RunConfig) -> None:

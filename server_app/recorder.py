@@ -4,7 +4,7 @@ import csv
 import itertools
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from datetime import datetime
 from fnmatch import fnmatchcase
@@ -19,18 +19,19 @@ import tomli_w
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
 from disue.files import LARGEST, PARTS, append, folder_inside, inside, user_path, whole, write_tensors, write_whole
+from disue.gate import Gate
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
 from disue.task import Task
-from server_app.gate import save_gate
+from disue.wire import EvaluateReply
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores
-from strategies.flower import FederatedStrategy
+from strategies.distillation.teachers import VoteSummary
+from strategies.methods.base import MethodState
 from strategies.rounds.registry import Client
 from strategies.rounds.stats import RoundStats
-from strategies.teams import Team
 
 PACKAGES = ("flwr", "torch", "torchvision", "numpy", "scikit-learn", "scipy", "safetensors")
 TOTALS = ("clients_failed", "clients_rejected", "repeats", "client_steps", "personal_steps", "guard_kept_average")
@@ -165,7 +166,7 @@ class Recorder:
 
     def record_round(
         self,
-        outcome: RoundStats,
+        stats: RoundStats,
         clients: list[Client],
         scores: Scores,
     ) -> Row:
@@ -173,22 +174,22 @@ class Recorder:
 
         Parameters
         ----------
-        outcome : RoundStats
+        stats : RoundStats
         clients : list of Client
             Those that take or took part.
         scores : Scores
             Of the universal models.
         """
         self.clients |= {client.name: client for client in clients}
-        experts = [reply.expert_accuracy for reply in outcome.evaluations.values()]
+        experts = [reply.expert_accuracy for reply in stats.evaluations.values()]
         personal = [
-            reply.personal_accuracy for reply in outcome.evaluations.values() if reply.personal_accuracy is not None
+            reply.personal_accuracy for reply in stats.evaluations.values() if reply.personal_accuracy is not None
         ]
         agreement = agreement_with_groups(
-            list(outcome.clusters.values()), [self.clients[name].group for name in outcome.clusters]
+            list(stats.clusters.values()), [self.clients[name].group for name in stats.clusters]
         )
         row: Row = {
-            "round": outcome.server_round,
+            "round": stats.server_round,
             "universal_accuracy": scores.universal.accuracy if scores.universal else None,
             "universal_loss": scores.universal.loss if scores.universal else None,
             **{f"universal_accuracy_{model}": score.accuracy for model, score in scores.others.items()},
@@ -198,49 +199,60 @@ class Recorder:
             "worst_decile_accuracy": worst_decile(experts) if experts else None,
             "expert_accuracy_p10": float(np.quantile(experts, 0.1)) if experts else None,
             "expert_accuracy_p90": float(np.quantile(experts, 0.9)) if experts else None,
-            "num_clusters": len(set(outcome.clusters.values())),
+            "num_clusters": len(set(stats.clusters.values())),
             "ari": agreement[0] if agreement else None,
             "nmi": agreement[1] if agreement else None,
-            "churn": churn(self._clusters, outcome.clusters),
-            "clients_ok": outcome.clients_ok,
-            "clients_failed": outcome.clients_failed,
-            "clients_rejected": outcome.clients_rejected,
-            "repeats": outcome.repeats,
-            "client_steps": outcome.client_steps,
-            "personal_steps": sum(reply.personal_steps for reply in outcome.evaluations.values()),
-            "train_loss": outcome.train_loss,
-            "bytes_down": outcome.bytes_down,
-            "bytes_up": outcome.bytes_up,
-            "bytes_evaluation": outcome.bytes_evaluation,
-            **{f"seconds_{phase}": round(seconds, 4) for phase, seconds in outcome.seconds.items()},
-            **outcome.extra,
+            "churn": churn(self._clusters, stats.clusters),
+            "clients_ok": stats.clients_ok,
+            "clients_failed": stats.clients_failed,
+            "clients_rejected": stats.clients_rejected,
+            "repeats": stats.repeats,
+            "client_steps": stats.client_steps,
+            "personal_steps": sum(reply.personal_steps for reply in stats.evaluations.values()),
+            "train_loss": stats.train_loss,
+            "bytes_down": stats.bytes_down,
+            "bytes_up": stats.bytes_up,
+            "bytes_evaluation": stats.bytes_evaluation,
+            **{f"seconds_{phase}": round(seconds, 4) for phase, seconds in stats.seconds.items()},
+            **stats.metrics,
         }
         row = {
             key: None if isinstance(value, float) and not -LARGEST < value < LARGEST else value
             for key, value in row.items()
         }
-        self._clusters |= outcome.clusters
+        self._clusters |= stats.clusters
         self._rows.append(row)
-        if outcome.sheet is not None:
-            with whole(folder_inside(self.directory, "generated") / f"round-{outcome.server_round:04}.png") as part:
-                save_sheet(outcome.sheet, part)
+        if stats.sheet is not None:
+            with whole(folder_inside(self.directory, "generated") / f"round-{stats.server_round:04}.png") as part:
+                save_sheet(stats.sheet, part)
         append(self.directory / "metrics.jsonl", _line(row))
         if self.on_round:
             self.on_round(row)
         return row
 
-    def save(self, strategy: FederatedStrategy) -> None:
-        """Write ``clients.csv``, ``teaching.csv`` and models; last the universal ones: with them all is there."""
-        self._write_clients(strategy)
-        self._write_lesson(strategy)
-        save_gate(self.directory, strategy)
+    def save(self, state: MethodState, main: str, gate: Gate, evaluations: Mapping[str, EvaluateReply]) -> None:
+        """Write ``clients.csv``, ``teaching.csv`` and models; last the universal ones: with them all is there.
+
+        Parameters
+        ----------
+        state : MethodState
+            After the last round.
+        main : str
+            The run's own architecture.
+        gate : Gate
+        evaluations : mapping of client to EvaluateReply
+            Of the last round.
+        """
+        self._write_clients(state.clusters, evaluations)
+        if state.votes is not None:
+            self._write_votes(state.votes, len(state.universals[main]["head.bias"]))
+        if gate.experts or gate.descriptions:
+            gate.save(self.directory)
         experts = folder_inside(self.directory, "experts")
-        for model in strategy.universals:
-            for cluster, expert in strategy.experts_of(model).items():
-                name = f"expert-{Team(cluster, model).label(strategy.model)}"
-                self._save(expert, model, experts / f"{name}.safetensors")
-        for model, universal in reversed(strategy.universals.items()):  # the run's own at the end
-            name = "universal" if model == strategy.model else f"universal-{model}"
+        for team, expert in state.experts.items():
+            self._save(expert, team.model, experts / f"expert-{team.label(main)}.safetensors")
+        for model, universal in reversed(list(state.universals.items())):  # the run's own at the end
+            name = "universal" if model == main else f"universal-{model}"
             self._save(universal, model, self.directory / f"{name}.safetensors")
 
     def finish(self) -> Row:
@@ -278,7 +290,7 @@ class Recorder:
             "clients": len(self.clients),
         }
 
-    def _write_clients(self, strategy: FederatedStrategy) -> None:
+    def _write_clients(self, clusters: Mapping[str, int], evaluations: Mapping[str, EvaluateReply]) -> None:
         columns = [
             "client",
             "group",
@@ -293,21 +305,18 @@ class Recorder:
             writer = csv.writer(file)
             writer.writerow(columns)
             for client in (self.clients[name] for name in by_name(self.clients)):
-                reply = strategy.outcome.evaluations.get(client.name)
+                reply = evaluations.get(client.name)
                 accuracies = (reply.universal_accuracy, reply.expert_accuracy, reply.personal_accuracy) if reply else ()
                 group = "" if client.group < 0 else client.group
-                cluster = strategy.clusters.get(client.name, "")
+                cluster = clusters.get(client.name, "")
                 writer.writerow(
                     [client.name, group, client.model, cluster, client.num_examples or ""]
                     + [f"{value:.4f}" if value is not None else "" for value in accuracies]
                 )
 
-    def _write_lesson(self, strategy: FederatedStrategy) -> None:
-        """Write who taught what in the last round, where experts taught."""
-        last = strategy.lesson
-        if last is None:
-            return
-        weights, counts = last.by_class(len(strategy.universal["head.bias"]))
+    def _write_votes(self, last: VoteSummary, num_classes: int) -> None:
+        """Write who taught what in the last round."""
+        weights, counts = last.by_class(num_classes)
         lines = ["expert,class,weight,samples\n"]
         for expert, row in zip(last.experts, weights.tolist(), strict=True):
             lines += [

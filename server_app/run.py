@@ -121,39 +121,40 @@ def _carry_out(
     config: RunConfig, grid: Grid, past: ResumePoint, on_round: Callable[[Row], None] | None, warnings: Warnings
 ) -> Row:
     device, directory = prepare_device(config.device), default_directory(config)
-    roster = _gathered(config, grid, past)
-    data = prepare_data(config, roster)
+    registry = _gathered(config, grid, past)
+    data = prepare_data(config, registry)
     check_groups(config, data)
-    strategy = make_strategy(config, roster, data, device)
-    strategy.shelf = UpdateStore(config.reply_memory * 2**20, directory)
+    strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
+    method = strategy.method
     past.restore({"strategy": strategy})
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
     test, caps = data.global_test(), Caps(config.max_weight)
     with _claimed(config, directory, past):
         forget_after(directory, past.rounds)
-        recorder = Recorder(directory, config, data.task, roster.known, on_round, past.rows)
+        recorder = Recorder(directory, config, data.task, registry.known, on_round, past.rows)
         warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
         portrait = ReportData(directory, past.moves)
         past.restore({"recorder": recorder, "portrait": portrait})
-        parts = {"roster": roster, "strategy": strategy, "recorder": recorder, "portrait": portrait}
+        parts = {"registry": registry, "strategy": strategy, "recorder": recorder, "portrait": portrait}
         progress = Progress(directory, config.num_server_rounds)
         strategy.on_phase = progress.phase
-        ledger = Ledger(directory, config, roster.name_of, past.rounds)
-        events = Events(directory, strategy, past.rounds) if config.tensorboard else None
+        ledger = Ledger(directory, config, registry.name_of, past.rounds)
+        events = Events(directory, method.proxy, past.rounds) if config.tensorboard else None
         log(INFO, "run directory: %s", directory)
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if test is None:
                 alike = config.privacy == "secure"  # then all say that they have one
-                scores = by_clients(strategy.outcome.evaluations, roster.models, config.model, caps, alike)
+                scores = by_clients(strategy.stats.evaluations, registry.models, config.model, caps, alike)
             else:
-                scores = on_test_set(strategy, build, config.model, test, device)
-            portrait.after_round(strategy.outcome)
-            strategy.outcome.extra |= ledger.spent()
-            row = recorder.record_round(strategy.outcome, roster.known, scores)
+                average = strategy.averages[config.model]
+                scores = on_test_set(strategy.reached().universals, average, build, config.model, test, device)
+            portrait.after_round(strategy.stats)
+            strategy.stats.metrics |= ledger.spent()
+            row = recorder.record_round(strategy.stats, registry.known, scores)
             if events:
-                events.after_round(row, strategy.outcome)
+                events.after_round(row, strategy.stats)
             past.checkpoints.save(server_round, parts)
             if server_round < config.num_server_rounds:
                 check_stop(directory)
@@ -162,8 +163,12 @@ def _carry_out(
             )
 
         def leave() -> None:
-            recorder.save(strategy)
-            portrait.finish(strategy, data, test, build, config.model, device)
+            state = strategy.reached()
+            gate = method.gate(state, strategy.descriptions)
+            recorder.save(state, config.model, gate, strategy.stats.evaluations)
+            groups = {client.name: client.group for client in registry.clients}
+            signatures = method.signatures(state)
+            portrait.finish(state.universals[config.model], signatures, groups, data, test, build, config.model, device)
 
         over = False
         try:
@@ -228,7 +233,7 @@ def _has_good_rounds(error: BaseException, recorder: Recorder, strategy: Federat
     Not where somebody wants it to end at once, or the disk is the trouble.
     """
     wanted = isinstance(error, Exception) and not isinstance(error, OSError | DiskError)
-    return wanted and 0 < recorder.rounds == strategy.outcome.server_round
+    return wanted and 0 < recorder.rounds == strategy.stats.server_round
 
 
 def _tell(config: RunConfig, directory: Path) -> None:
@@ -240,7 +245,7 @@ def _tell(config: RunConfig, directory: Path) -> None:
 
 def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistry:
     """Return the clients that are to take part, those who took part before and are missing now included."""
-    roster = ClientRegistry(
+    registry = ClientRegistry(
         config.seed,
         config.round_timeout,
         partial(check_model, config),
@@ -248,13 +253,13 @@ def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistr
         partial(unfit, config),
         past.partitions,
     )
-    past.restore({"roster": roster})
-    roster.gather(grid, config.min_clients, config.join_timeout)
-    for name in by_name(roster.away):
+    past.restore({"registry": registry})
+    registry.gather(grid, config.min_clients, config.join_timeout)
+    for name in by_name(registry.away):
         log(WARNING, "client %s is not there; going on without it", name)
-    check_sizes(config, len(roster.known))
-    check_main_model(config, (client.model for client in roster.known))
-    return roster
+    check_sizes(config, len(registry.known))
+    check_main_model(config, (client.model for client in registry.known))
+    return registry
 
 
 def check_timeout(config: RunConfig, grid: Grid) -> None:

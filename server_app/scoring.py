@@ -8,10 +8,9 @@ import torch
 
 from disue.data import Examples
 from disue.metrics import Score, score
-from disue.models import Classifier, State
+from disue.models import Classifier, State, same_model
 from disue.wire import EvaluateReply
 from strategies.aggregation.caps import Caps
-from strategies.flower import FederatedStrategy
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,20 @@ class Scores:
 
 
 def on_test_set(
-    strategy: FederatedStrategy, build: Callable[[str], Classifier], main: str, test: Examples, device: torch.device
+    universals: Mapping[str, State],
+    average: State,
+    build: Callable[[str], Classifier],
+    main: str,
+    test: Examples,
+    device: torch.device,
 ) -> Scores:
     """Return the scores on a test set of the server.
 
     Parameters
     ----------
-    strategy : FederatedStrategy
+    universals : mapping of architecture to State
+    average : State
+        Of the run's own architecture.
     build : callable
         From the name of an architecture to a model.
     main : str
@@ -47,10 +53,10 @@ def on_test_set(
         model.load_state_dict(state)
         return score(model, test, device)
 
-    universal = evaluate(strategy.universal, main)
-    average = universal if strategy.average is strategy.universal else evaluate(strategy.average, main)
-    others = {name: evaluate(state, name) for name, state in strategy.universals.items() if name != strategy.model}
-    return Scores(universal, average, others)
+    universal = evaluate(universals[main], main)
+    of_average = universal if same_model(average, universals[main]) else evaluate(average, main)
+    others = {name: evaluate(state, name) for name, state in universals.items() if name != main}
+    return Scores(universal, of_average, others)
 
 
 def by_clients(

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
-from strategies.updates import ClientUpdate
+from strategies.stored import stored
+from strategies.updates import Named
 
 
+@stored
 class Team(NamedTuple):
     """The clients of one architecture in one cluster: those whose updates can be averaged."""
 
@@ -22,6 +24,7 @@ class Team(NamedTuple):
 
 
 T = TypeVar("T")
+N = TypeVar("N", bound=Named)
 K = TypeVar("K", int, Team)
 """A cluster, or a part of one."""
 
@@ -62,9 +65,9 @@ def renew(known: Mapping[K, T], fresh: Mapping[K, T], clusters: Mapping[str, K],
     return renewed
 
 
-def members_of(updates: Sequence[ClientUpdate], clusters: Mapping[str, K]) -> dict[K, list[ClientUpdate]]:
+def members_of(updates: Sequence[N], clusters: Mapping[str, K]) -> dict[K, list[N]]:
     """Return the round's updates by cluster, or by team, in the order of the cluster numbers."""
-    members: dict[K, list[ClientUpdate]] = {}
+    members: dict[K, list[N]] = {}
     for update in updates:
         members.setdefault(clusters[update.name], []).append(update)
     return dict(sorted(members.items()))

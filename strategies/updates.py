@@ -1,6 +1,8 @@
-"""One client's contribution to a round, as the parts of a strategy see it: tensors, no messages."""
+"""What a round's contributions are, as the parts of a strategy see them: tensors, no messages."""
 
 from dataclasses import dataclass
+from math import nan
+from typing import Protocol
 
 from torch import Tensor
 
@@ -8,14 +10,49 @@ from disue.models import State
 from disue.signature import Signature
 
 
+class Named(Protocol):
+    """Something of one client, or of a group of clients."""
+
+    @property
+    def name(self) -> str:
+        """The client, or one of the group."""
+
+
+class Weighted(Named, Protocol):
+    """A model, whose it is, and how many examples it stands for: all that an average needs."""
+
+    @property
+    def state(self) -> State:
+        """The model."""
+
+    @property
+    def num_examples(self) -> int:
+        """The weight in a mean."""
+
+
+class Contribution(Weighted, Protocol):
+    """A `ClientUpdate` or a `GroupSum`: what a method aggregates, whichever way it was collected."""
+
+    @property
+    def signature(self) -> Signature | None:
+        """What the clients behind it told of their data; None: nothing was asked."""
+
+
+@dataclass(frozen=True)
+class WeightedModel:
+    """A model with a weight of its own, as where every client counts once."""
+
+    name: str
+    state: State
+    num_examples: int
+
+
 @dataclass(frozen=True)
 class ClientUpdate:
     """A trained model, where it started from, and how much data it stands for.
 
     ``choice`` is the candidate that the client found best, where it was given candidates. ``train_loss`` is the mean
-    over the last epoch, and ``steps`` counts those of the optimiser. ``clients`` is how many stand behind it: of more
-    than one it is the mean of their models, what they told of their data together, and the sum of their steps. Where
-    the server gets no more than such sums, a single client's update is a ``sketch`` of it, (1, dimension), at most.
+    over the last epoch, and ``steps`` counts those of the optimiser.
     """
 
     name: str
@@ -24,7 +61,38 @@ class ClientUpdate:
     num_examples: int
     signature: Signature | None = None
     choice: int | None = None
-    train_loss: float = float("nan")
+    train_loss: float = nan
     steps: int = 0
-    clients: int = 1
+
+    @property
+    def clients(self) -> int:
+        """One."""
+        return 1
+
+
+@dataclass(frozen=True)
+class ClientSketch:
+    """All that the server sees of one client where it gets sums only.
+
+    ``sketch``: (1, dimension), of the client's update; None where clients are not compared by updates.
+    """
+
+    name: str
     sketch: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GroupSum:
+    """What the clients of one cluster contributed together, of which the server saw the sum only.
+
+    ``name`` is the first of the ``clients`` that are in it. ``state`` is the mean of their models, and ``signature``
+    what they told of their data together. ``steps`` is the sum of theirs.
+    """
+
+    name: str
+    clients: int
+    state: State
+    num_examples: int
+    signature: Signature | None = None
+    train_loss: float = nan
+    steps: int = 0

@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ can be started as their own help says, and the check of their ratios can fail."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,27 +11,43 @@ from benchmarks import regression
 from benchmarks.regression import EXPECTED, Expected
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
-ASK_ALL_FOR_HELP = """
+RUN_ALL = """
 import runpy, sys
 path = list(sys.path)
-for script in sys.argv[1:]:
-    sys.path[:], sys.argv = path, [script, "--help"]
+words, expected, scripts = sys.argv[1].split(), int(sys.argv[2]), sys.argv[3:]
+for script in scripts:
+    sys.path[:], sys.argv = path, [script, *words]
     for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
         del sys.modules[name]
     try:
         runpy.run_path(script, run_name="__main__")
     except SystemExit as end:
-        assert not end.code, script
+        assert (end.code or 0) == expected, (script, end.code)
 """
+
+
+def run_all(words: str, expected: int, scripts: list[Path], cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", RUN_ALL, words, str(expected), *map(str, scripts)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
 
 
 def test_every_script_starts_from_anywhere(tmp_path: Path) -> None:
     scripts = sorted(path for path in SCRIPTS.glob("*.py") if "__main__" in path.read_text())
     assert len(scripts) >= 9
-    command = [sys.executable, "-c", ASK_ALL_FOR_HELP, *scripts]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = run_all("--help", 0, scripts, tmp_path)
     assert all(f"python benchmarks/{script.name}" in done.stdout for script in scripts)
+
+
+@pytest.mark.parametrize(("option", "value"), [("--seeds", "0-x"), ("--set", "alpha")])
+def test_a_bad_value_is_one_line(option: str, value: str, tmp_path: Path) -> None:
+    takes_it = re.compile(rf'add_argument\(\s*"{option}"')
+    scripts = sorted(path for path in SCRIPTS.glob("*.py") if takes_it.search(path.read_text()))
+    assert scripts
+    done = run_all(f"--output {tmp_path} {option} {value}", 2, scripts, tmp_path)
+    assert done.stderr.count(f"argument {option}: got '{value}'") == len(scripts)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,11 @@ def test_imports_point_down_only() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_the_flower_strategy_knows_what_a_method_is_and_no_method() -> None:
+    imports = re.findall(r"strategies\.methods[.\w]*", (ROOT / "strategies" / "flower.py").read_text())
+    assert set(imports) == {"strategies.methods.base"}
+
+
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "strategies").glob("*/__init__.py")))
 def test_a_folder_of_strategies_says_what_is_in_it(room: str) -> None:
     """Each file by its name; of the methods, which are many, only how to add one."""

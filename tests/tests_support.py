@@ -1,10 +1,12 @@
 """What many tests of the server's side share: client apps that misbehave, and what a run leaves."""
 
+import inspect
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import pytest
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
@@ -135,3 +137,29 @@ class KeyedGrid(ChangingGrid):
             else NodeInfo(node_id=node, public_key=b"new at each start: %d" % node)
             for node in self.get_node_ids()
         ]
+
+
+class Call(NamedTuple):
+    """A call of a method: its arguments after ``self``, by name, and what it returned."""
+
+    of: Any
+    given: dict[str, Any]
+    result: Any
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, kind: type, name: str) -> list[Call]:
+    """Return a list to which every call of a public method is added from now on, once it has returned."""
+    assert not name.startswith("_")
+    original, calls = getattr(kind, name), list[Call]()
+    signature = inspect.signature(original)
+
+    def watched(self: Any, *arguments: Any, **named: Any) -> Any:
+        result = original(self, *arguments, **named)
+        bound = signature.bind(self, *arguments, **named)
+        bound.apply_defaults()
+        _, *given = bound.arguments.items()
+        calls.append(Call(self, dict(given), result))
+        return result
+
+    monkeypatch.setattr(kind, name, watched)
+    return calls

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from disue.models import State
-from strategies.updates import ClientUpdate
+from strategies.updates import Weighted
 
 K = TypeVar("K", bound=Hashable)
 
 
-def weighted_average(updates: Sequence[ClientUpdate]) -> State:
+def weighted_average(updates: Sequence[Weighted]) -> State:
     """Return the mean of the clients' models, weighted by their examples (FedAvg, McMahan et al. 2017, alg. 1).
 
     Sums are taken in float64 in the order of ``updates``, so equal input gives equal bits.
@@ -26,14 +26,14 @@ def weighted_average(updates: Sequence[ClientUpdate]) -> State:
 
 
 def weighted_averages(
-    updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]]
+    updates: Sequence[Weighted], groups: Mapping[K, Sequence[Weighted]]
 ) -> tuple[dict[K, State], State]:
     """Return the `weighted_average` of each group and that of all, with one look at each model: it may be in a file.
 
     Parameters
     ----------
-    updates : sequence of ClientUpdate
-    groups : mapping of group to sequence of ClientUpdate
+    updates : sequence of Weighted
+    groups : mapping of group to sequence of Weighted
         Some of the updates each, in the same order; each in one group at most.
     """
     everyone, sums, means = _Sum(updates), dict[K, _Sum](), dict[K, State]()
@@ -55,7 +55,7 @@ def weighted_averages(
 class _Sum:
     """The weighted sum of some models, in float64."""
 
-    def __init__(self, updates: Sequence[ClientUpdate]) -> None:
+    def __init__(self, updates: Sequence[Weighted]) -> None:
         if not updates:
             raise ValueError("there is nothing to average")
         self.total = sum(update.num_examples for update in updates)

@@ -6,7 +6,7 @@ models neither can be told from the other, so that all rules give their mean the
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -15,10 +15,10 @@ from torch import Tensor
 from disue.models import State, flatten
 from disue.registry import Registry
 from strategies.aggregation.average import weighted_average, weighted_averages
-from strategies.updates import ClientUpdate
+from strategies.updates import Weighted, WeightedModel
 
 K = TypeVar("K")
-Rule = Callable[[Sequence[ClientUpdate], float], State]
+Rule = Callable[[Sequence[Weighted], float], State]
 """From some clients' updates, and the share of them that may be wrong, to one model."""
 
 AGGREGATORS: Registry[Rule] = Registry("aggregator")
@@ -41,14 +41,14 @@ class Aggregator:
     rule: Rule
     wrong_share: float = 0.2
 
-    def __call__(self, updates: Sequence[ClientUpdate]) -> State:
+    def __call__(self, updates: Sequence[Weighted]) -> State:
         """Return the model; raise `ValueError` if there are no updates."""
         if not updates:
             raise ValueError("there is nothing to average")
         return self.rule(updates, self.wrong_share)
 
     def of_groups(
-        self, updates: Sequence[ClientUpdate], groups: Mapping[K, Sequence[ClientUpdate]]
+        self, updates: Sequence[Weighted], groups: Mapping[K, Sequence[Weighted]]
     ) -> tuple[dict[K, State], State]:
         """Return the model of each group, and one for all; every update is in one group, in the same order.
 
@@ -61,9 +61,8 @@ class Aggregator:
         models = {key: self(group) for key, group in groups.items()}
         if len(models) == 1:
             return models, next(iter(models.values()))
-        members = [(group, models[key]) for key, group in groups.items()]
-        heads = [replace(group[0], state=model, num_examples=len(group)) for group, model in members]
-        return models, weighted_average(heads)
+        counted = [WeightedModel(group[0].name, models[key], len(group)) for key, group in groups.items()]
+        return models, weighted_average(counted)
 
 
 def wrong_models(count: int, share: float) -> int:
@@ -78,13 +77,13 @@ def wrong_models(count: int, share: float) -> int:
 
 
 @AGGREGATORS.register("mean")
-def mean(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
+def mean(updates: Sequence[Weighted], wrong_share: float) -> State:
     """Return the mean, weighted by examples; a single wrong model can move it anywhere."""
     return weighted_average(updates)
 
 
 @AGGREGATORS.register("median")
-def median(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
+def median(updates: Sequence[Weighted], wrong_share: float) -> State:
     """Return the median of each parameter; of an even number, the mean of the two in the middle.
 
     Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018, option I.
@@ -93,7 +92,7 @@ def median(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
 
 
 @AGGREGATORS.register("trimmed-mean")
-def trimmed_mean(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
+def trimmed_mean(updates: Sequence[Weighted], wrong_share: float) -> State:
     """Return the mean of each parameter without its largest and its smallest values, `wrong_models` of each.
 
     Yin et al., ICML 2018, option II.
@@ -103,22 +102,30 @@ def trimmed_mean(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
 
 
 @AGGREGATORS.register("krum")
-def krum(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
-    """Return the model that lies nearest to those nearest to it, of equally near ones the first.
+def krum(updates: Sequence[Weighted], wrong_share: float) -> State:
+    """Return the model that lies nearest to those nearest to it, of equally near ones the first; of few, the `median`.
 
-    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017.
+    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017. Their
+    proof needs 2 f + 3 models where f may be wrong. Of fewer, Krum would leave out an honest model for its distance
+    alone.
     """
-    return _mean_of(_most_central(updates, wrong_share)[: 1 if len(updates) > 2 else None])
+    wrong = wrong_models(len(updates), wrong_share)
+    return _mean_of(_most_central(updates, wrong)[:1]) if _enough(updates, wrong) else median(updates, wrong_share)
 
 
 @AGGREGATORS.register("multi-krum")
-def multi_krum(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
-    """Return the mean of all models but the `wrong_models` that Krum puts last; Blanchard et al., section 5."""
-    return _mean_of(_most_central(updates, wrong_share)[: len(updates) - wrong_models(len(updates), wrong_share)])
+def multi_krum(updates: Sequence[Weighted], wrong_share: float) -> State:
+    """Return the mean of all models but the `wrong_models` that Krum puts last; of few, the `median`, as `krum` does.
+
+    Blanchard et al., section 5.
+    """
+    wrong = wrong_models(len(updates), wrong_share)
+    kept = len(updates) - wrong
+    return _mean_of(_most_central(updates, wrong)[:kept]) if _enough(updates, wrong) else median(updates, wrong_share)
 
 
 @AGGREGATORS.register("geometric-median")
-def geometric_median(updates: Sequence[ClientUpdate], wrong_share: float) -> State:
+def geometric_median(updates: Sequence[Weighted], wrong_share: float) -> State:
     """Return the model with the smallest sum of distances to all, by Weiszfeld's steps from the median.
 
     Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022; here every model counts once.
@@ -135,20 +142,25 @@ def geometric_median(updates: Sequence[ClientUpdate], wrong_share: float) -> Sta
     return _shaped(centre, updates[0].state)
 
 
-def _most_central(updates: Sequence[ClientUpdate], wrong_share: float) -> list[ClientUpdate]:
-    """Return the updates by Krum's score: summed squared distances to the nearest n - f - 2 others, at least one."""
+def _enough(updates: Sequence[Weighted], wrong: int) -> bool:
+    """Return whether there are as many models as Krum's proof needs."""
+    return len(updates) >= 2 * wrong + 3
+
+
+def _most_central(updates: Sequence[Weighted], wrong: int) -> list[Weighted]:
+    """Return the updates by Krum's score: summed squared distances to the nearest n - f - 2 others."""
     points = torch.stack([flat(update.state) for update in updates])
     squares = torch.cdist(points, points, compute_mode="donot_use_mm_for_euclid_dist").square()
-    nearest = max(1, len(updates) - wrong_models(len(updates), wrong_share) - 2)
+    nearest = len(updates) - wrong - 2
     scores = squares.sort(dim=1).values[:, 1 : nearest + 1].sum(dim=1)  # the first is its own distance, zero
     return [updates[i] for i in scores.argsort(stable=True).tolist()]
 
 
-def _mean_of(updates: Sequence[ClientUpdate]) -> State:
-    return weighted_average([replace(update, num_examples=1) for update in updates])
+def _mean_of(updates: Sequence[Weighted]) -> State:
+    return weighted_average([WeightedModel(update.name, update.state, 1) for update in updates])
 
 
-def _by_parameter(updates: Sequence[ClientUpdate], rule: Callable[[Tensor], Tensor]) -> State:
+def _by_parameter(updates: Sequence[Weighted], rule: Callable[[Tensor], Tensor]) -> State:
     return {
         name: rule(torch.stack([update.state[name].double() for update in updates])).to(like.dtype)
         for name, like in updates[0].state.items()

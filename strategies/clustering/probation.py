@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from typing import ClassVar
 
 
 class Probation:
@@ -18,23 +17,24 @@ class Probation:
         In how many it must have been sampled; 0: none.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("_rounds",)
-
     def __init__(self, rounds: int) -> None:
         self.rounds = rounds
-        self._rounds: dict[int, int] = {}
 
-    def passed(self, clusters: Mapping[str, int], sampled: Collection[int]) -> set[int]:
-        """Return the clusters that may vote; to be asked once in a round.
+    def passed(
+        self, before: Mapping[int, int], clusters: Mapping[str, int], sampled: Collection[int]
+    ) -> tuple[set[int], dict[int, int]]:
+        """Return the clusters that may vote, and in how many rounds each took part by now.
 
         Parameters
         ----------
+        before : mapping of cluster to int
+            In how many earlier rounds each took part, as it was returned then.
         clusters : mapping of client to cluster
         sampled : collection of int
             The clusters that took part in this round.
         """
         sizes = Counter(clusters.values())
-        before = {cluster: self._rounds.get(cluster, 0) for cluster in sizes}
-        self._rounds = {cluster: rounds + (cluster in sampled) for cluster, rounds in before.items()}
+        taken = {cluster: before.get(cluster, 0) for cluster in sizes}
         usual = sizes.total() / len(sizes)
-        return {cluster for cluster, size in sizes.items() if 2 * size >= usual or before[cluster] >= self.rounds}
+        passed = {cluster for cluster, size in sizes.items() if 2 * size >= usual or taken[cluster] >= self.rounds}
+        return passed, {cluster: rounds + (cluster in sampled) for cluster, rounds in taken.items()}

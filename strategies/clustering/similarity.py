@@ -1,8 +1,8 @@
 """What clients are compared by: each signature gives a vector per client, and a way to compare two of them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from disue.comparing import FROM_UPDATE, SUBSPACE_DIMENSIONS
 from disue.naming import by_name
 from disue.registry import Registry
-from strategies.updates import ClientUpdate
+from strategies.updates import ClientSketch
 
 FloatArray = NDArray[np.float64]
 
@@ -66,14 +66,15 @@ class SignatureKind:
     Attributes
     ----------
     from_update : callable or None
-        From a client's update to its vector. None: the client describes its data itself, once, before it trains.
+        From a `ClientUpdate` to its vector, or from a `ClientSketch` where sketches are compared. None: the client
+        describes its data itself, once, before it trains.
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     shape : callable or None
         From the numbers of classes, features and inputs to the shape of a description; None: it cannot be known.
     """
 
-    from_update: Callable[[ClientUpdate], Tensor] | None = None
+    from_update: Callable[[Any], Tensor] | None = None
     gram: Gram = cosines
     shape: Callable[[int, int, int], tuple[int, int]] | None = None
 
@@ -94,52 +95,52 @@ def of_sketches(kind: SignatureKind) -> SignatureKind:
     return SignatureKind(_own_sketch if kind.from_update else None)
 
 
-def _own_sketch(update: ClientUpdate) -> Tensor:
-    if update.sketch is None:
-        raise ValueError(f"{update.name} sent no sketch")
-    return update.sketch
+def _own_sketch(sent: ClientSketch) -> Tensor:
+    if sent.sketch is None:
+        raise ValueError(f"{sent.name} sent no sketch")
+    return sent.sketch
 
 
+@dataclass(frozen=True)
 class SignatureBook:
-    """The last known signature of every client, as a running mean over the rounds it took part in.
+    """The last known signature of every client.
 
-    Parameters
+    Attributes
     ----------
     kind : SignatureKind
-    memory : float (default: 0.5)
-        Share of the past in the running mean of what comes from updates; 0 keeps the newest only.
+    vectors_by_client : mapping of client to Tensor
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("_vectors",)
-
-    def __init__(self, kind: SignatureKind, memory: float = 0.5) -> None:
-        self.kind = kind
-        self.memory = memory
-        self._vectors: dict[str, Tensor] = {}
-
-    def enter(self, name: str, vector: Tensor) -> None:
-        """Take in a client's signature of this round."""
-        known = self._vectors.get(name)
-        self._vectors[name] = vector if known is None else torch.lerp(vector, known, self.memory)
-
-    def replace(self, name: str, vector: Tensor) -> bool:
-        """Take in a client's signature, forget the one it had, and return whether that was another one."""
-        known = self._vectors.get(name)
-        self._vectors[name] = vector
-        return known is not None and not torch.equal(known, vector)
+    kind: SignatureKind
+    vectors_by_client: Mapping[str, Tensor]
 
     @property
     def names(self) -> list[str]:
         """Clients with a known signature, sorted."""
-        return by_name(self._vectors)
+        return by_name(self.vectors_by_client)
 
     def vectors(self, names: Sequence[str]) -> list[Tensor]:
         """Return the signatures of these clients."""
-        return [self._vectors[name] for name in names]
+        return [self.vectors_by_client[name] for name in names]
 
     def gram(self, names: Sequence[str]) -> Tensor:
         """Return the inner products of these clients' signatures, (clients, clients); ones if alike."""
         return self.kind.gram(self.vectors(names))
+
+
+def running_means(known: Mapping[str, Tensor], fresh: Mapping[str, Tensor], memory: float) -> dict[str, Tensor]:
+    """Return every client's signature as a running mean over the rounds it took part in.
+
+    Parameters
+    ----------
+    known, fresh : mapping of client to Tensor
+        The means so far, and this round's signatures.
+    memory : float
+        Share of the past in the mean; 0 keeps the newest only.
+    """
+    return {**known} | {
+        name: torch.lerp(vector, known[name], memory) if name in known else vector for name, vector in fresh.items()
+    }
 
 
 def embed(gram: Tensor) -> FloatArray:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from disue.models import State
 from strategies.distillation.generator import Centres, Experts
-from strategies.distillation.prototypes import Prototypes, coverage, in_common_units
+from strategies.distillation.prototypes import FeatureSpace, Prototypes, coverage, in_common_units
 from strategies.distillation.server import ProxySet, Server
 from strategies.distillation.teachers import TeacherInputs
 from strategies.teams import Team
@@ -19,8 +19,7 @@ class TeacherEnsemble:
     """See the module.
 
     Prototypes are in the feature space of the model with which clients made them: those of a cluster that was not
-    sampled are in that of an earlier universal expert, and architectures have theirs. A space is known by the identity
-    of its model.
+    sampled are in that of an earlier universal expert, and architectures have theirs.
 
     Parameters
     ----------
@@ -30,11 +29,14 @@ class TeacherEnsemble:
         The experts.
     knowledge : dict of Team to Prototypes
         Of the teams' clients.
+    spaces : dict of FeatureSpace to State
+        The models that give the features of the spaces that the prototypes are in.
     """
 
     server: Server
     voters: Mapping[Team, State]
     knowledge: Mapping[Team, Prototypes]
+    spaces: Mapping[FeatureSpace, State]
 
     @property
     def label_counts(self) -> Tensor:
@@ -52,30 +54,27 @@ class TeacherEnsemble:
             To be taken out of the experts' logits.
         """
         networks = [self.server.network(expert, team.model) for team, expert in self.voters.items()]
-        centres = [self._centres(own) for own in self._spaces().values()]
+        centres = [self._centres(own) for own in self._teams_by_space().values()]
         return Experts(networks, self.label_counts, self.server.network(average), log_priors, centres)
 
-    def features(self, x: Tensor) -> dict[int, Tensor]:
+    def features(self, x: Tensor) -> dict[FeatureSpace, Tensor]:
         """Return the features of inputs in each feature space, (samples, features)."""
-        return {
-            space: self.server.features(self.knowledge[team].model, x, team.model)
-            for space, (team, *_) in self._spaces().items()
-        }
+        return {space: self.server.features(self.spaces[space], x, space.model) for space in self._teams_by_space()}
 
-    def coverage(self, features: Mapping[int, Tensor]) -> float:
+    def coverage(self, features: Mapping[FeatureSpace, Tensor]) -> float:
         """Return the mean of the spaces' `coverage`, each weighted by the examples of its clients."""
         spaces = {
             space: Prototypes.joined([self.knowledge[team].pooled() for team in teams])
-            for space, teams in self._spaces().items()
+            for space, teams in self._teams_by_space().items()
         }
         examples = sum(float(known.label_counts.sum()) for known in spaces.values())
         shares = {space: float(known.label_counts.sum()) / examples for space, known in spaces.items()}
         return sum(share * coverage(features[space], spaces[space]) for space, share in shares.items())
 
-    def evidence(self, proxy: ProxySet, features: Mapping[int, Tensor]) -> TeacherInputs:
+    def inputs(self, proxy: ProxySet, features: Mapping[FeatureSpace, Tensor]) -> TeacherInputs:
         """Return what the experts say of a proxy set, and how far it lies from their clients' prototypes."""
         known = {team: self.knowledge[team] for team in self.voters}
-        spaces = [features[id(own.model)] for own in known.values()]
+        spaces = [features[own.space] for own in known.values()]
         distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
         return TeacherInputs(
             expert_logits=torch.stack(
@@ -86,12 +85,13 @@ class TeacherEnsemble:
             labels=proxy.labels,
         )
 
-    def _spaces(self) -> dict[int, list[Team]]:
-        spaces: dict[int, list[Team]] = {}
+    def _teams_by_space(self) -> dict[FeatureSpace, list[Team]]:
+        teams: dict[FeatureSpace, list[Team]] = {}
         for team in self.voters:
-            spaces.setdefault(id(self.knowledge[team].model), []).append(team)
-        return spaces
+            teams.setdefault(self.knowledge[team].space, []).append(team)
+        return teams
 
     def _centres(self, teams: Sequence[Team]) -> Centres:
         pooled = Prototypes.joined([self.knowledge[team] for team in teams])
-        return Centres(self.server.network(pooled.model, teams[0].model), pooled.centres, pooled.pooled_counts)
+        network = self.server.network(self.spaces[pooled.space], pooled.space.model)
+        return Centres(network, pooled.centres, pooled.pooled_counts)

@@ -7,16 +7,16 @@ diversity within a class, and a smaller weight of the adversarial loss.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from disue.models import Classifier, Shape, State
+from disue.models import Classifier, Shape, State, get_state
 from strategies.distillation.adam import Adam
 from strategies.distillation.teachers import TeacherInputs, class_weights, teacher_logits
+from strategies.stored import stored
 
 LATENT_DIM = 100
 WIDTH = 32
@@ -215,8 +215,17 @@ class Experts:
     centres: Sequence[Centres] = ()
 
 
+@stored
+@dataclass(frozen=True)
+class GeneratorState:
+    """What a generator comes to in a round: its parameters, and the state of its optimiser."""
+
+    parameters: State
+    optimizer: dict[str, list[Tensor]]
+
+
 class GeneratorTrainer:
-    """A generator and its optimiser; both are kept from round to round.
+    """Trains a generator. The network and its optimiser are tools: their state goes in and comes out.
 
     Parameters
     ----------
@@ -226,8 +235,6 @@ class GeneratorTrainer:
     settings : GeneratorSettings
     device : torch.device
     """
-
-    stateful: ClassVar[tuple[str, ...]] = ("generator", "optimizer")
 
     def __init__(
         self,
@@ -241,6 +248,17 @@ class GeneratorTrainer:
         self.settings = settings
         self.device = device
         self.optimizer = Adam(self.generator.parameters())
+
+    @property
+    def state(self) -> GeneratorState:
+        """A copy of the present state; or what it is to go on from."""
+        optimizer = {name: [tensor.clone() for tensor in own] for name, own in self.optimizer.state_dict().items()}
+        return GeneratorState(get_state(self.generator), optimizer)
+
+    @state.setter
+    def state(self, state: GeneratorState) -> None:
+        self.generator.load_state_dict(state.parameters)
+        self.optimizer.load_state_dict(state.optimizer)
 
     def train(self, experts: Experts, rng: torch.Generator) -> dict[str, float]:
         """Train against the experts and return the losses of the last step by name.

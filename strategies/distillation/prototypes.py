@@ -6,13 +6,14 @@ many clients, of which each knows a part of the classes and may know them in ano
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from disue.models import State
 from disue.prototypes import nearest_prototypes, spread
 from disue.signature import Signature
+from strategies.stored import stored
 
 FLAT = 1e-8
 """Of samples whose features vary by less than this share of their mean square, a space tells nothing."""
@@ -20,6 +21,18 @@ SMALLEST = 1e-30
 """A smaller variance is none: in single precision the squares are lost."""
 
 
+@stored
+class FeatureSpace(NamedTuple):
+    """A feature space: that of the universal expert of an architecture which opened a round.
+
+    Clients make their prototypes with it. It is that of the round in which the clients of an expert were last sampled.
+    """
+
+    round: int
+    model: str
+
+
+@stored
 @dataclass(frozen=True)
 class Prototypes:
     """What the clients behind one expert told of their data.
@@ -29,24 +42,24 @@ class Prototypes:
     label_counts : (clients, classes) tensor
     points : (clients, classes, features) tensor
         Mean features of each client's examples of each class.
-    model : State
-        What gave the features: the universal expert that opened the round in which the clients were last sampled.
+    space : FeatureSpace
+        The feature space that the points are in.
     """
 
     label_counts: Tensor
     points: Tensor
-    model: State
+    space: FeatureSpace
 
     @classmethod
     def joined(cls, known: Sequence["Prototypes"]) -> "Prototypes":
-        """Return those of several experts' clients, all under the same model."""
+        """Return those of several experts' clients, all in the same space."""
         counts, points = (torch.cat([getattr(own, key) for own in known]) for key in ("label_counts", "points"))
-        return cls(counts, points, known[0].model)
+        return cls(counts, points, known[0].space)
 
     @classmethod
-    def of(cls, counts: Sequence[Tensor], signatures: Sequence[Signature], model: State) -> "Prototypes":
-        """Return those of clients who were all sent this model, with their label counts, (classes,) each."""
-        return cls(torch.stack(list(counts)), torch.stack([signature.prototypes for signature in signatures]), model)
+    def of(cls, counts: Sequence[Tensor], signatures: Sequence[Signature], space: FeatureSpace) -> "Prototypes":
+        """Return those that clients made in this space, with their label counts, (classes,) each."""
+        return cls(torch.stack(list(counts)), torch.stack([signature.prototypes for signature in signatures]), space)
 
     @property
     def pooled_counts(self) -> Tensor:
@@ -61,12 +74,12 @@ class Prototypes:
 
     def pooled(self) -> "Prototypes":
         """Return those of all clients together, as if they were one."""
-        return Prototypes(self.pooled_counts.unsqueeze(0), self.centres.unsqueeze(0), self.model)
+        return Prototypes(self.pooled_counts.unsqueeze(0), self.centres.unsqueeze(0), self.space)
 
     def distances(self, features: Tensor) -> Tensor:
         """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
 
-        ``features``: (samples, features), under `model`.
+        ``features``: (samples, features), in `space`.
         """
         return nearest_prototypes(features, self.label_counts, self.points)
 

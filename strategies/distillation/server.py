@@ -1,9 +1,9 @@
 """What distilling methods share: the server's own models and device, proxy sets, and the round's lesson."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from logging import WARNING
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 from flwr.common.logger import log
@@ -13,8 +13,7 @@ from disue.metrics import predict_logits
 from disue.models import Classifier, State, fill, get_state
 from disue.seeding import torch_rng
 from strategies.distillation.distiller import Distiller
-from strategies.distillation.generator import Experts, GeneratorTrainer, Network
-from strategies.rounds.stats import RoundStats
+from strategies.distillation.generator import Experts, GeneratorState, GeneratorTrainer, Network
 
 SHEET_COLUMNS = 8
 
@@ -27,28 +26,44 @@ class ProxySet:
     labels: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A proxy set, and what it took.
+
+    Attributes
+    ----------
+    proxy : ProxySet
+    memory : GeneratorState or None
+        What the source remembers.
+    metrics : mapping of str to float
+    sheet : (rows, columns, channels, height, width) tensor, optional
+        Samples for the eye, pixels in 0..1.
+    """
+
+    proxy: ProxySet
+    memory: GeneratorState | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    sheet: Tensor | None = None
+
+
 class ProxySource(Protocol):
-    """Where the proxy set of a round comes from; ``stateful``: see `FederatedStrategy`."""
+    """Where the proxy set of a round comes from."""
 
-    stateful: ClassVar[tuple[str, ...]]
-
-    def draw(self, experts: Experts, outcome: RoundStats) -> ProxySet:
-        """Return the proxy set, and note in ``outcome`` what it took."""
+    def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
+        """Return the proxy set of a round; ``memory``: as it was returned last, or None."""
 
 
 @dataclass(frozen=True)
 class FixedProxy:
     """The same inputs in every round."""
 
-    stateful: ClassVar[tuple[str, ...]] = ()
     x: Tensor
 
-    def draw(self, experts: Experts, outcome: RoundStats) -> ProxySet:
+    def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
         """Return them."""
-        return ProxySet(self.x)
+        return Drawn(ProxySet(self.x))
 
 
-@dataclass(frozen=True)
 class GeneratedProxy:
     """Samples of a generator that learns from the experts, a fresh set in every round.
 
@@ -59,16 +74,19 @@ class GeneratedProxy:
         The run seed.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("trainer",)
-    trainer: GeneratorTrainer
-    seed: int
+    def __init__(self, trainer: GeneratorTrainer, seed: int) -> None:
+        self.trainer = trainer
+        self.seed = seed
+        self._first = trainer.state
 
-    def draw(self, experts: Experts, outcome: RoundStats) -> ProxySet:
+    def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
         """Train the generator, and draw a proxy set and a sheet of samples for the eye."""
-        rng = torch_rng(self.seed, "generator", outcome.server_round)
-        outcome.extra |= self.trainer.train(experts, rng)
-        outcome.sheet = self.trainer.sheet(SHEET_COLUMNS, torch_rng(self.seed, "sheet"))
-        return ProxySet(*self.trainer.sample(experts.label_counts, rng))
+        self.trainer.state = memory or self._first
+        rng = torch_rng(self.seed, "generator", server_round)
+        metrics = self.trainer.train(experts, rng)
+        sheet = self.trainer.sheet(SHEET_COLUMNS, torch_rng(self.seed, "sheet"))
+        proxy = ProxySet(*self.trainer.sample(experts.label_counts, rng))
+        return Drawn(proxy, self.trainer.state, metrics, sheet)
 
 
 class Server:
@@ -91,10 +109,13 @@ class Server:
         self.device = device
         self.seed = seed
         self._models: dict[str, Classifier] = {}
+        self._initial: dict[str, State] = {}
 
     def initial(self, model: str) -> State:
         """Return what an architecture starts from."""
-        return get_state(self.build(model))
+        if model not in self._initial:
+            self._initial[model] = get_state(self.build(model))
+        return self._initial[model]
 
     def network(self, state: State, model: str = "") -> Network:
         """Return a model to be called with these parameters."""
@@ -114,31 +135,31 @@ class Server:
         average: State,
         x: Tensor,
         targets: Tensor,
-        outcome: RoundStats,
+        server_round: int,
         model: str = "",
         evidence: Tensor | None = None,
-    ) -> State:
-        """Teach the average the targets, (samples, classes) logits; log and count what the guard did.
+    ) -> tuple[State, dict[str, float | int]]:
+        """Teach the average the targets, (samples, classes) logits, and log where the guard kept it.
 
-        The counts are of all architectures together; the numbers of one that is not the run's own bear its name.
+        Returns the model, and the metrics: ``guard_kept_average`` and ``distill_steps`` are to be added up over the
+        architectures, and the others of one that is not the run's own bear its name.
         ``evidence``: (samples,) classes that the guard believes in, if not the teacher's.
         """
-        generator = torch_rng(self.seed, "distil", outcome.server_round)
+        generator = torch_rng(self.seed, "distil", server_round)
         result = distiller.distil(self._filled(average, model), x, targets, generator, self.device, evidence)
         name = model or self.main
         if result.kept_average:
             what = "round %s: the guard kept the average of %s, the student was not better"
-            log(WARNING, what, outcome.server_round, name)
+            log(WARNING, what, server_round, name)
         suffix = "" if name == self.main else f"_{name}"
-        counts = {"guard_kept_average": int(result.kept_average), "distill_steps": result.steps}
-        outcome.extra |= {key: outcome.extra.get(key, 0) + count for key, count in counts.items()}
-        outcome.extra |= {
+        return result.state, {
+            "guard_kept_average": int(result.kept_average),
+            "distill_steps": result.steps,
             f"divergence_average{suffix}": result.average_loss,
             f"divergence_student{suffix}": result.student_loss,
             f"evidence_average{suffix}": result.average_evidence,
             f"evidence_universal{suffix}": result.result_evidence,
         }
-        return result.state
 
     def _model(self, name: str) -> Classifier:
         if name not in self._models:

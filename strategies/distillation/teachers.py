@@ -13,6 +13,7 @@ from torch import Tensor
 
 from disue.registry import Registry
 from strategies.distillation.prototypes import prototype_vote
+from strategies.stored import stored
 
 PRIOR_SMOOTHING = 0.03
 """Share of the uniform distribution in a prior that is taken out: of a class that a cluster hardly has its expert knows
@@ -132,6 +133,7 @@ def _smoothed(shares: Tensor) -> Tensor:
     return (1.0 - PRIOR_SMOOTHING) * shares + PRIOR_SMOOTHING / shares.shape[-1]
 
 
+@stored
 @dataclass(frozen=True)
 class VoteSummary:
     """Who taught what in a round.
@@ -157,7 +159,7 @@ class VoteSummary:
         return sums / counts.clamp(min=1), counts
 
 
-def lesson(experts: Sequence[str], weights: Tensor, targets: Tensor) -> VoteSummary:
+def vote_summary(experts: Sequence[str], weights: Tensor, targets: Tensor) -> VoteSummary:
     """Return who taught what.
 
     Parameters

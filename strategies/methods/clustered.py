@@ -1,86 +1,97 @@
 """What clustered methods without distillation share: a model per cluster, and nothing between clusters."""
 
-from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from strategies.clustering.assignment import ClusterAssigner
+from strategies.aggregation.robust import Aggregator
+from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.similarity import SignatureBook
-from strategies.flower import FederatedStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
-from strategies.teams import members_of, renew
-from strategies.updates import ClientUpdate
+from strategies.methods.base import Method, MethodState, Needs, Step
+from strategies.rounds.registry import Client
+from strategies.rounds.round import Round
+from strategies.stored import stored
+from strategies.teams import members_of, renew, teams_of
+from strategies.updates import Contribution
+
+S = TypeVar("S", bound=MethodState)
 
 
-class ClusteredStrategy(FederatedStrategy):
+class ClusteredMethod(Method[S]):
     """Every cluster trains a model of its own. A method says who belongs together.
 
-    The universal model of such a method is the weighted mean of all clients' models: there is no other, and
-    it may be of no use.
+    The universal model of these methods is the weighted mean of all clients' models: there is no other, and it may be
+    of no use.
     """
 
-    @abstractmethod
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
-        """Return the cluster of every client that has one so far; cluster 2 stays cluster 2."""
-
-    def common(self) -> State:
+    def common(self, state: S) -> State:
         """Return the model of a client whose cluster has no model yet: what all clusters started from."""
-        return self.initial
+        return state.initial
 
-    def start_for(self, name: str) -> State | None:
+    def start(self, state: S, client: Client) -> State | None:
         """Return the model of the client's cluster."""
-        return self.expert_for(name)
+        return self.expert(state, client)
 
-    def expert_for(self, name: str) -> State:
+    def expert(self, state: S, client: Client) -> State:
         """Return the model of the client's cluster, or the one that all started from."""
-        return super().expert_for(name) or self.common()
+        return super().expert(state, client) or self.common(state)
 
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+    def step(self, state: S, updates: Sequence[Contribution], round: Round) -> Step[S]:
         """Average each cluster."""
-        members = members_of(updates, self.clusters)
-        fresh, self.average = self.aggregator.of_groups(updates, members)
-        self.experts = renew(self.experts, fresh, self.clusters, self.clusters_before)
-        return self.average
+        teams, before = (teams_of(clusters, round.models) for clusters in (state.clusters, round.clusters_before))
+        fresh, average = self.aggregator.of_groups(updates, members_of(updates, teams))
+        experts, models = renew(state.experts, fresh, teams, before), {self.main: average}
+        return Step(replace(state, experts=experts, universals=models), averages=models)
 
 
-class GroupedStrategy(ClusteredStrategy):
-    """A clustered method whose grouping could be any other method's, too.
+@stored
+@dataclass(frozen=True)
+class AssignedState(MethodState):
+    """With the ``memory`` of a `ClusterAssigner`."""
+
+    memory: Any = None
+
+
+class AssignedMethod(ClusteredMethod[AssignedState]):
+    """A clustered method whose assigner could be any other method's, too.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
-    grouping : ClusterAssigner
+    main, objective, aggregator
+        See `Method`.
+    assigner : ClusterAssigner
         Says who belongs together.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("grouping",)
+    state_type = AssignedState
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
-        grouping: ClusterAssigner,
+        main: str,
+        assigner: ClusterAssigner[Any],
         objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, objective)
-        self.grouping = grouping
-        self.needs_description = grouping.description
+        super().__init__(main, objective, aggregator)
+        self.assigner = assigner
+        self.needs = Needs(description=assigner.description)
 
-    @property
-    def signatures(self) -> SignatureBook | None:
-        """What the grouping compares clients by."""
-        return self.grouping.book
+    def begin(self, initial: State) -> AssignedState:
+        """Return the state before the first round."""
+        return replace(super().begin(initial), memory=self.assigner.begin())
 
-    def candidates(self) -> Sequence[State]:
-        """Return the grouping's candidates."""
-        return self.grouping.candidates(self.experts)
+    def candidates(self, state: AssignedState) -> Sequence[State]:
+        """Return the assigner's candidates."""
+        return self.assigner.candidates(state.memory, state.experts_of(self.main))
 
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
-        """Return the grouping's clusters."""
-        clusters = self.grouping.group(updates, self.descriptions)
-        self.outcome.extra |= self.grouping.metrics
-        return clusters
+    def assign(self, state: AssignedState, updates: Sequence[Single], round: Round) -> Step[AssignedState]:
+        """Return the assigner's clusters."""
+        experts = state.experts_of(self.main)
+        found = self.assigner.assign(state.memory, updates, round.descriptions, round.groups, experts)
+        return Step(replace(state, clusters=found.clusters, memory=found.memory), metrics=found.metrics)
+
+    def signatures(self, state: AssignedState) -> SignatureBook | None:
+        """Return what the assigner compares clients by."""
+        return self.assigner.book(state.memory)

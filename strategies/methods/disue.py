@@ -4,413 +4,385 @@
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from logging import WARNING
-from typing import ClassVar
+from typing import Any
 
-import torch
-from flwr.app import Message, MetricRecord
 from flwr.common.logger import log
 from torch import Tensor
 
-from disue.models import State, interpolate
+from disue.gate import Gate, Knowledge, Space
+from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
-from strategies.clustering.assignment import ClusterAssigner
+from disue.wire import EvaluateReply
+from strategies.aggregation.caps import Caps
+from strategies.aggregation.robust import Aggregator
+from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
-from strategies.distillation.distiller import Distiller
-from strategies.distillation.ensemble import TeacherEnsemble
-from strategies.distillation.prototypes import Prototypes, believed_counts, prototype_vote
-from strategies.distillation.server import ProxySource, Server
-from strategies.distillation.teachers import TeacherInputs, estimated_log_priors, lesson, log_priors_of, teacher_logits
-from strategies.flower import FederatedStrategy
-from strategies.rounds.comparing import fitted_better_by_average
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.distillation.generator import GeneratorState
+from strategies.distillation.prototypes import FeatureSpace, Prototypes, believed_counts
+from strategies.distillation.server import FixedProxy
+from strategies.distillation.teachers import log_priors_of
+from strategies.distillation.universal import UniversalDistillation
+from strategies.methods.base import Evaluated, Method, MethodState, Needs, Step
+from strategies.rounds.registry import Client
+from strategies.rounds.round import Round
+from strategies.stored import stored
 from strategies.teams import Team, members_of, renew, teams_of
-from strategies.updates import ClientUpdate
+from strategies.updates import Contribution
 
 
-class DisUE(FederatedStrategy):
-    """Phases C and U.
-
-    Parameters
-    ----------
-    roster : ClientRegistry
-        The clients that are connected.
-    participation : Participation
-        Who is asked, and how many must answer.
-    server : Server
-        Models, device and seed.
-    proxy : ProxySource
-        Gives the proxy set of a round.
-    grouping : ClusterAssigner
-        Says who belongs together: by a signature and a clusterer, or as any other method does it.
-    teacher : callable
-        From evidence to each expert's weight per proxy sample.
-    distiller : Distiller
-        Teaches the universal expert.
-    prior_correction : bool (default: True)
-        Take each cluster's label prior out of its expert's logits.
-    pool_prototypes : bool (default: False)
-        Take the mean prototypes of a team's clients for those of each.
-    prototype_weight : float (default: 1.0)
-        Of the vote of the clients' class prototypes, beside the experts' vote.
-    label_counts_shared : bool (default: True)
-        Whether the label counts in signatures are counts. If not they are ones and zeros, and the priors are estimated
-        on the proxy set.
-    expert_share : float (default: 0.0)
-        What clients start from: 0 the universal expert (the paper), 1 their own cluster's expert, and in
-        between a mixture of both.
-    learn_share : bool (default: False)
-        ``expert_share`` is for the start only; then each team's share is learnt from how well both models fit its
-        clients' data.
-    expert_memory : float (default: 0.0)
-        Share of the past in an expert: 0 the mean of the round's updates alone (the paper), and above it a running mean
-        over the rounds. Clients start from the former.
-    client_prior : bool (default: True)
-        Where a client uses its expert, its own label prior stands for the cluster's.
-    prototype_limit : float (default: 0.0)
-        A client's prototype of a class does not count if it lies farther from the median of all prototypes of that
-        class than so many times the median distance; 0: all count.
-    probation_rounds : int (default: 0)
-        See `Probation`.
-    foreign_proxy : bool (default: False)
-        Whether the proxy set is of other data than the task's, so that its `coverage` has to be looked at.
-    clients_compare : bool (default: False)
-        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
-        the server cannot tell.
-    objective : LocalObjective
-        What clients minimise.
+@stored
+@dataclass(frozen=True)
+class DisUEState(MethodState):
+    """What DisUE knows after a round. `experts` are running means of ``latest``.
 
     Attributes
     ----------
-    averages : dict of architecture to State
-        The weighted means of the last round's models; of an architecture that was not sampled, its universal expert.
-    latest : dict of Team to State
+    latest : mapping of Team to State
         The mean of the team's updates in the last round in which it was sampled.
-    team_experts : dict of Team to State
-        The experts of all architectures, running means of `latest`; `experts` are those of the run's own.
-    voters : dict of Team to State
-        The experts that teach in this round.
-    knowledge : dict of Team to Prototypes
+    knowledge : mapping of Team to Prototypes
         Of the team's clients.
-    expert_shares : dict of Team to float
-        What was learnt of them.
-    covered : float
-        The `coverage` of the round's proxy set, if that is foreign, and else 1: by it the student's share in the
-        universal expert is made smaller, and the shares that are learnt.
-    priors : dict of Team to (classes,) tensor
+    spaces : mapping of FeatureSpace to State
+        The models that give the features of the spaces that the prototypes are in.
+    priors : mapping of Team to (classes,) tensor
         Log label shares of the team's clients; where they are not told, as they were last estimated.
+    expert_shares : mapping of Team to float
+        What was learnt of them.
+    coverage : float
+        Of the round's proxy set, if that is foreign, and else 1: it makes the shares that are learnt smaller.
+    rounds_in : mapping of cluster to int
+        In how many rounds a cluster took part; see `Probation`.
+    assigner, proxy
+        What the `ClusterAssigner` and the `ProxySource` remember.
+    warned : bool
+        Whether it was said that experts are used with the priors that they were trained with.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = (
-        *("latest", "team_experts", "knowledge", "priors", "expert_shares"),
-        *("grouping", "proxy", "probation", "_warned"),
-    )
-    needs_signature = True
+    latest: Mapping[Team, State] = field(default_factory=dict)
+    knowledge: Mapping[Team, Prototypes] = field(default_factory=dict)
+    spaces: Mapping[FeatureSpace, State] = field(default_factory=dict)
+    priors: Mapping[Team, Tensor] = field(default_factory=dict)
+    expert_shares: Mapping[Team, float] = field(default_factory=dict)
+    coverage: float = 1.0
+    rounds_in: Mapping[int, int] = field(default_factory=dict)
+    assigner: Any = None
+    proxy: GeneratorState | None = None
+    warned: bool = False
+
+
+@dataclass(frozen=True)
+class DisUEOptions:
+    """What phases L and C do beyond the paper; the defaults are the paper's.
+
+    Attributes
+    ----------
+    expert_share : float
+        What clients start from: 0 the universal expert, 1 their own cluster's expert, and in between a mixture of both.
+    learn_share : bool
+        ``expert_share`` is for the start only; then each team's share is learnt from how well both models fit its
+        clients' data.
+    expert_memory : float
+        Share of the past in an expert: 0 the mean of the round's updates alone, and above it a running mean over the
+        rounds. Clients start from the former.
+    pool_prototypes : bool
+        Take the mean prototypes of a team's clients for those of each.
+    prototype_limit : float
+        A client's prototype of a class does not count if it lies farther from the median of all prototypes of that
+        class than so many times the median distance; 0: all count.
+    probation_rounds : int
+        See `Probation`.
+    client_prior : bool
+        Where a client uses its expert, its own label prior stands for the cluster's.
+    clients_compare : bool
+        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
+        the server cannot tell.
+    """
+
+    expert_share: float = 0.0
+    learn_share: bool = False
+    expert_memory: float = 0.0
+    pool_prototypes: bool = False
+    prototype_limit: float = 0.0
+    probation_rounds: int = 0
+    client_prior: bool = True
+    clients_compare: bool = False
+
+
+class DisUE(Method[DisUEState]):
+    """The three phases.
+
+    Parameters
+    ----------
+    assigner : ClusterAssigner
+        Says who belongs together: by a signature and a clusterer, or as any other method does it.
+    distillation : UniversalDistillation
+        Makes the universal experts of the experts and the averages.
+    options : DisUEOptions
+    objective, aggregator
+        See `Method`.
+    caps : Caps
+        Bounds the losses that shares are learnt from.
+    """
+
+    state_type = DisUEState
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
-        server: Server,
-        proxy: ProxySource,
-        grouping: ClusterAssigner,
-        teacher: Callable[[TeacherInputs], Tensor],
-        distiller: Distiller,
-        prior_correction: bool = True,
-        prototype_weight: float = 1.0,
-        pool_prototypes: bool = False,
-        label_counts_shared: bool = True,
-        expert_share: float = 0.0,
-        learn_share: bool = False,
-        expert_memory: float = 0.0,
-        client_prior: bool = True,
-        prototype_limit: float = 0.0,
-        probation_rounds: int = 0,
-        foreign_proxy: bool = False,
-        clients_compare: bool = False,
+        assigner: ClusterAssigner[Any],
+        distillation: UniversalDistillation,
+        options: DisUEOptions | None = None,
         objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
+        caps: Caps | None = None,
     ) -> None:
-        super().__init__(roster, participation, objective, server.main)
-        self.server = server
-        self.proxy = proxy
-        self.grouping = grouping
-        self.needs_description = grouping.description
-        self.teacher = teacher
-        self.distiller = distiller
-        self.prior_correction = prior_correction
-        self.prototype_weight = prototype_weight
-        self.pool_prototypes = pool_prototypes
-        self.label_counts_shared = label_counts_shared
-        self.expert_share = expert_share
-        self.needs_comparison = learn_share
-        self.expert_memory = expert_memory
-        self.client_prior = client_prior
-        self.prototype_limit = prototype_limit
-        self.probation = Probation(probation_rounds)
-        self.foreign_proxy = foreign_proxy
-        self.clients_compare = clients_compare
-        self.averages: dict[str, State] = {}
-        self.latest: dict[Team, State] = {}
-        self.team_experts: dict[Team, State] = {}
-        self.voters: dict[Team, State] = {}
-        self.knowledge: dict[Team, Prototypes] = {}
-        self.priors: dict[Team, Tensor] = {}
-        self.expert_shares: dict[Team, float] = {}
-        self.covered = 1.0
-        self._mixtures: dict[Team, tuple[State, State, float, State]] = {}
-        self._warned = False
+        self.distillation = distillation
+        self.server = distillation.server
+        super().__init__(self.server.main, objective, aggregator)
+        self.assigner = assigner
+        self.options = options or DisUEOptions()
+        self.caps = caps or Caps()
+        self.needs = Needs(prototypes=True, description=assigner.description, fits=self.options.learn_share)
+        self.probation = Probation(self.options.probation_rounds)
+        self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
 
-    @property
-    def signatures(self) -> SignatureBook | None:
-        """What the grouping compares clients by."""
-        return self.grouping.book
+    def begin(self, initial: State) -> DisUEState:
+        """Return the state before the first round."""
+        return replace(super().begin(initial), assigner=self.assigner.begin())
 
-    def universal_for(self, name: str) -> State:
-        """Return the universal expert of the client's architecture."""
-        return self._universal_of(self.roster.models[name])
+    # --- phase L: clients train ----------------------------------------------------------------------
 
-    def start_for(self, name: str) -> State:
-        """Return the universal expert, or its mixture with what the client's own team last came to."""
-        universal = self.universal_for(name)
-        if name not in self.clusters or (team := self._team_of(name)) not in self.latest:
-            return universal
-        latest, share = self.latest[team], self.expert_shares.get(team, self.expert_share)
-        return universal if share == 0.0 or latest is universal else self._mixture(team, universal, latest, share)
+    def starts(self, state: DisUEState, clients: Sequence[Client]) -> dict[str, State | None]:
+        """Return, for each client, the universal expert or its mixture with what its team last came to."""
+        teams = {client.name: state.team_of(client) for client in clients}
+        mixtures = {team: self._mixture(state, team) for team in set(teams.values()) if team is not None}
+        return {
+            client.name: self.universal(state, client.model) if team is None else mixtures[team]
+            for client in clients
+            for team in (teams[client.name],)
+        }
 
-    def expert_for(self, name: str) -> State | None:
-        """Return the expert of the client's cluster and architecture, or None where it has none yet."""
-        return self.team_experts.get(self._team_of(name)) if name in self.clusters else None
+    def candidates(self, state: DisUEState) -> Sequence[State]:
+        """Return the assigner's candidates."""
+        return self.assigner.candidates(state.assigner, state.experts_of(self.main))
 
-    def prior_of(self, name: str) -> Tensor | None:
-        """Return the label prior of the client's expert, if clients are to put their own for it and it is known."""
-        if not self.client_prior or self.objective.local_loss == "balanced" or name not in self.clusters:
-            return None
-        return self.priors.get(self._team_of(name))
+    # --- phase C: clusters become experts ------------------------------------------------------------
 
-    def experts_of(self, model: str) -> dict[int, State]:
-        """Return the experts of one architecture, by cluster."""
-        return {team.cluster: expert for team, expert in self.team_experts.items() if team.model == model}
+    def assign(self, state: DisUEState, updates: Sequence[Single], round: Round) -> Step[DisUEState]:
+        """Return the assigner's clusters."""
+        experts = state.experts_of(self.main)
+        found = self.assigner.assign(state.assigner, updates, round.descriptions, round.groups, experts)
+        return Step(replace(state, clusters=found.clusters, assigner=found.memory), metrics=found.metrics)
 
-    def candidates(self) -> Sequence[State]:
-        """Return the grouping's candidates."""
-        return self.grouping.candidates(self.experts)
-
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
-        """Return the grouping's clusters."""
-        clusters = self.grouping.group(updates, self.descriptions)
-        self.outcome.extra |= self.grouping.metrics
-        return clusters
-
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+    def step(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> Step[DisUEState]:
         """Average each team into its expert, and distil the experts."""
-        with self.outcome.timed("clustering"):
-            self._update_experts(updates, self.clusters_before)
-            sampled = {self.clusters[update.name] for update in updates}
-            passed = self.probation.passed(self.clusters, sampled)
-            self.voters = {team: expert for team, expert in self.team_experts.items() if team.cluster in passed}
-        with self.outcome.timed("distillation"):
-            taught = self._distil()
-        self.universals |= self._confirmed(server_round, taught)
-        self._warn_of_unknown_priors()
-        return self.universal
+        with round.timed("clustering"):
+            state, averages = self._with_experts(state, updates, round)
+            sampled = {state.clusters[update.name] for update in updates}
+            passed, rounds_in = self.probation.passed(state.rounds_in, state.clusters, sampled)
+            voters = {team: expert for team, expert in state.experts.items() if team.cluster in passed}
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Keep each client's own numbers, and learn from them where the teams' clients should start."""
-        metrics = super().aggregate_evaluate(server_round, replies)
-        if self.needs_comparison:
-            self._learn_shares()
-        return metrics
+        # --- phase U: the experts teach --------------------------------------------------------------
+        with round.timed("distillation"):
+            lesson = self.distillation.teach(
+                voters, state.knowledge, state.spaces, averages, state.priors, state.proxy, round.number
+            )
+        kept = self._fitted_better_by_average(lesson.models, averages, round)
+        state = replace(
+            state,
+            universals={**state.universals, **lesson.models, **{model: averages[model] for model in kept}},
+            priors=lesson.priors,
+            proxy=lesson.memory,
+            coverage=lesson.coverage,
+            votes=lesson.votes,
+            rounds_in=rounds_in,
+        )
+        counts = {"guard_kept_average": lesson.metrics["guard_kept_average"] + len(kept)}
+        return Step(self._warned(state, round), averages, lesson.metrics | counts, lesson.sheet)
 
-    # --- phase L: where clients start --------------------------------------------------------------
+    # --- what clients get, and say -------------------------------------------------------------------
 
-    def _team_of(self, name: str) -> Team:
-        return Team(self.clusters[name], self.roster.models[name])
+    def universal(self, state: DisUEState, model: str) -> State:
+        """Return the universal expert of an architecture."""
+        return state.universals[model] if model in state.universals else self.server.initial(model)
 
-    def _mixture(self, team: Team, universal: State, latest: State, share: float) -> State:
-        """Return the mixture that all clients of a team start from, which is one object."""
-        made = self._mixtures.get(team)
-        if made is None or made[0] is not universal or made[1] is not latest or made[2] != share:
-            made = self._mixtures[team] = universal, latest, share, interpolate(universal, latest, share)
-        return made[3]
+    def prior(self, state: DisUEState, client: Client) -> Tensor | None:
+        """Return the label prior of the client's expert, if clients are to put their own for it and it is known."""
+        team = state.team_of(client)
+        return state.priors.get(team) if team is not None and self._uses_client_priors else None
 
-    def _learn_shares(self) -> None:
+    def after_evaluation(
+        self, state: DisUEState, evaluations: Mapping[str, EvaluateReply], round: Round
+    ) -> Evaluated[DisUEState]:
         """Set each team's share to γ L_u² / (L_u² + L_e²), with the summed losses of its clients that were evaluated,
         bounded by each other (`Caps.fits`).
 
         Without γ, half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer
         to one. γ is the proxy set's coverage: models that start apart are of use as one only if they can be reconciled.
         """
-        guessing = math.log(len(self.universal["head.bias"]))
-        caps, fits = self.limits.caps, dict[Team, dict[str, tuple[float, float]]]()
-        for name, reply in self.outcome.evaluations.items():
-            if reply.universal_fit is not None and reply.expert_fit is not None and name in self.clusters:
-                fits.setdefault(self._team_of(name), {})[name] = reply.universal_fit, reply.expert_fit
+        if not self.options.learn_share:
+            return Evaluated(state, evaluations)
+        guessing = math.log(len(state.universals[self.main]["head.bias"]))
+        fits: dict[Team, dict[str, tuple[float, float]]] = {}
+        for name, reply in evaluations.items():
+            if reply.universal_fit is not None and reply.expert_fit is not None and name in state.clusters:
+                team = Team(state.clusters[name], round.models[name])
+                fits.setdefault(team, {})[name] = reply.universal_fit, reply.expert_fit
+        learnt: dict[Team, float] = {}
         for team, own in fits.items():
             universal, expert = (
-                sum(caps.fits({name: pair[i] for name, pair in own.items()}, guessing, what).values()) ** 2
+                sum(self.caps.fits({name: pair[i] for name, pair in own.items()}, guessing, what).values()) ** 2
                 for i, what in enumerate(("universal-fit", "expert-fit"))
             )
-            self.expert_shares[team] = self.covered * universal / max(universal + expert, 1e-12)
-        shares = [self.expert_shares.get(team, self.expert_share) for team in self.team_experts]
-        self.outcome.extra["expert_share"] = sum(shares) / len(shares)
+            learnt[team] = state.coverage * universal / max(universal + expert, 1e-12)
+        known = {**state.expert_shares, **learnt}
+        shares = [known.get(team, self.options.expert_share) for team in state.experts]
+        metrics = {"expert_share": sum(shares) / len(shares)}
+        return Evaluated(replace(state, expert_shares=known), evaluations, metrics)
 
-    # --- phase C: clustering and aggregation -------------------------------------------------------
+    # --- what a run keeps ----------------------------------------------------------------------------
 
-    def _universal_of(self, model: str) -> State:
-        if model not in self.universals:
-            self.universals[model] = self.server.initial(model)
-        return self.universals[model]
+    def signatures(self, state: DisUEState) -> SignatureBook | None:
+        """Return what the assigner compares clients by."""
+        return self.assigner.book(state.assigner)
 
-    def _update_experts(self, updates: Sequence[ClientUpdate], before: dict[str, int]) -> None:
-        teams, teams_before = (teams_of(clusters, self.roster.models) for clusters in (self.clusters, before))
+    def gate(self, state: DisUEState, descriptions: Mapping[str, Tensor]) -> Gate:
+        """Return what is known of clients and experts, the prototypes of the experts' clients included."""
+        gate = super().gate(state, descriptions)
+        numbers: dict[FeatureSpace, int] = {}
+        for team in state.experts:
+            told = state.knowledge[team]
+            if told.space not in numbers:
+                numbers[told.space] = len(gate.spaces)
+                gate.spaces.append(Space(told.space.model, state.spaces[told.space]))
+            gate.experts[team.label(self.main)] = Knowledge(
+                team.cluster, told.label_counts, told.points, numbers[told.space], state.priors.get(team)
+            )
+        return gate
+
+    # --- details -------------------------------------------------------------------------------------
+
+    def _mixture(self, state: DisUEState, team: Team) -> State:
+        """Return what the clients of a team start from."""
+        universal, share = self.universal(state, team.model), state.expert_shares.get(team, self.options.expert_share)
+        if team not in state.latest or share == 0.0 or same_model(state.latest[team], universal):
+            return universal
+        return interpolate(universal, state.latest[team], share)
+
+    def _with_experts(
+        self, state: DisUEState, updates: Sequence[Contribution], round: Round
+    ) -> tuple[DisUEState, dict[str, State]]:
+        """Return the state with new experts, and the averages."""
+        teams, before = (teams_of(clusters, round.models) for clusters in (state.clusters, round.clusters_before))
         members = members_of(updates, teams)
-        counts = self._believed(updates)
-        fresh, self.averages = self._aggregated(updates, members)
-        self.average = self.averages[self.model]
+        fresh, averages = self._averaged(state, updates, members, round)
+        counts = self._believed(updates, round)
         told = {
             team: Prototypes.of(
                 [counts[u.name] for u in own if u.signature],
                 [u.signature for u in own if u.signature],
-                self._universal_of(team.model),
+                FeatureSpace(round.number, team.model),
             )
             for team, own in members.items()
         }
-        if self.pool_prototypes:
+        if self.options.pool_prototypes:
             told = {team: own.pooled() for team, own in told.items()}
-        experts = {team: self._remembering(team, state) for team, state in fresh.items()}
-        self.latest = renew(self.latest, fresh, teams, teams_before)
-        self.team_experts = renew(self.team_experts, experts, teams, teams_before)
-        self.knowledge = renew(self.knowledge, told, teams, teams_before)
-        self.priors = {team: prior for team, prior in self.priors.items() if team in self.team_experts}
-        if self.label_counts_shared:
-            self.priors = {team: log_priors_of(own.pooled_counts) for team, own in self.knowledge.items()}
-        self.experts = self.experts_of(self.model)
+        experts = renew(state.experts, self._remembered(state, fresh), teams, before)
+        knowledge = renew(state.knowledge, told, teams, before)
+        used = {own.space for own in knowledge.values()}
+        opened = {FeatureSpace(round.number, team.model): self.universal(state, team.model) for team in members}
+        if self.distillation.label_counts_shared:
+            priors = {team: log_priors_of(own.pooled_counts) for team, own in knowledge.items()}
+        else:
+            priors = {team: prior for team, prior in state.priors.items() if team in experts}
+        renewed = replace(
+            state,
+            experts=experts,
+            latest=renew(state.latest, fresh, teams, before),
+            knowledge=knowledge,
+            spaces={space: model for space, model in {**state.spaces, **opened}.items() if space in used},
+            priors=priors,
+        )
+        return renewed, averages
 
-    def _aggregated(
-        self, updates: Sequence[ClientUpdate], members: Mapping[Team, Sequence[ClientUpdate]]
+    def _averaged(
+        self,
+        state: DisUEState,
+        updates: Sequence[Contribution],
+        members: Mapping[Team, Sequence[Contribution]],
+        round: Round,
     ) -> tuple[dict[Team, State], dict[str, State]]:
         """Return each team's model and each architecture's average; its universal expert if none was sampled."""
         fresh: dict[Team, State] = {}
         averages: dict[str, State] = {}
-        for model in dict.fromkeys((self.model, *sorted(self.roster.models.values()))):
-            own = [update for update in updates if self.roster.models[update.name] == model]
+        for model in dict.fromkeys((self.main, *sorted(round.models.values()))):
+            own = [update for update in updates if round.models[update.name] == model]
             groups = {team: group for team, group in members.items() if team.model == model}
-            models, averages[model] = self.aggregator.of_groups(own, groups) if own else ({}, self._universal_of(model))
-            fresh |= models
+            if own:
+                models, averages[model] = self.aggregator.of_groups(own, groups)
+                fresh |= models
+            else:
+                averages[model] = self.universal(state, model)
         return {team: fresh[team] for team in members}, averages
 
-    def _believed(self, updates: Sequence[ClientUpdate]) -> dict[str, Tensor]:
+    def _remembered(self, state: DisUEState, fresh: Mapping[Team, State]) -> dict[Team, State]:
+        """Return the running means of the teams' models; of a new team, and of the only one, the last model itself."""
+        memory = self.options.expert_memory
+        alone = {team for team in fresh if all(other == team or other.model != team.model for other in fresh)}
+        return {
+            team: model
+            if memory == 0.0 or team in alone or team not in state.experts
+            else interpolate(model, state.experts[team], memory)
+            for team, model in fresh.items()
+        }
+
+    def _believed(self, updates: Sequence[Contribution], round: Round) -> dict[str, Tensor]:
         """Return the clients' label counts, less those of prototypes that lie too far from what others call so.
 
         A class that a client counts and has no prototype of, as only zeros stand there, it does not have.
         """
         told = {update.name: update.signature for update in updates if update.signature is not None}
         counts = {name: self._counted(signature) for name, signature in told.items()}
-        if not self.prototype_limit:
+        limit = self.options.prototype_limit
+        if not limit:
             return counts
-        for model in sorted({self.roster.models[name] for name in told}):
-            names = [name for name in told if self.roster.models[name] == model]
+        for model in sorted({round.models[name] for name in told}):
+            names = [name for name in told if round.models[name] == model]
             points = [told[name].prototypes for name in names]
-            believed = believed_counts([counts[name] for name in names], points, self.prototype_limit)
-            counts |= dict(zip(names, believed, strict=True))
+            counts |= dict(zip(names, believed_counts([counts[name] for name in names], points, limit), strict=True))
         return counts
 
     def _counted(self, signature: Signature) -> Tensor:
         """Return the label counts, (classes,), of the classes that it has a prototype of: other than zeros."""
         has_point = (signature.prototypes != 0).any(dim=1)
-        counts = signature.label_counts if self.label_counts_shared else (signature.label_counts > 0).float()
-        return counts * has_point
+        shared = self.distillation.label_counts_shared
+        return (signature.label_counts if shared else (signature.label_counts > 0).float()) * has_point
 
-    def _remembering(self, team: Team, fresh: State) -> State:
-        """Return the running mean of a team's models; of a new team, and of the only one, the last model itself."""
-        if team not in self.team_experts or fresh is self.averages[team.model] or self.expert_memory == 0.0:
-            return fresh
-        return interpolate(fresh, self.team_experts[team], self.expert_memory)
-
-    # --- phase U: universal distillation -----------------------------------------------------------
-
-    def _distil(self) -> dict[str, State]:
-        """Teach each architecture's average what all experts know; one that is the only expert learns nothing."""
-        self.lesson, self.covered = None, 1.0
-        self.outcome.extra |= {"num_teachers": len(self.voters), "guard_kept_average": 0, "distill_steps": 0}
-        experts = self.voters.values()
-        students = [m for m, average in self.averages.items() if any(expert is not average for expert in experts)]
-        if not students or self.distiller.steps == 0:
-            return self.averages
-        panel = TeacherEnsemble(self.server, self.voters, self.knowledge)
-        proxy = self.proxy.draw(panel.experts(self.average, self._priors_to_take_out()), self.outcome)
-        features = panel.features(proxy.x)
-        evidence = panel.evidence(proxy, features)
-        targets = self._vote(evidence)
-        if targets is None:
-            return self.averages
-        if self.foreign_proxy:
-            self.covered = self.outcome.extra["proxy_coverage"] = panel.coverage(features)
-        distiller = replace(self.distiller, student_share=self.distiller.student_share * self.covered)
-        believed = prototype_vote(evidence.distances).argmax(dim=1) if proxy.labels is None else proxy.labels
-        taught = {
-            model: self.server.distil(distiller, self.averages[model], proxy.x, targets, self.outcome, model, believed)
-            for model in students
-        }
-        return self.averages | taught
-
-    def _confirmed(self, server_round: int, taught: dict[str, State]) -> dict[str, State]:
-        """Return what was taught or, where clients are asked, the average if it fits their data better."""
-        unsure = {model: state for model, state in taught.items() if state is not self.averages[model]}
-        if not self.clients_compare or not unsure:
-            return taught
-        assert self._grid is not None
-        grid = self._grid
-        with self.outcome.timed("evaluation"):
-            kept = fitted_better_by_average(
-                lambda messages: self.dialogue.ask(grid, messages, self.outcome, "evaluation"),
-                self.roster.sample(self.participation.fraction_evaluate, "evaluate", server_round),
-                server_round,
-                unsure,
-                self.averages,
-                self.objective,
-                self.roster.task,
-                self.limits.caps,
-            )
-        for model in sorted(kept):
+    def _fitted_better_by_average(
+        self, taught: Mapping[str, State], averages: Mapping[str, State], round: Round
+    ) -> list[str]:
+        """Return the architectures whose average fits the clients' data better, where clients are asked."""
+        unsure = {model: state for model, state in taught.items() if not same_model(state, averages[model])}
+        if not self.options.clients_compare or not unsure:
+            return []
+        with round.timed("evaluation"):
+            kept = sorted(round.fitted_better_by_average(unsure, averages, self.caps))
+        for model in kept:
             what = "round %s: the average of %s is kept, it fits the clients' data better than the student does"
-            log(WARNING, what, server_round, model)
-        self.outcome.extra["guard_kept_average"] += len(kept)
-        return taught | {model: self.averages[model] for model in kept}
+            log(WARNING, what, round.number, model)
+        return kept
 
-    def _vote(self, evidence: TeacherInputs) -> Tensor | None:
-        """Return the vote, (samples, classes), and keep who taught what; priors that nobody told are estimated.
+    @property
+    def _uses_client_priors(self) -> bool:
+        return self.options.client_prior and self.objective.local_loss != "balanced"
 
-        None: it has no numbers, as where an expert's parameters are beyond all measure. Nobody teaches then.
-        """
-        if not self.label_counts_shared:
-            self.priors = dict(zip(self.voters, estimated_log_priors(evidence.expert_logits), strict=True))
-        weights = self.teacher(evidence)
-        targets = teacher_logits(evidence, weights, self._priors_to_take_out(), self.prototype_weight)
-        if not bool(torch.isfinite(targets).all()):
-            what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
-            log(WARNING, what, self.outcome.server_round)
-            return None
-        self.lesson = lesson([team.label(self.model) for team in self.voters], weights, targets)
-        return targets
-
-    def _warn_of_unknown_priors(self) -> None:
+    def _warned(self, state: DisUEState, round: Round) -> DisUEState:
         """Say once that experts are used as they were trained, where nobody told a prior and none was estimated."""
-        wanted = self.client_prior and self.objective.local_loss != "balanced"
-        if wanted and not self._warned and not self.priors.keys() >= self.team_experts.keys():
-            what = (
-                "round %s: the clusters' label shares are neither told nor estimated; clients use experts as they are"
-            )
-            log(WARNING, what, self.outcome.server_round)
-            self._warned = True
-
-    def _priors_to_take_out(self) -> Tensor | None:
-        """Return log label shares, (experts, classes), if they are wished and known."""
-        if not self.prior_correction or not self.priors.keys() >= self.voters.keys():
-            return None
-        return torch.stack([self.priors[team] for team in self.voters])
+        if state.warned or not self._uses_client_priors or state.priors.keys() >= state.experts.keys():
+            return state
+        what = "round %s: the clusters' label shares are neither told nor estimated; clients use experts as they are"
+        log(WARNING, what, round.number)
+        return replace(state, warned=True)

@@ -4,16 +4,17 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
-from disue.models import State
-from strategies.flower import FederatedStrategy
-from strategies.updates import ClientUpdate
+from strategies.methods.base import Method, MethodState, Step
+from strategies.rounds.round import Round
+from strategies.updates import Contribution
 
 
-class FedAvg(FederatedStrategy):
+class FedAvg(Method[MethodState]):
     """Federated averaging: every client belongs to cluster 0, and its expert is the universal model."""
 
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
-        """Return the average of the clients' models."""
-        self.average = self.aggregator(updates)
-        return self.average
+    def step(self, state: MethodState, updates: Sequence[Contribution], round: Round) -> Step[MethodState]:
+        """Average the clients' models."""
+        models = {self.main: self.aggregator(updates)}
+        return Step(replace(state, universals=models), averages=models)

@@ -4,24 +4,26 @@ Yu, Bagdasaryan and Shmatikov, "Salvaging Federated Learning by Local Adaptation
 "Fine-tuning is Fine in Federated Learning", 2021.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import replace
 
-from flwr.app import Message, MetricRecord
-
+from disue.wire import EvaluateReply
+from strategies.methods.base import Evaluated, MethodState, Needs
 from strategies.methods.fedavg import FedAvg
+from strategies.rounds.round import Round
 
 
 class FedAvgFT(FedAvg):
     """Federated averaging; a client's own expert is the shared model after its own local training."""
 
-    always_personalise = True
+    needs = Needs(personal=True)
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def after_evaluation(
+        self, state: MethodState, evaluations: Mapping[str, EvaluateReply], round: Round
+    ) -> Evaluated[MethodState]:
         """Take the accuracy after fine-tuning for that of the client's expert."""
-        result = super().aggregate_evaluate(server_round, replies)
-        self.outcome.evaluations = {
+        tuned = {
             name: reply if reply.personal_accuracy is None else replace(reply, expert_accuracy=reply.personal_accuracy)
-            for name, reply in self.outcome.evaluations.items()
+            for name, reply in evaluations.items()
         }
-        return result
+        return Evaluated(state, tuned)

@@ -6,52 +6,52 @@ run's, the same for every method that distils (published: batches of 128).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from disue.models import State
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.server import Server
-from strategies.flower import FederatedStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
-from strategies.updates import ClientUpdate
+from strategies.methods.base import Method, MethodState, Step
+from strategies.rounds.round import Round
+from strategies.updates import Contribution
 
 
-class FedDF(FederatedStrategy):
+class FedDF(Method[MethodState]):
     """One model, taught by the ensemble of this round's clients.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
     server : Server
         Model, device and seed.
     proxy : (samples, channels, height, width) tensor
         Unlabelled inputs.
     distiller : Distiller
         Teaches the average.
+    objective, aggregator
+        See `Method`.
     """
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
         server: Server,
         proxy: Tensor,
         distiller: Distiller,
         objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, objective)
+        super().__init__(server.main, objective, aggregator)
         self.server = server
-        self.proxy = proxy
+        self.proxy: Tensor = proxy
         self.distiller = distiller
 
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+    def step(self, state: MethodState, updates: Sequence[Contribution], round: Round) -> Step[MethodState]:
         """Average the clients, and distil the mean of their logits into the average (eq. 3)."""
-        self.average = self.aggregator(updates)
-        with self.outcome.timed("distillation"):
+        average = self.aggregator(updates)
+        with round.timed("distillation"):
             targets = torch.stack([self.server.logits(update.state, self.proxy) for update in updates]).mean(dim=0)
-            return self.server.distil(self.distiller, self.average, self.proxy, targets, self.outcome)
+            taught, metrics = self.server.distil(self.distiller, average, self.proxy, targets, round.number)
+        return Step(replace(state, universals={self.main: taught}), {self.main: average}, metrics)

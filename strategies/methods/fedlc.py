@@ -7,9 +7,8 @@ balanced softmax (Ren et al., "Balanced Meta-Softmax", NeurIPS 2020).
 from dataclasses import replace
 
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.methods.fedavg import FedAvg
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
 
 
 class FedLC(FedAvg):
@@ -17,9 +16,9 @@ class FedLC(FedAvg):
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`; the local loss of ``objective`` is always ``balanced``.
+    main, objective, aggregator
+        See `Method`; the local loss of ``objective`` is always ``balanced``.
     """
 
-    def __init__(self, roster: ClientRegistry, participation: Participation, objective: LocalObjective = PLAIN) -> None:
-        super().__init__(roster, participation, replace(objective, local_loss="balanced"))
+    def __init__(self, main: str, objective: LocalObjective = PLAIN, aggregator: Aggregator | None = None) -> None:
+        super().__init__(main, replace(objective, local_loss="balanced"), aggregator)

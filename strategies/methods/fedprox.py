@@ -7,9 +7,10 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020. Publi
 from dataclasses import replace
 
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.methods.fedavg import FedAvg
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+
+USUAL_MU = 0.01
 
 
 class FedProx(FedAvg):
@@ -17,13 +18,17 @@ class FedProx(FedAvg):
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     mu : float (default: 0.01)
         Weight of mu/2 ||w - w0||^2; with 0 this is FedAvg, bit for bit.
     """
 
     def __init__(
-        self, roster: ClientRegistry, participation: Participation, objective: LocalObjective = PLAIN, mu: float = 0.01
+        self,
+        main: str,
+        mu: float = USUAL_MU,
+        objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, replace(objective, prox_mu=mu))
+        super().__init__(main, replace(objective, prox_mu=mu), aggregator)

@@ -5,6 +5,7 @@ algorithm 1.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from sklearn.cluster import KMeans
@@ -12,19 +13,20 @@ from torch import Tensor
 
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
-from strategies.methods.clustered import ClusteredStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.aggregation.robust import Aggregator
+from strategies.methods.base import MethodState, Step
+from strategies.methods.clustered import ClusteredMethod
+from strategies.rounds.round import Round
 from strategies.updates import ClientUpdate
 
 
-class FeSEM(ClusteredStrategy):
+class FeSEM(ClusteredMethod[MethodState]):
     """Clustered federated learning by stochastic expectation maximisation.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     num_clusters : int
         Number of centres.
     random_state : int (default: 0)
@@ -33,27 +35,28 @@ class FeSEM(ClusteredStrategy):
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
+        main: str,
         num_clusters: int,
-        objective: LocalObjective = PLAIN,
         random_state: int = 0,
+        objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, objective)
+        super().__init__(main, objective, aggregator)
         self.num_clusters = num_clusters
         self.random_state = random_state
 
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
+    def assign(self, state: MethodState, updates: Sequence[ClientUpdate], round: Round) -> Step[MethodState]:
         """E-step: give each sampled client the nearest centre (eq. 6); the others keep theirs."""
         models = torch.stack([_vector(update.state) for update in updates])
-        if self.experts:
-            numbers = sorted(self.experts)
-            centres = torch.stack([_vector(self.experts[number]) for number in numbers])
+        if state.experts:
+            numbers, experts = zip(*sorted(state.experts_of(self.main).items()), strict=True)
+            centres = torch.stack([_vector(expert) for expert in experts])
             labels = [numbers[i] for i in torch.cdist(models, centres).argmin(dim=1).tolist()]
         else:
             kmeans = KMeans(min(self.num_clusters, len(updates)), n_init=10, random_state=self.random_state)
             labels = kmeans.fit_predict(models.numpy()).tolist()
-        return self.clusters | {update.name: label for update, label in zip(updates, labels, strict=True)}
+        own = {update.name: label for update, label in zip(updates, labels, strict=True)}
+        return Step(replace(state, clusters={**state.clusters, **own}))
 
 
 def _vector(state: State) -> Tensor:

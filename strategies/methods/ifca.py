@@ -8,32 +8,31 @@ from collections.abc import Sequence
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ByChoice
-from strategies.methods.clustered import GroupedStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.methods.clustered import AssignedMethod, AssignedState
+from strategies.rounds.registry import Client
 
 
-class IFCA(GroupedStrategy):
+class IFCA(AssignedMethod):
     """The iterative federated clustering algorithm. It sends K models to every client.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     models : list of State
         K initial models, all different.
     """
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
+        main: str,
         models: Sequence[State],
         objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, ByChoice(models), objective)
+        super().__init__(main, ByChoice(models), objective, aggregator)
 
-    def start_for(self, name: str) -> None:
-        """Every client starts from the model that it chooses."""
-        return None  # noqa: RET501
+    def start(self, state: AssignedState, client: Client) -> None:
+        """Return None: every client starts from the model that it chooses."""

@@ -1,8 +1,8 @@
 """Methods that cluster the clients once, by their updates, and then train the clusters apart."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +10,14 @@ from torch.nn import functional as F
 
 from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.clustering.estimators import Clusterer, DecomposedCosines
 from strategies.clustering.landmarks import cluster_landmarks, embedding
 from strategies.clustering.similarity import SignatureKind
-from strategies.methods.clustered import ClusteredStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.methods.base import MethodState, Step
+from strategies.methods.clustered import ClusteredMethod
+from strategies.rounds.round import Round
+from strategies.stored import stored
 from strategies.updates import ClientUpdate
 
 
@@ -24,57 +26,75 @@ def direction(update: ClientUpdate) -> Tensor:
     return F.normalize(flatten(list(subtract(update.state, update.start).values())).double(), dim=0)
 
 
-class OneShotStrategy(ClusteredStrategy):
+@stored
+@dataclass(frozen=True)
+class OneShotState(MethodState):
+    """What a method knows that clusters once.
+
+    Attributes
+    ----------
+    means : (clusters, parameters) tensor or None
+        The mean directions of the clusters' updates; None: the clustering is still to come.
+    origin : State
+        The model whose updates were clustered; empty: none were.
+    labels : mapping of client to cluster
+        The cluster that each client was first given.
+    """
+
+    means: Tensor | None = None
+    origin: State = field(default_factory=dict)
+    labels: Mapping[str, int] = field(default_factory=dict)
+
+
+class OneShotMethod(ClusteredMethod[OneShotState]):
     """FedAvg for some rounds, then one clustering of the updates; whoever comes later joins the nearest cluster.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     warm_up : int
         Rounds of FedAvg before the round whose updates are clustered.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("_means", "_origin", "_labels")
+    state_type = OneShotState
 
     def __init__(
-        self, roster: ClientRegistry, participation: Participation, warm_up: int, objective: LocalObjective = PLAIN
+        self, main: str, warm_up: int, objective: LocalObjective = PLAIN, aggregator: Aggregator | None = None
     ) -> None:
-        super().__init__(roster, participation, objective)
+        super().__init__(main, objective, aggregator)
         self.warm_up = warm_up
-        self._means: Tensor | None = None
-        self._origin: State = {}
-        self._labels: dict[str, int] = {}
 
     @abstractmethod
     def cluster(self, directions: Tensor) -> Sequence[int]:
         """Return a label, from 0 without gaps, per row of ``directions``: (clients, parameters), of unit length."""
 
-    def common(self) -> State:
+    def common(self, state: OneShotState) -> State:
         """Return the one model there is until the clustering, and then the one whose updates were clustered.
 
         So the updates of late clients have the same start as those that they are compared with.
         """
-        return self._origin or self.universal
+        return state.origin or state.universals[self.main]
 
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
+    def assign(self, state: OneShotState, updates: Sequence[ClientUpdate], round: Round) -> Step[OneShotState]:
         """Return one cluster until the warm-up is over, and the same clusters ever after."""
-        if server_round <= self.warm_up:
-            return self.clusters | dict.fromkeys((update.name for update in updates), 0)
+        if round.number <= self.warm_up:
+            return Step(replace(state, clusters={**state.clusters, **dict.fromkeys((u.name for u in updates), 0)}))
         directions = torch.stack([direction(update) for update in updates])
-        if self._means is None:
+        if state.means is None:
             labels = torch.tensor(list(self.cluster(directions)))
             means = [directions[labels == label].mean(dim=0) for label in range(int(labels.max()) + 1)]
-            self._means = F.normalize(torch.stack(means), dim=1)
-            self._origin = self.universal
+            joined = F.normalize(torch.stack(means), dim=1)
+            state = replace(state, means=joined, origin=state.universals[self.main])
         else:
-            labels = (directions @ self._means.T).argmax(dim=1)
+            labels = (directions @ state.means.T).argmax(dim=1)
         # A client keeps the cluster it was first given; those of the warm-up are given theirs when they come back.
-        self._labels = {u.name: label for u, label in zip(updates, labels.tolist(), strict=True)} | self._labels
-        return dict(self._labels)
+        found = {u.name: label for u, label in zip(updates, labels.tolist(), strict=True)}
+        found |= state.labels
+        return Step(replace(state, clusters=found, labels=found))
 
 
-class FLHC(OneShotStrategy):
+class FLHC(OneShotMethod):
     """One hierarchical clustering of the updates after a warm-up, then separate training.
 
     Briggs, Fan and Andras, "Federated learning with hierarchical clustering of local updates to improve training on
@@ -83,8 +103,8 @@ class FLHC(OneShotStrategy):
 
     Parameters
     ----------
-    roster, participation, warm_up, objective
-        See `OneShotStrategy`.
+    main, warm_up, objective, aggregator
+        See `OneShotMethod`.
     clusterer : Clusterer
         The hierarchical clusterer.
     random_state : int (default: 0)
@@ -93,14 +113,14 @@ class FLHC(OneShotStrategy):
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
+        main: str,
         warm_up: int,
         clusterer: Clusterer,
-        objective: LocalObjective = PLAIN,
         random_state: int = 0,
+        objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, warm_up, objective)
+        super().__init__(main, warm_up, objective, aggregator)
         self.clusterer = clusterer
         self.random_state = random_state
 
@@ -110,7 +130,7 @@ class FLHC(OneShotStrategy):
         return [int(label) for label in labels]
 
 
-class FedGroup(OneShotStrategy):
+class FedGroup(OneShotMethod):
     """Clusters by the euclidean distance of decomposed cosine similarity (EDC), at a cold start.
 
     Duan et al., "FedGroup: Efficient Federated Learning via Decomposed Similarity-Based Clustering", ISPA 2021,
@@ -118,8 +138,8 @@ class FedGroup(OneShotStrategy):
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     num_clusters : int
         Number of groups, and of singular directions.
     random_state : int (default: 0)
@@ -128,13 +148,13 @@ class FedGroup(OneShotStrategy):
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
+        main: str,
         num_clusters: int,
-        objective: LocalObjective = PLAIN,
         random_state: int = 0,
+        objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        super().__init__(roster, participation, warm_up=0, objective=objective)
+        super().__init__(main, 0, objective, aggregator)
         self.num_clusters = num_clusters
         self.random_state = random_state
 

@@ -1,20 +1,19 @@
 """The oracle: separate training of the planted groups, which no real server knows. An upper mark for clustering."""
 
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import Planted
-from strategies.methods.clustered import GroupedStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.methods.clustered import AssignedMethod
 
 
-class Oracle(GroupedStrategy):
+class Oracle(AssignedMethod):
     """Clusters are the planted groups.
 
-    Raises
-    ------
-    ConfigError
-        In a scenario that plants no groups.
+    Parameters
+    ----------
+    main, objective, aggregator
+        See `Method`.
     """
 
-    def __init__(self, roster: ClientRegistry, participation: Participation, objective: LocalObjective = PLAIN) -> None:
-        super().__init__(roster, participation, Planted(roster), objective)
+    def __init__(self, main: str, objective: LocalObjective = PLAIN, aggregator: Aggregator | None = None) -> None:
+        super().__init__(main, Planted(), objective, aggregator)

@@ -8,21 +8,20 @@ number of clusters is chosen as everywhere else. Their distances are the smalles
 """
 
 from disue.objective import PLAIN, LocalObjective
+from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import BySignature
 from strategies.clustering.estimators import Clusterer
 from strategies.clustering.similarity import SIGNATURES
-from strategies.methods.clustered import GroupedStrategy
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
+from strategies.methods.clustered import AssignedMethod
 
 
-class PACFL(GroupedStrategy):
+class PACFL(AssignedMethod):
     """Clusters by principal angles between the subspaces that the clients' inputs span, before any training.
 
     Parameters
     ----------
-    roster, participation, objective
-        See `FederatedStrategy`.
+    main, objective, aggregator
+        See `Method`.
     clusterer : Clusterer
         The hierarchical clusterer.
     random_state : int (default: 0)
@@ -31,11 +30,11 @@ class PACFL(GroupedStrategy):
 
     def __init__(
         self,
-        roster: ClientRegistry,
-        participation: Participation,
+        main: str,
         clusterer: Clusterer,
-        objective: LocalObjective = PLAIN,
         random_state: int = 0,
+        objective: LocalObjective = PLAIN,
+        aggregator: Aggregator | None = None,
     ) -> None:
-        grouping = BySignature("subspace", SIGNATURES["subspace"], clusterer, random_state=random_state)
-        super().__init__(roster, participation, grouping, objective)
+        assigner = BySignature("subspace", SIGNATURES["subspace"], clusterer, random_state=random_state)
+        super().__init__(main, assigner, objective, aggregator)

@@ -21,23 +21,22 @@ class Descriptions(Mapping[str, Tensor]):
 
     Parameters
     ----------
-    roster : ClientRegistry
+    registry : ClientRegistry
         The clients that are connected.
     tell_problem : callable
         Called with what went wrong with a client.
-
-    Attributes
-    ----------
-    shape : tuple of int or None
-        None: it cannot be known.
+    shape : tuple of int, optional
+        Of what a client says; None: it cannot be known.
     """
 
     stateful: ClassVar[tuple[str, ...]] = ("_known", "_asked")
 
-    def __init__(self, roster: ClientRegistry, tell_problem: Callable[[str], None]) -> None:
-        self.roster = roster
+    def __init__(
+        self, registry: ClientRegistry, tell_problem: Callable[[str], None], shape: tuple[int, ...] | None = None
+    ) -> None:
+        self.registry = registry
         self.tell_problem = tell_problem
-        self.shape: tuple[int, ...] | None = None
+        self.shape = shape
         self._known: dict[str, Tensor] = {}
         self._asked: set[str] = set()
 
@@ -55,16 +54,16 @@ class Descriptions(Mapping[str, Tensor]):
 
         Who did not answer, or not well, is asked again when it is sampled.
         """
-        wanted = ({client.name for client in sampled} - self._known.keys()) | set(self.roster.returned)
-        asked = [client for client in self.roster.clients if client.name not in self._asked or client.name in wanted]
+        wanted = ({client.name for client in sampled} - self._known.keys()) | set(self.registry.returned)
+        asked = [client for client in self.registry.clients if client.name not in self._asked or client.name in wanted]
         self._asked |= {client.name for client in asked}
-        return [DescribeRequest(description, self.roster.task).to_message(client.node_id) for client in asked]
+        return [DescribeRequest(description, self.registry.task).to_message(client.node_id) for client in asked]
 
     def take_in(self, replies: Iterable[Message]) -> None:
         """Keep what was said; a description of another shape is refused."""
         fresh: dict[str, Tensor] = {}
         for reply in replies:
-            name = self.roster.name_of(reply.metadata.src_node_id)
+            name = self.registry.name_of(reply.metadata.src_node_id)
             try:
                 if reply.has_error():
                     raise WireError(error_reason(reply))

@@ -19,10 +19,12 @@ from disue.task import DataSummary, Task, quoted
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.rounds.keys import node_keys
 from strategies.rounds.transport import collect, is_no_answer, send
+from strategies.stored import stored
 
 JOIN_POLL_SECONDS = 0.2
 
 
+@stored
 @dataclass(frozen=True)
 class Client:
     """A client that said hello. Its node id changes when it reconnects, its name does not.

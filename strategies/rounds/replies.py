@@ -19,7 +19,7 @@ class ReplyCollector:
 
     Parameters
     ----------
-    roster : ClientRegistry
+    registry : ClientRegistry
         Gets to know who did not answer.
 
     Attributes
@@ -30,8 +30,8 @@ class ReplyCollector:
         What went wrong, for an error that has to name it; whoever begins a round clears them.
     """
 
-    def __init__(self, roster: ClientRegistry) -> None:
-        self.roster = roster
+    def __init__(self, registry: ClientRegistry) -> None:
+        self.registry = registry
         self.misfits: set[int] = set()
         self.problems: list[str] = []
         self._requests: dict[int, Metadata] = {}
@@ -43,25 +43,25 @@ class ReplyCollector:
         self._requests = {message.metadata.dst_node_id: message.metadata for message in messages}
         return messages
 
-    def answers(self, replies: Iterable[Message], outcome: RoundStats, phase: str) -> Iterator[Message]:
+    def answers(self, replies: Iterable[Message], stats: RoundStats, phase: str) -> Iterator[Message]:
         """Yield what nodes replied themselves to what they were asked, and go on without those that were silent.
 
         The seconds since the beginning are added to a phase.
         """
         yield from self._fitting(replies)
-        outcome.seconds[phase] += time.perf_counter() - self._began
+        stats.seconds[phase] += time.perf_counter() - self._began
 
-    def ask(self, grid: Grid, messages: list[Message], outcome: RoundStats, phase: str = "local") -> Iterator[Message]:
+    def ask(self, grid: Grid, messages: list[Message], stats: RoundStats, phase: str = "local") -> Iterator[Message]:
         """Send messages, and yield the answers as they come; their bytes are counted as the phase's."""
         down, up = sum(map(message_bytes, messages)), 0
-        for reply in self._fitting(grid.send_and_receive(self.begin(messages), timeout=self.roster.timeout)):
+        for reply in self._fitting(grid.send_and_receive(self.begin(messages), timeout=self.registry.timeout)):
             up += message_bytes(reply)
             yield reply
         if phase == "evaluation":
-            outcome.bytes_evaluation += down + up
+            stats.bytes_evaluation += down + up
         else:
-            outcome.bytes_down += down
-            outcome.bytes_up += up
+            stats.bytes_down += down
+            stats.bytes_up += up
 
     def tell_problem(self, what: str) -> None:
         """Log a problem with a client, and remember it."""
@@ -76,10 +76,10 @@ class ReplyCollector:
             if is_no_answer(reply):
                 continue
             if reason := misfit(reply, self._requests) or ("it has answered before" if node in answered else ""):
-                self.tell_problem(f"{self.roster.name_of(node)}: reply rejected: {reason}")
+                self.tell_problem(f"{self.registry.name_of(node)}: reply rejected: {reason}")
                 self.misfits |= {node} & self._requests.keys()
             else:
                 answered.add(node)
                 yield reply
         self.misfits -= answered
-        self.roster.leave_out(self._requests.keys() - answered - self.misfits)
+        self.registry.leave_out(self._requests.keys() - answered - self.misfits)

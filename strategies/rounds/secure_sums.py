@@ -29,7 +29,7 @@ from disue.secure import (
 )
 from disue.wire import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest, error_reason
 from strategies.teams import members_of
-from strategies.updates import ClientUpdate
+from strategies.updates import ClientSketch, GroupSum
 
 Ask = Callable[[list[Message]], Iterable[Message]]
 
@@ -182,23 +182,23 @@ class SecureSums:
         self.rejected: set[str] = set()
         self.lost: dict[int, str] = {}
         self._members: dict[str, Member] = {}
-        self._circles: list[SecAggGroup] = []
+        self._groups: list[SecAggGroup] = []
 
     @property
     def present(self) -> set[str]:
         """See above."""
-        return {name for circle in self._circles for name in circle.masked}
+        return {name for group in self._groups for name in group.masked}
 
-    def read(self, message: Message, name: str, start: State) -> ClientUpdate:
+    def read(self, message: Message, name: str) -> ClientSketch:
         """Return what a client tells when it has trained, and remember its keys; raise `WireError` for a bad reply."""
         reply = KeptReply.from_message(message, self.dimension)
         self._members[name] = Member(message.metadata.src_node_id, reply.keys)
-        return ClientUpdate(name, start, {}, 0, sketch=reply.sketch)
+        return ClientSketch(name, reply.sketch)
 
     def gather(
         self,
         server_round: int,
-        updates: Sequence[ClientUpdate],
+        trained: Sequence[ClientSketch],
         clusters: Mapping[str, int],
         length: int,
         ask: Ask,
@@ -208,7 +208,7 @@ class SecureSums:
         Parameters
         ----------
         server_round : int
-        updates : sequence of ClientUpdate
+        trained : sequence of ClientSketch
             As `read` returned them, sorted by client name.
         clusters : dict of client to cluster
         length : int
@@ -217,31 +217,31 @@ class SecureSums:
             Sends requests and returns the replies.
         """
 
-        def share(circle: SecAggGroup, name: str) -> Message:
-            keys = {name: member.keys for name, member in circle.members.items()}
-            return ShareRequest(circle.turn, keys, circle.needed).to_message(circle.members[name].node_id)
+        def share(group: SecAggGroup, name: str) -> Message:
+            keys = {name: member.keys for name, member in group.members.items()}
+            return ShareRequest(group.turn, keys, group.needed).to_message(group.members[name].node_id)
 
-        def take_parcels(circle: SecAggGroup, name: str, reply: Message) -> None:
-            circle.parcels[name] = Parcels.from_message(reply, circle.turn, circle.near(name)).content
+        def take_parcels(group: SecAggGroup, name: str, reply: Message) -> None:
+            group.parcels[name] = Parcels.from_message(reply, group.turn, group.near(name)).content
 
-        def mask(circle: SecAggGroup, name: str) -> Message:
-            own = {other: circle.parcels[other][name] for other in circle.near(name) if other in circle.parcels}
-            return Parcels(circle.turn, own).to_request(circle.members[name].node_id)
+        def mask(group: SecAggGroup, name: str) -> Message:
+            own = {other: group.parcels[other][name] for other in group.near(name) if other in group.parcels}
+            return Parcels(group.turn, own).to_request(group.members[name].node_id)
 
-        def take_vector(circle: SecAggGroup, name: str, reply: Message) -> None:
-            circle.add(name, MaskedReply.from_message(reply, circle.turn, length).words)
+        def take_vector(group: SecAggGroup, name: str, reply: Message) -> None:
+            group.add(name, MaskedReply.from_message(reply, group.turn, length).words)
 
-        self._circles = [
-            self._circle(Turn(server_round, cluster), own) for cluster, own in members_of(updates, clusters).items()
+        self._groups = [
+            self._group_of(Turn(server_round, cluster), own) for cluster, own in members_of(trained, clusters).items()
         ]
-        self._each(lambda circle: circle.require(circle.members, "take part"))
-        self._step(lambda circle: circle.members, share, take_parcels, ask)
-        self._each(lambda circle: circle.require(circle.parcels, "shared their secrets out"))
-        self._step(lambda circle: circle.parcels, mask, take_vector, ask)
-        self._each(lambda circle: circle.require(circle.came, "sent their vectors"))
+        self._each(lambda group: group.require(group.members, "take part"))
+        self._step(lambda group: group.members, share, take_parcels, ask)
+        self._each(lambda group: group.require(group.parcels, "shared their secrets out"))
+        self._step(lambda group: group.parcels, mask, take_vector, ask)
+        self._each(lambda group: group.require(group.came, "sent their vectors"))
 
-    def unmask(self, like: State, with_signature: bool, ask: Ask) -> list[ClientUpdate]:
-        """Return one update for each cluster whose sum can be had, under the name of its first client.
+    def unmask(self, like: State, with_signature: bool, ask: Ask) -> list[GroupSum]:
+        """Return the sum of each cluster of which it can be had.
 
         Parameters
         ----------
@@ -253,22 +253,22 @@ class SecureSums:
             Sends requests and returns the replies.
         """
 
-        def unmask(circle: SecAggGroup, name: str) -> Message:
-            request = UnmaskRequest(circle.turn, circle.present(name), circle.missing(name))
-            return request.to_message(circle.members[name].node_id)
+        def unmask(group: SecAggGroup, name: str) -> Message:
+            request = UnmaskRequest(group.turn, group.present(name), group.missing(name))
+            return request.to_message(group.members[name].node_id)
 
-        def take_shares(circle: SecAggGroup, name: str, reply: Message) -> None:
-            owners = [*circle.present(name), *circle.missing(name)]
-            circle.take_in(name, Parcels.from_message(reply, circle.turn, owners).content)
+        def take_shares(group: SecAggGroup, name: str, reply: Message) -> None:
+            owners = [*group.present(name), *group.missing(name)]
+            group.take_in(name, Parcels.from_message(reply, group.turn, owners).content)
 
-        self._step(lambda circle: circle.came, unmask, take_shares, ask)
-        sums: list[ClientUpdate] = []
-        self._each(lambda circle: sums.append(_update(circle, like, with_signature)))
+        self._step(lambda group: group.came, unmask, take_shares, ask)
+        sums: list[GroupSum] = []
+        self._each(lambda group: sums.append(_group_sum(group, like, with_signature)))
         self.rejected -= self.present
         return sums
 
-    def _circle(self, turn: Turn, updates: Sequence[ClientUpdate]) -> SecAggGroup:
-        members = {update.name: self._members[update.name] for update in updates}
+    def _group_of(self, turn: Turn, trained: Sequence[ClientSketch]) -> SecAggGroup:
+        members = {update.name: self._members[update.name] for update in trained}
         return SecAggGroup(turn, members, needed(self.share_needed, min(len(members), MOST_NEIGHBOURS + 1)))
 
     def _step(
@@ -278,47 +278,46 @@ class SecureSums:
         take: Callable[[SecAggGroup, str, Message], None],
         ask: Ask,
     ) -> None:
-        """Ask some members of all circles at once, and take in what they reply."""
-        asked = [(circle, name) for circle in self._circles for name in names(circle)]
-        addressees = {circle.members[name].node_id: (circle, name) for circle, name in asked}
-        for reply in ask([request(circle, name) for circle, name in asked]) if asked else ():
-            circle, name = addressees[reply.metadata.src_node_id]
+        """Ask some members of all groups at once, and take in what they reply."""
+        asked = [(group, name) for group in self._groups for name in names(group)]
+        addressees = {group.members[name].node_id: (group, name) for group, name in asked}
+        for reply in ask([request(group, name) for group, name in asked]) if asked else ():
+            group, name = addressees[reply.metadata.src_node_id]
             if reply.has_error():
                 self.tell(f"{name} failed: {error_reason(reply)}")
                 continue
             try:
-                take(circle, name, reply)
+                take(group, name, reply)
             except WireError as error:
                 self.rejected.add(name)
                 self.tell(f"{name}: secure message rejected: {error}")
 
     def _each(self, step: Callable[[SecAggGroup], None]) -> None:
-        """Take a step with each circle, and go on with those with which it can be taken."""
-        kept = []
-        for circle in self._circles:
+        """Take a step with each group, and go on with those with which it can be taken."""
+        going_on = []
+        for group in self._groups:
             try:
-                step(circle)
-                kept.append(circle)
+                step(group)
+                going_on.append(group)
             except LostSumError as error:
-                self.lost[circle.turn.cluster] = str(error)
-                self.tell(f"cluster {circle.turn.cluster} goes without this round: {error}")
-        self._circles = kept
+                self.lost[group.turn.cluster] = str(error)
+                self.tell(f"cluster {group.turn.cluster} goes without this round: {error}")
+        self._groups = going_on
 
 
-def _update(circle: SecAggGroup, like: State, with_signature: bool) -> ClientUpdate:
-    """Return what a circle contributed together; raise `LostSumError` if it cannot be had."""
-    total = from_words(circle.sum(sum(vector_sizes(like, with_signature))))
+def _group_sum(group: SecAggGroup, like: State, with_signature: bool) -> GroupSum:
+    """Return what a group contributed together; raise `LostSumError` if it cannot be had."""
+    total = from_words(group.sum(sum(vector_sizes(like, with_signature))))
     try:
         own = Contribution.from_vector(total, like, with_signature)
     except ValueError as error:
         raise LostSumError(f"the sum cannot be one of clients' updates: {error}") from None
-    return ClientUpdate(
-        name=circle.came[0],
-        start=like,
+    return GroupSum(
+        name=group.came[0],
+        clients=len(group.masked),
         state=own.state,
         num_examples=own.num_examples,
         signature=own.signature,
         train_loss=own.train_loss,
         steps=own.steps,
-        clients=len(circle.masked),
     )

@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from disue.wire import EvaluateReply
-from strategies.updates import ClientUpdate
+from strategies.updates import ClientUpdate, GroupSum
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class RoundStats:
     )
     clusters: dict[str, int] = field(default_factory=dict)
     evaluations: dict[str, EvaluateReply] = field(default_factory=dict)
-    extra: dict[str, float | int | bool] = field(default_factory=dict)
+    metrics: dict[str, float | int | bool] = field(default_factory=dict)
+    """What the method and the collector have to say beside these."""
     label_counts: dict[str, Tensor] = field(default_factory=dict)
     """What clients told of their labels, (classes,) each."""
     sheet: Tensor | None = None
@@ -79,11 +80,14 @@ class RoundStats:
         finally:
             self.seconds[phase] += time.perf_counter() - start
 
-    def count(self, updates: Sequence[ClientUpdate], asked: int, rejected: int) -> None:
-        """Say what came of so many clients, of whom some sent what they must not."""
-        self.clients_ok = sum(update.clients for update in updates)
+    def count(self, ok: int, asked: int, rejected: int) -> None:
+        """Say how many of so many clients sent something usable, and how many sent what they must not."""
+        self.clients_ok = ok
         self.clients_rejected += rejected
-        self.clients_failed += asked - self.clients_ok - rejected
+        self.clients_failed += asked - ok - rejected
+
+    def tell(self, updates: Sequence[ClientUpdate | GroupSum]) -> None:
+        """Say what the usable updates come to, and what single clients told of their labels."""
         self.client_steps += sum(update.steps for update in updates)
         self.label_counts |= {
             update.name: update.signature.label_counts

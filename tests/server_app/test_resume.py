@@ -7,6 +7,7 @@ import random
 import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -436,7 +437,8 @@ def test_a_run_whose_folders_lead_elsewhere_does_not_go_on(run_of_two: Path, tmp
 def test_a_checkpoint_that_was_changed_with_its_hash_is_one_line(run_of_two: Path) -> None:
     path = max((run_of_two / "checkpoint").glob("round-*"))
     value = unpacked(path.read_bytes())
-    value["parts"]["strategy"]["universals"] = {"mlp": {"another": torch.ones(3)}}
+    state = value["parts"]["strategy"]["state"]
+    value["parts"]["strategy"]["state"] = replace(state, universals={"mlp": {"another": torch.ones(3)}})
     content = packed(value)
     path.unlink()
     path.with_name(f"{path.name[:12]}-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)

@@ -131,52 +131,61 @@ def test_it_is_doubted_when_landmarks_do_not_span_the_signatures_or_have_the_wro
     assert "nearest to the centre of their own cluster" in doubts(0.0, agreement)[0]
 
 
-def entered(names: Sequence[str], vectors: Sequence[Tensor], monkeypatch: pytest.MonkeyPatch, most: int) -> BySignature:
-    """Return a grouping after its first clustering, in which so many are compared at most."""
-    monkeypatch.setattr(
-        "strategies.clustering.assignment.embedding", lambda kind, vectors, seed: embedding(kind, vectors, seed, most)
-    )
-    name = "initial-prototypes"
-    grouping = BySignature(name, SIGNATURES[name], AtLeast(CLUSTERERS["agglomerative"], 0, 2), random_state=3)
-    grouping.group([], dict(zip(names, vectors, strict=True)))
-    return grouping
+class Assigning:
+    """An assigner that hands on its own memory, in which so many clients are compared at most."""
+
+    def __init__(
+        self, names: Sequence[str], vectors: Sequence[Tensor], monkeypatch: pytest.MonkeyPatch, most: int
+    ) -> None:
+        monkeypatch.setattr(
+            "strategies.clustering.assignment.embedding",
+            lambda kind, vectors, seed: embedding(kind, vectors, seed, most),
+        )
+        name = "initial-prototypes"
+        clusterer = AtLeast(CLUSTERERS["agglomerative"], 0, 2)
+        self.assigner = BySignature(name, SIGNATURES[name], clusterer, random_state=3)
+        self.last = self.assigner.assign(
+            self.assigner.begin(), [], dict(zip(names, vectors, strict=True)), groups={}, experts={}
+        )
+
+    def again(self, told: dict[str, Tensor]) -> dict[str, int]:
+        self.last = self.assigner.assign(self.last.memory, [], told, groups={}, experts={})
+        return self.last.clusters
 
 
 def test_a_large_federation_has_the_same_clusters_in_whatever_order_clients_come(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vectors, names = grouped(600, 6, noise=1.2), [f"client-{i}" for i in range(600)]
-    found = entered(names, vectors, monkeypatch, most=120).group([], {})
+    found = Assigning(names, vectors, monkeypatch, most=120).last.clusters
     for seed in range(3):
         order = np.random.default_rng(seed).permutation(600)
-        shuffled = entered([names[i] for i in order], [vectors[i] for i in order], monkeypatch, most=120)
-        assert shuffled.group([], {}) == found
+        shuffled = Assigning([names[i] for i in order], [vectors[i] for i in order], monkeypatch, most=120)
+        assert shuffled.last.clusters == found
 
 
 def test_a_large_federation_has_the_planted_clusters_and_tells_how_good_they_are(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     vectors, names = grouped(600, 6), [f"client-{i}" for i in range(600)]
-    grouping, exact = (entered(names, vectors, monkeypatch, most) for most in (120, 600))
+    exact = Assigning(names, vectors, monkeypatch, most=600).last
+    nearly = Assigning(names, vectors, monkeypatch, most=120)
+    metrics, clusters = nearly.last.metrics, nearly.last.clusters
     assert exact.metrics == {}
-    assert set(grouping.metrics) == {"landmarks", "projection_error", "landmark_agreement"}
-    assert grouping.metrics["landmarks"] == 120
-    assert grouping.metrics["landmark_agreement"] == 1.0
-    clusters = grouping.group([], {})
+    assert set(metrics) == {"landmarks", "projection_error", "landmark_agreement"}
+    assert metrics["landmarks"] == 120
+    assert metrics["landmark_agreement"] == 1.0
     assert adjusted_rand_score([clusters[name] for name in names], np.arange(600) % 6) == 1.0
-    assert adjusted_rand_score(list(clusters.values()), list(exact.group([], {}).values())) == 1.0
-    assert grouping.metrics == {}  # nobody was clustered anew
-    monkeypatch.setattr(
-        "strategies.clustering.assignment.embedding", lambda kind, vectors, seed: embedding(kind, vectors, seed, 120)
-    )
-    newcomer = grouping.group([], {"late": vectors[2]})
-    assert newcomer == clusters | {"late": clusters["client-2"]}
+    assert adjusted_rand_score(list(clusters.values()), list(exact.clusters.values())) == 1.0
+    assert nearly.again({}) == clusters
+    assert nearly.last.metrics == {}  # nobody was clustered anew
+    assert nearly.again({"late": vectors[2]}) == clusters | {"late": clusters["client-2"]}
     assert "doubtful" not in caplog.text
 
 
 def test_a_doubtful_clustering_is_said_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     vectors, names = grouped(200, 60, noise=0.05), [f"client-{i}" for i in range(200)]
-    grouping = entered(names, vectors, monkeypatch, most=8)
-    grouping.group([], {"client-0": vectors[1]})
-    assert grouping.metrics["projection_error"] > 0.1
+    assigning = Assigning(names, vectors, monkeypatch, most=8)
+    assigning.again({"client-0": vectors[1]})
+    assert assigning.last.metrics["projection_error"] > 0.1
     assert caplog.text.count("clusters of all from 8 landmarks are doubtful: signatures are projected") == 1

@@ -11,7 +11,7 @@ from disue.data import Examples, build_federation
 from disue.models import build_model
 from disue.signature import Signature
 from server_app.methods import make_strategy
-from strategies.clustering.similarity import SIGNATURES, SignatureBook, SignatureKind, cosines, embed
+from strategies.clustering.similarity import SIGNATURES, SignatureBook, SignatureKind, cosines, embed, running_means
 from strategies.rounds.registry import ClientRegistry
 from strategies.updates import ClientUpdate
 
@@ -117,10 +117,9 @@ def test_each_method_is_told_the_shape(settings: dict[str, object], shape: tuple
 
 
 def test_the_book_remembers_a_running_mean_and_clients_that_were_not_sampled() -> None:
-    book = SignatureBook(SignatureKind(), memory=0.25)
-    book.enter("client-10", torch.tensor([1.0, 0.0]))
-    book.enter("client-2", torch.tensor([0.0, 1.0]))
-    book.enter("client-10", torch.tensor([0.0, 1.0]))
+    first = {"client-10": torch.tensor([1.0, 0.0]), "client-2": torch.tensor([0.0, 1.0])}
+    means = running_means(running_means({}, first, 0.25), {"client-10": torch.tensor([0.0, 1.0])}, 0.25)
+    book = SignatureBook(SignatureKind(), means)
     assert book.names == ["client-2", "client-10"]
     points = embed(book.gram(book.names))
     assert float(points[0] @ points[1]) == pytest.approx(0.75 / np.hypot(0.25, 0.75))

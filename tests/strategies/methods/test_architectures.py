@@ -1,7 +1,6 @@
 """Clients of different architectures in one federation, on the real clients."""
 
 import csv
-import itertools
 import json
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from safetensors import safe_open
 from safetensors.torch import load_file
-from tests_support import ChangingGrid
+from tests_support import ChangingGrid, calls_of
 
 from client_app.app import app as client_app
 from client_app.signature import initial_prototypes
@@ -19,8 +18,9 @@ from disue.metrics import score
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.methods import make_strategy
+from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import Server
-from strategies.methods.disue import DisUE
+from strategies.methods.disue import DisUE, DisUEState
 from strategies.rounds.registry import ClientRegistry
 from strategies.teams import Team
 
@@ -78,23 +78,7 @@ def test_one_architecture_by_another_name_is_the_same_run(run) -> None:  # type:
 
 def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """The vote is taken here from scratch: each expert by its own model, the mean teacher, no prior correction."""
-    lessons: list[tuple[str, State, torch.Tensor, torch.Tensor]] = []
-    experts: list[dict[Team, State]] = []
-    averages: list[dict[str, State]] = []
-    original = Server.distil
-
-    def watch(self, distiller, average, x, targets, outcome, model="", evidence=None):  # type: ignore[no-untyped-def]
-        lessons.append((model, average, x, targets))
-        return original(self, distiller, average, x, targets, outcome, model, evidence)
-
-    def watch_strategy(self: DisUE) -> dict[str, State]:
-        experts.append(dict(self.team_experts))
-        averages.append(dict(self.averages))
-        return distil(self)
-
-    distil = DisUE._distil
-    monkeypatch.setattr(Server, "distil", watch)
-    monkeypatch.setattr(DisUE, "_distil", watch_strategy)
+    lessons, steps = calls_of(monkeypatch, Server, "distil"), calls_of(monkeypatch, DisUE, "step")
     run(
         clients=8,
         model="cnn",
@@ -104,32 +88,27 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
         prototype_weight=0.0,
         num_server_rounds=1,
     )
-    assert [model for model, *_ in lessons] == ["cnn", "mlp"]
-    ((team_experts,), (means,)) = experts, averages
-    assert {team.model for team in team_experts} == {"mlp", "cnn"}
-    vote = torch.zeros(len(lessons[0][2]), 10)
-    for team, state in team_experts.items():
+    assert [lesson.given["model"] for lesson in lessons] == ["cnn", "mlp"]
+    experts, averages = steps[0].result.state.experts, steps[0].result.averages
+    assert {team.model for team in experts} == {"mlp", "cnn"}
+    x = lessons[0].given["x"]
+    vote = torch.zeros(len(x), 10)
+    for team, state in experts.items():
         model = build_model(team.model, SHAPE, 10).eval()
         model.load_state_dict(state)
         with torch.no_grad():
-            vote += model(lessons[0][2]) / len(team_experts)
-    for model_name, average, _, targets in lessons:
-        torch.testing.assert_close(targets, vote, atol=1e-4, rtol=1e-4)
-        assert average is means[model_name]
+            vote += model(x) / len(experts)
+    for lesson in lessons:
+        torch.testing.assert_close(lesson.given["targets"], vote, atol=1e-4, rtol=1e-4)
+        assert lesson.given["average"] is averages[lesson.given["model"]]
 
 
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Distances here from scratch: what differs between architectures is one factor for each space."""
-    seen = []
-    original = DisUE._vote
-
-    def watch(self, evidence):  # type: ignore[no-untyped-def]
-        seen.append((dict(self.knowledge), dict(self.universals), self.proxy.x, evidence))
-        return original(self, evidence)
-
-    monkeypatch.setattr(DisUE, "_vote", watch)
+    looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
     run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
-    knowledge, universals, x, evidence = seen[-1]
+    distances, universals = looked[-1].result.distances, steps[-1].given["state"].universals
+    knowledge, x = looked[-1].of.knowledge, steps[-1].of.proxy
     ratios = []
     for k, (team, prototypes) in enumerate(knowledge.items()):
         model = build_model(team.model, SHAPE, 10).eval()
@@ -137,8 +116,8 @@ def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_archite
         with torch.no_grad():
             features = model.body(x)
         spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
-        known = evidence.distances[k].isfinite()
-        ratio = (evidence.distances[k] * spread / prototypes.distances(features))[known]
+        known = distances[k].isfinite()
+        ratio = (distances[k] * spread / prototypes.distances(features))[known]
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
         ratios.append(float(ratio.mean()))
     assert {team.model for team in knowledge} == {"mlp", "cnn"}
@@ -148,76 +127,55 @@ def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_archite
 @pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
 def test_clients_start_from_models_of_their_own_architecture(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
     share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
-    checked = []
-    original = DisUE.start_for
-
-    def watch(self: DisUE, name: str) -> State:
-        start = original(self, name)
-        model = ("mlp", "cnn")[int(name.split("-")[1]) // 3]
-        universal = self.universals[model]
-        expert = self.team_experts.get(Team(self.clusters[name], model)) if name in self.clusters else None
-        if expert is None:
-            assert start is universal
-        else:
-            for key in start:
-                torch.testing.assert_close(start[key], (1 - share) * universal[key] + share * expert[key])
-            checked.append(name)
-        return start
-
-    monkeypatch.setattr(DisUE, "start_for", watch)
-    run(clients=6, model="cnn", client_models="mlp,cnn", initialisation=initialisation, blend=0.25)
-    assert len(checked) == 6
+    begun = calls_of(monkeypatch, DisUE, "starts")
+    result = run(clients=6, model="cnn", client_models="mlp,cnn", initialisation=initialisation, blend=0.25)
+    models = {client: ("mlp", "cnn")[int(client.split("-")[1]) // 3] for client in begun[0].result}
+    for client, start in begun[0].result.items():
+        assert equal(start, get_state(build_model(models[client], SHAPE, 10, result.config.seed)))
+    state = begun[1].given["state"]
+    assert len(begun[1].result) == 6
+    for client, start in begun[1].result.items():
+        universal = state.universals[models[client]]
+        expert = state.experts[Team(state.clusters[client], models[client])]
+        for key in start:
+            torch.testing.assert_close(start[key], (1 - share) * universal[key] + share * expert[key])
 
 
 def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """One client a round: the other architecture has no update, and in the first round no expert."""
-    rounds: list[tuple[str, dict[str, State], dict[str, State], set[Team]]] = []
-    original = DisUE.aggregate
-
-    def watch(self: DisUE, server_round, updates):  # type: ignore[no-untyped-def]
-        before = {model: self._universal_of(model) for model in ("cnn", "mlp")}
-        universal = original(self, server_round, updates)
-        (update,) = updates
-        rounds.append((self.roster.models[update.name], before, dict(self.universals), set(self.team_experts)))
-        return universal
-
-    monkeypatch.setattr(DisUE, "aggregate", watch)
+    steps = calls_of(monkeypatch, DisUE, "step")
     result = run(clients=8, model="cnn", client_models="mlp,cnn", fraction_train=0.125, num_server_rounds=6, seed=2)
     other_than = {"cnn": "mlp", "mlp": "cnn"}
-    assert {sampled for sampled, *_ in rounds} == {"cnn", "mlp"}
-    first, before, _, teams = rounds[0]
-    assert {team.model for team in teams} == {first}
-    assert equal(before[other_than[first]], get_state(build_model(other_than[first], SHAPE, 10, result.config.seed)))
-    assert f"divergence_student{'' if first == 'cnn' else '_mlp'}" not in result.rows[0]  # it is the only expert
+    sampled = [step.given["round"].models[step.given["updates"][0].name] for step in steps]
+    assert set(sampled) == {"cnn", "mlp"}
+    assert {team.model for team in steps[0].result.state.experts} == {sampled[0]}
+    assert f"divergence_student{'' if sampled[0] == 'cnn' else '_mlp'}" not in result.rows[0]  # it is the only expert
     taught = 0
-    for (sampled, before, after, _), row in zip(rounds, result.rows, strict=True):
-        other = other_than[sampled]
+    for model, step, row in zip(sampled, steps, result.rows, strict=True):
+        other = other_than[model]
         suffix = "" if other == "cnn" else "_mlp"
         kept = (
             row[f"divergence_student{suffix}"] >= row[f"divergence_average{suffix}"]
             or row[f"evidence_universal{suffix}"] < row[f"evidence_average{suffix}"]
         )
-        assert kept == equal(before[other], after[other])
+        before = step.of.universal(step.given["state"], other)
+        assert kept == equal(before, step.result.state.universals[other])
         taught += not kept
+    first = steps[0].of.universal(steps[0].given["state"], other_than[sampled[0]])
+    assert equal(first, get_state(build_model(other_than[sampled[0]], SHAPE, 10, result.config.seed)))
     assert taught >= 4
 
 
 def test_a_cluster_whose_clients_of_one_architecture_were_not_sampled_keeps_their_expert(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    seen: list[tuple[set[Team], dict[Team, State]]] = []
-    original = DisUE._update_experts
-
-    def watch(self: DisUE, updates, before):  # type: ignore[no-untyped-def]
-        original(self, updates, before)
-        sampled = {Team(self.clusters[u.name], self.roster.models[u.name]) for u in updates}
-        seen.append((sampled, dict(self.team_experts)))
-
-    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    steps = calls_of(monkeypatch, DisUE, "step")
     run(clients=12, model="cnn", client_models="mlp,cnn", fraction_train=0.34, num_server_rounds=6, num_clusters=3)
     kept = 0
-    for (_, before), (sampled, after) in itertools.pairwise(seen):
-        assert after.keys() == before.keys() | sampled
+    for step in steps[1:]:
+        before, after, models = step.given["state"].experts, step.result.state, step.given["round"].models
+        sampled = {Team(after.clusters[u.name], models[u.name]) for u in step.given["updates"]}
+        assert after.experts.keys() == before.keys() | sampled
         for team in before.keys() - sampled:
-            assert after[team] is before[team]
+            assert after.experts[team] is before[team]
             kept += 1
     assert kept > 5
 
@@ -269,47 +227,48 @@ class Rounds:
     def __init__(self, nodes: list[dict[str, object]]) -> None:
         config = RunConfig()
         self.grid = ChangingGrid(client_app, {}, nodes)
-        self.roster = ClientRegistry(seed=0)
-        self.roster.gather(self.grid, len(nodes), 1.0)
-        strategy = make_strategy(config, self.roster, build_federation(config, 6), CPU)
-        assert isinstance(strategy, DisUE)
-        self.strategy = strategy
-        strategy.universal = strategy.initial = get_state(build_model("cnn", SHAPE, 10, config.seed))
+        self.registry = ClientRegistry(seed=0)
+        self.registry.gather(self.grid, len(nodes), 1.0)
+        self.strategy = make_strategy(config, self.registry, build_federation(config, 6), CPU)
+        self.arrays = ArrayRecord(get_state(build_model("cnn", SHAPE, 10, config.seed)))
         self.round = 0
 
-    def run_round(self) -> None:
+    def run_round(self) -> DisUEState:
         self.round += 1
-        arrays = ArrayRecord(self.strategy.universal)
-        messages = list(self.strategy.configure_train(self.round, arrays, None, self.grid))  # type: ignore[arg-type]
+        messages = list(self.strategy.configure_train(self.round, self.arrays, None, self.grid))  # type: ignore[arg-type]
         self.strategy.aggregate_train(self.round, self.grid.send_and_receive(messages))
+        state = self.strategy.reached()
+        assert isinstance(state, DisUEState)
+        return state
 
 
 def test_a_newcomer_may_bring_a_new_architecture() -> None:
     nodes = simulated_nodes(6)
     rounds = Rounds(nodes[:5])
-    rounds.run_round()
-    assert rounds.strategy.universals.keys() == {"cnn"}
+    assert rounds.run_round().universals.keys() == {"cnn"}
     rounds.grid.add_node(nodes[5] | {"model": "mlp"})
-    rounds.run_round()
-    assert rounds.strategy.outcome.clients_ok == 6
-    assert rounds.strategy.universals.keys() == {"cnn", "mlp"}
-    (team,) = (team for team in rounds.strategy.team_experts if team.model == "mlp")
-    assert team.cluster == rounds.strategy.clusters["client-5"]
-    assert rounds.strategy.outcome.extra["divergence_student_mlp"] > 0.0
+    state = rounds.run_round()
+    assert rounds.strategy.stats.clients_ok == 6
+    assert state.universals.keys() == {"cnn", "mlp"}
+    (team,) = (team for team in state.experts if team.model == "mlp")
+    assert team.cluster == state.clusters["client-5"]
+    assert rounds.strategy.stats.metrics["divergence_student_mlp"] > 0.0
 
 
 def test_a_client_may_come_back_with_another_architecture() -> None:
     nodes = simulated_nodes(6)
     rounds = Rounds([*nodes[:5], nodes[5] | {"model": "mlp"}])
     rounds.run_round()
-    (node_id,) = (client.node_id for client in rounds.roster.clients if client.name == "client-5")
+    (node_id,) = (client.node_id for client in rounds.registry.clients if client.name == "client-5")
     rounds.grid.forget(node_id)
-    rounds.run_round()
-    assert rounds.strategy.outcome.clients_ok == 5
-    assert any(team.model == "mlp" for team in rounds.strategy.team_experts)  # it may come back
+    state = rounds.run_round()
+    assert rounds.strategy.stats.clients_ok == 5
+    assert any(team.model == "mlp" for team in state.experts)  # it may come back
     rounds.grid.add_node(nodes[5])
-    rounds.run_round()
-    assert rounds.strategy.outcome.clients_ok == 6
-    assert {team.model for team in rounds.strategy.team_experts} == {"cnn"}
-    assert rounds.strategy.experts_of("mlp") == {}
-    assert rounds.strategy.expert_for("client-5") is rounds.strategy.experts[rounds.strategy.clusters["client-5"]]
+    state = rounds.run_round()
+    assert rounds.strategy.stats.clients_ok == 6
+    assert {team.model for team in state.experts} == {"cnn"}
+    assert state.experts_of("mlp") == {}
+    (client,) = (client for client in rounds.registry.clients if client.name == "client-5")
+    own = rounds.strategy.method.expert(state, client)
+    assert own is state.experts[Team(state.clusters["client-5"], "cnn")]

@@ -2,26 +2,28 @@
 
 import csv
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests_support import calls_of
 
 from disue.data import build_federation, load_dataset
 from disue.models import build_model
 from disue.signature import Signature
 from disue_cli.engines.inline import InlineGrid
-from strategies.aggregation.robust import Aggregator, mean
+from strategies.clustering.assignment import Planted
 from strategies.distillation.distiller import Distiller
-from strategies.distillation.prototypes import Prototypes
-from strategies.distillation.server import FixedProxy
-from strategies.distillation.teachers import TEACHERS, TeacherInputs
+from strategies.distillation.ensemble import TeacherEnsemble
+from strategies.distillation.server import FixedProxy, Server
+from strategies.distillation.teachers import TEACHERS
+from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.disue import DisUE
+from strategies.rounds.registry import Client
+from strategies.rounds.round import Round
 from strategies.teams import Team
-from strategies.updates import ClientUpdate
 
 
 def test_it_finds_the_planted_groups_and_its_experts_win(run) -> None:  # type: ignore[no-untyped-def]
@@ -53,19 +55,13 @@ def test_clients_of_one_kind_are_one_cluster_and_the_universal_expert_is_fedavg_
 
 
 def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
-    original = DisUE._update_experts
-
-    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
-        original(self, updates, before)
-        seen.append((dict(self.clusters), updates, dict(self.experts)))
-
-    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    steps = calls_of(monkeypatch, DisUE, "step")
     run(clients=9, num_server_rounds=1, num_clusters=3)
-    ((clusters, updates, experts),) = seen
-    assert set(experts) == {0, 1, 2}
-    for number, expert in experts.items():
-        members = [u for u in updates if clusters[u.name] == number]
+    (step,) = steps
+    state, updates = step.result.state, step.given["updates"]
+    assert set(state.experts_of("mlp")) == {0, 1, 2}
+    for number, expert in state.experts_of("mlp").items():
+        members = [u for u in updates if state.clusters[u.name] == number]
         weights = [u.num_examples for u in members]
         for name, tensor in expert.items():
             expected = np.average([u.state[name].double().numpy() for u in members], axis=0, weights=weights)
@@ -73,16 +69,9 @@ def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.Monk
 
 
 def test_with_partial_participation_only_sampled_clients_count_and_identities_are_stable(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    averaged: list[set[str]] = []
-    original = DisUE._update_experts
-
-    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
-        averaged.append({update.name for update in updates})
-        original(self, updates, before)
-
-    monkeypatch.setattr(DisUE, "_update_experts", watch)
+    steps = calls_of(monkeypatch, DisUE, "step")
     result = run(clients=12, fraction_train=0.5, num_server_rounds=6, seed=13)
-    assert all(len(names) == 6 for names in averaged)
+    assert [len({update.name for update in step.given["updates"]}) for step in steps] == [6] * 6
     assert result.summary["ari"] == 1.0
     assert [row["churn"] for row in result.rows] == [0.0] * 6
     assert {path.name for path in (result.directory / "experts").iterdir()} == {
@@ -92,26 +81,19 @@ def test_with_partial_participation_only_sampled_clients_count_and_identities_ar
 
 @pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
 def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
-    starts: list[tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor] | None]] = []
-    original = DisUE.start_for
-
-    def watch(self: DisUE, name: str) -> dict[str, torch.Tensor]:
-        start = original(self, name)
-        starts.append((start, self.universal, self.expert_for(name)))
-        return start
-
-    monkeypatch.setattr(DisUE, "start_for", watch)
+    begun = calls_of(monkeypatch, DisUE, "starts")
     run(clients=6, initialisation=initialisation, blend=0.25, num_server_rounds=2)
     share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
-    assert all(start is universal for start, universal, expert in starts if expert is None)
-    second_round = [entry for entry in starts if entry[2] is not None]
-    assert len(second_round) == 6
-    for start, universal, expert in second_round:
-        assert expert is not None
+    (first, second), made = begun, set()
+    assert all(start is first.given["state"].universals["mlp"] for start in first.result.values())
+    state = second.given["state"]
+    assert len(second.result) == 6
+    for client, start in second.result.items():
+        expert = state.experts[Team(state.clusters[client], "mlp")]
         for name in start:
-            torch.testing.assert_close(start[name], (1 - share) * universal[name] + share * expert[name])
-    pairs = [(id(start), id(expert)) for start, _, expert in second_round]  # so that it is made, and written, once
-    assert len({start for start, _ in pairs}) == (1 if share == 0.0 else len({expert for _, expert in pairs}))
+            torch.testing.assert_close(start[name], (1 - share) * state.universals["mlp"][name] + share * expert[name])
+        made.add(id(start))  # it is made, and written, once for each cluster
+    assert len(made) == (1 if share == 0.0 else len(state.experts))
 
 
 @pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes", "initial-prototypes", "subspace"])
@@ -126,22 +108,20 @@ def test_every_signature_goes_with_every_clusterer(run, signature: str, clustere
 @pytest.mark.parametrize("local_loss", ["cross-entropy", "balanced"])
 def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str, local_loss: str) -> None:  # type: ignore[no-untyped-def]
     """The experts' own vote is right on most proxy samples, and worse with the prior taken out once more."""
-    votes: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = DisUE._vote
-
-    def watch(self: DisUE, evidence):  # type: ignore[no-untyped-def]
-        priors = torch.stack([self.priors[team] for team in self.team_experts])
-        vote = original(self, evidence)
-        wrong = evidence.expert_logits - (2 if local_loss == "cross-entropy" else 1) * priors.unsqueeze(1)
-        votes.append((vote, (self.teacher(evidence) * wrong).sum(dim=0)))
-        return vote
-
-    monkeypatch.setattr(DisUE, "_vote", watch)
+    taught, looked = (
+        calls_of(monkeypatch, kind, name)
+        for kind, name in ((UniversalDistillation, "teach"), (TeacherEnsemble, "inputs"))
+    )
+    learnt = calls_of(monkeypatch, Distiller, "distil")
     settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
     result = run(**settings, teacher=teacher, local_loss=local_loss)
+    inputs, vote = looked[-1].result, learnt[-1].given["targets"]
+    priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["voters"]])
+    twice = inputs.expert_logits - (2 if local_loss == "cross-entropy" else 1) * priors.unsqueeze(1)
+    worse = (TEACHERS[teacher](inputs) * twice).sum(dim=0)
     federation = build_federation(result.config, 9)
     labels = federation.dataset.train.y[federation.proxy_indices]
-    right, wrong = (float((vote.argmax(dim=1) == labels).double().mean()) for vote in votes[-1])
+    right, wrong = (float((own.argmax(dim=1) == labels).double().mean()) for own in (vote, worse))
     assert right > 0.6
     assert right > wrong
 
@@ -159,54 +139,37 @@ def test_every_cluster_has_an_expert_whoever_was_sampled(run, fraction: float) -
 
 
 def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_updates) -> None:  # type: ignore[no-untyped-def]
-    strategy = DisUE.__new__(DisUE)
-    strategy.model = "mlp"
     updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
     names = [u.name for u in updates]
-    strategy.roster = SimpleNamespace(models=dict.fromkeys(names, "mlp"))
-    strategy.latest, strategy.team_experts, strategy.knowledge, strategy.priors = {}, {}, {}, {}
-    strategy.label_counts_shared, strategy.expert_memory = True, 0.0
-    strategy.aggregator, strategy.prototype_limit, strategy.pool_prototypes = Aggregator(mean), 0.0, False
-    strategy.clusters = dict.fromkeys(names, 0)
-    strategy.universals = {"mlp": updates[0].start}
-    strategy._update_experts(updates, before={})
-    together = strategy.experts[0]
-    strategy.clusters = dict(zip(names, (0, 0, 1, 1), strict=True))
-    strategy._update_experts(updates[:2], before=dict.fromkeys(names, 0))
-    assert strategy.experts[1] is together
-    assert not torch.equal(strategy.experts[0]["head.weight"], together["head.weight"])
-    assert strategy.priors.keys() == {Team(0, "mlp"), Team(1, "mlp")}
+    server = Server(lambda name: build_model(name, (1, 8, 8), 3), "mlp", torch.device("cpu"), seed=0)
+    distillation = UniversalDistillation(
+        server, FixedProxy(torch.zeros(4, 1, 8, 8)), TEACHERS["mean"], Distiller(steps=0)
+    )
+    method, models = DisUE(Planted(), distillation), dict.fromkeys(names, "mlp")
+    state = replace(method.begin(updates[0].start), clusters=dict.fromkeys(names, 0))
+    state = method.step(state, updates, Round(1, models)).state
+    together = state.experts[Team(0, "mlp")]
+    before, state = state.clusters, replace(state, clusters=dict(zip(names, (0, 0, 1, 1), strict=True)))
+    state = method.step(state, updates[:2], Round(2, models, before)).state
+    assert state.experts[Team(1, "mlp")] is together
+    assert not torch.equal(state.experts[Team(0, "mlp")]["head.weight"], together["head.weight"])
+    assert state.priors.keys() == {Team(0, "mlp"), Team(1, "mlp")}
 
 
 def test_with_memory_an_expert_is_a_running_mean_and_clients_start_from_the_last(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """By hand, a tensor at a time; with one cluster there is nothing to remember, so that FedAvg stays FedAvg."""
-    seen: list[tuple[dict[str, int], list[ClientUpdate], dict[int, dict[str, torch.Tensor]]]] = []
-    starts: list[dict[str, torch.Tensor]] = []
-    original, original_start = DisUE._update_experts, DisUE.start_for
-
-    def watch(self: DisUE, updates: list[ClientUpdate], before: dict[str, int]) -> None:
-        original(self, updates, before)
-        seen.append((dict(self.clusters), updates, dict(self.experts)))
-
-    def watch_start(self: DisUE, name: str) -> dict[str, torch.Tensor]:
-        start = original_start(self, name)
-        if len(seen) == 2 and name == "client-0":
-            starts.append(start)
-        return start
-
-    monkeypatch.setattr(DisUE, "_update_experts", watch)
-    monkeypatch.setattr(DisUE, "start_for", watch_start)
+    steps, begun = (calls_of(monkeypatch, DisUE, name) for name in ("step", "starts"))
     run(clients=6, num_server_rounds=3, num_clusters=2, expert_memory=0.75, initialisation="expert")
-    means = []
-    for clusters, updates, _ in seen:
-        members = [u for u in updates if clusters[u.name] == clusters["client-0"]]
+    means, running = [], np.zeros(0)
+    for step in steps:
+        state = step.result.state
+        own = state.clusters["client-0"]
+        members = [u for u in step.given["updates"] if state.clusters[u.name] == own]
         weights = [u.num_examples for u in members]
         means.append(np.average([u.state["head.weight"].double().numpy() for u in members], axis=0, weights=weights))
-    running = means[0]
-    for model, (clusters, _, experts) in zip(means, seen, strict=True):
-        running = running if model is means[0] else 0.75 * running + 0.25 * model
-        np.testing.assert_allclose(experts[clusters["client-0"]]["head.weight"].numpy(), running, atol=1e-6)
-    np.testing.assert_allclose(starts[0]["head.weight"].numpy(), means[1], atol=1e-6)
+        running = 0.75 * running + 0.25 * means[-1] if running.size else means[-1]
+        np.testing.assert_allclose(state.experts[Team(own, "mlp")]["head.weight"].numpy(), running, atol=1e-6)
+    np.testing.assert_allclose(begun[2].result["client-0"]["head.weight"].numpy(), means[1], atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -328,50 +291,32 @@ def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> Non
 
 
 def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    found: list[tuple[dict[Team, torch.Tensor], dict[Team, torch.Tensor], torch.Tensor]] = []
-    original = DisUE._vote
-
-    def watch(self: DisUE, evidence: TeacherInputs) -> torch.Tensor:
-        assert isinstance(self.proxy, FixedProxy)
-        found.append((self.priors, self.team_experts, self.proxy.x))
-        watched.append(self)
-        return original(self, evidence)
-
-    watched: list[DisUE] = []
-    monkeypatch.setattr(DisUE, "_vote", watch)
+    steps = calls_of(monkeypatch, DisUE, "step")
     run(clients=8, num_clusters=2, share_label_counts=False, seed=5)
-    strategy, (_, experts, x) = watched[-1], found[-1]
-    for team, expert in experts.items():
+    method, state = steps[-1].of, steps[-1].result.state
+    for team, expert in state.experts.items():
         model = build_model("mlp", (1, 8, 8), 10).eval()
         model.load_state_dict(expert)
         with torch.no_grad():
-            share = model(x).softmax(dim=1).mean(dim=0)
-        torch.testing.assert_close(strategy.priors[team], (0.97 * share + 0.003).log(), rtol=1e-4, atol=1e-4)
-    name = next(name for name, cluster in strategy.clusters.items() if cluster == 1)
-    assert strategy.prior_of(name) is strategy.priors[Team(1, "mlp")]
+            share = model(method.proxy).softmax(dim=1).mean(dim=0)
+        torch.testing.assert_close(state.priors[team], (0.97 * share + 0.003).log(), rtol=1e-4, atol=1e-4)
+    name = next(name for name, cluster in state.clusters.items() if cluster == 1)
+    client = Client(name, 0, 10, -1, 8, "mlp")
+    assert method.prior(state, client) is state.priors[Team(1, "mlp")]
 
 
 def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With few clients a round most clusters were last sampled earlier, under another universal expert."""
-    seen: list[tuple[dict[Team, Prototypes], torch.Tensor, torch.Tensor]] = []
-    opened: list[dict[str, torch.Tensor]] = []
-    original = DisUE._vote
-
-    def watch(self: DisUE, evidence: TeacherInputs) -> torch.Tensor:
-        assert isinstance(self.proxy, FixedProxy)
-        opened.append(self.universal)
-        seen.append((dict(self.knowledge), self.proxy.x, evidence.distances))
-        return original(self, evidence)
-
-    monkeypatch.setattr(DisUE, "_vote", watch)
+    looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
     run(clients=16, num_groups=4, num_clusters=4, fraction_train=0.125, num_server_rounds=5, seed=3)
-    knowledge, x, distances = seen[-1]
-    ages = {next(age for age, state in enumerate(reversed(opened)) if state is own.model) for own in knowledge.values()}
-    assert len(ages) > 1
+    ensemble, x, distances = looked[-1].of, steps[-1].of.proxy, looked[-1].result.distances
+    assert len({own.space.round for own in ensemble.knowledge.values()}) > 1
+    opened = {step.given["round"].number: step.given["state"].universals["mlp"] for step in steps}
     ratios = []
-    for k, own in enumerate(knowledge.values()):
+    for k, own in enumerate(ensemble.knowledge.values()):
+        assert ensemble.spaces[own.space] is opened[own.space.round]
         model = build_model("mlp", (1, 8, 8), 10).eval()
-        model.load_state_dict(own.model)
+        model.load_state_dict(opened[own.space.round])
         with torch.no_grad():
             features = model.body(x)
         spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
@@ -383,52 +328,33 @@ def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkey
 
 def test_the_share_of_the_expert_in_the_start_is_learnt_for_each_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """From the losses of both models on the training data of the cluster's clients, computed here from their states."""
-    rounds: list[tuple[dict[str, torch.Tensor], dict[Team, dict[str, torch.Tensor]], dict[Team, torch.Tensor]]] = []
-    starts: list[dict[str, torch.Tensor]] = []
-    learnt: list[dict[Team, float]] = []
-    original_evaluate, original_start = DisUE.aggregate_evaluate, DisUE.start_for
-
-    def watch(self: DisUE, server_round, replies):  # type: ignore[no-untyped-def]
-        metrics = original_evaluate(self, server_round, replies)
-        rounds.append((self.universal, dict(self.team_experts), dict(self.priors)))
-        learnt.append(dict(self.expert_shares))
-        clusters.append(dict(self.clusters))
-        return metrics
-
-    def watch_start(self: DisUE, name):  # type: ignore[no-untyped-def]
-        start = original_start(self, name)
-        if len(rounds) == 1 and name == "client-0":
-            starts.append(start)
-        return start
-
-    clusters: list[dict[str, int]] = []
-    monkeypatch.setattr(DisUE, "aggregate_evaluate", watch)
-    monkeypatch.setattr(DisUE, "start_for", watch_start)
+    evaluated, begun = (calls_of(monkeypatch, DisUE, name) for name in ("after_evaluation", "starts"))
     groups = {"clients": 6, "num_clusters": 2, "scenario": "label-swap", "num_groups": 2, "seed": 4}
     result = run(**groups, initialisation="learned", num_server_rounds=4, local_epochs=3)
     federation = build_federation(result.config, 6)
-    universal, experts, priors = rounds[0]
+    state, learnt = evaluated[0].given["state"], [call.result.state.expert_shares for call in evaluated]
     model = build_model("mlp", (1, 8, 8), 10).eval()
     expected = {}
-    for team, expert in experts.items():
+    for team, expert in state.experts.items():
         sums = [0.0, 0.0]
-        for i, (_, cluster) in enumerate(clusters[0].items()):
+        for i, cluster in enumerate(state.clusters.values()):
             if cluster != team.cluster:
                 continue
             data = federation.client(i).train
             counts = torch.bincount(data.y, minlength=10) + 0.1
             own = (counts / counts.sum()).log()
-            for which, (state, shift) in enumerate(((universal, own), (expert, own - priors[team]))):
-                model.load_state_dict(state)
+            for which, (used, shift) in enumerate(((state.universals["mlp"], own), (expert, own - state.priors[team]))):
+                model.load_state_dict(used)
                 with torch.no_grad():
                     sums[which] += float(torch.nn.functional.cross_entropy(model(data.x) + shift, data.y))
         expected[team] = sums[0] ** 2 / (sums[0] ** 2 + sums[1] ** 2)
     assert learnt[0] == pytest.approx(expected, rel=1e-4)
-    share = learnt[0][Team(clusters[0]["client-0"], "mlp")]
+    team = Team(state.clusters["client-0"], "mlp")
+    share = learnt[0][team]
     assert min(learnt[-1].values()) > 0.55  # labels are swapped: in the end the own expert fits better
-    own = experts[Team(clusters[0]["client-0"], "mlp")]
-    for name, tensor in starts[0].items():
-        torch.testing.assert_close(tensor, (1 - share) * universal[name] + share * own[name])
+    for name, tensor in begun[1].result["client-0"].items():
+        mixed = (1 - share) * state.universals["mlp"][name] + share * state.experts[team][name]
+        torch.testing.assert_close(tensor, mixed)
     assert result.rows[0]["expert_share"] == pytest.approx(np.mean(list(learnt[0].values())))
 
 

@@ -17,8 +17,8 @@ from disue.models import State, build_model, get_state
 from disue.objective import PLAIN
 from disue.wire import CompareReply
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from strategies import flower
 from strategies.aggregation.caps import Caps
-from strategies.methods import disue as disue_module
 from strategies.rounds.comparing import fitted_better_by_average
 from strategies.rounds.registry import Client
 
@@ -158,7 +158,7 @@ def test_in_a_run_clients_are_asked_about_a_foreign_proxy_set_and_their_answer_c
         asked.append(len(clients))
         return set(taught) if keep else set()
 
-    monkeypatch.setattr(disue_module, "fitted_better_by_average", decide)
+    monkeypatch.setattr(flower, "fitted_better_by_average", decide)
     settings = {"clients": 6, "num_clusters": 2, "num_groups": 2}
     result = run(**settings, proxy=f"path:{tmp_path}")
     assert asked == [6, 6]

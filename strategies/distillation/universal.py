@@ -1,0 +1,164 @@
+"""Phase U: the experts teach the universal expert of each architecture on a proxy set."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from logging import WARNING
+
+import torch
+from flwr.common.logger import log
+from torch import Tensor
+
+from disue.models import State, same_model
+from strategies.distillation.distiller import Distiller
+from strategies.distillation.ensemble import TeacherEnsemble
+from strategies.distillation.generator import GeneratorState
+from strategies.distillation.prototypes import FeatureSpace, Prototypes, prototype_vote
+from strategies.distillation.server import ProxySource, Server
+from strategies.distillation.teachers import (
+    TeacherInputs,
+    VoteSummary,
+    estimated_log_priors,
+    teacher_logits,
+    vote_summary,
+)
+from strategies.teams import Team
+
+Priors = Mapping[Team, Tensor]
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What the experts taught.
+
+    Attributes
+    ----------
+    models : dict of architecture to State
+        The universal experts; an architecture's average where nothing was taught.
+    priors : mapping of Team to (classes,) tensor
+        Log label shares of the teams' clients, as far as they are told or estimated.
+    memory : GeneratorState or None
+        What the proxy source remembers.
+    coverage : float
+        Of a foreign proxy set, how much of what classes are told apart by is in it, 0 to 1; else 1.
+    votes : VoteSummary or None
+        Who taught what; None: nobody taught.
+    metrics : dict of str to number
+    sheet : (rows, columns, channels, height, width) tensor, optional
+        Generated samples for the eye.
+    """
+
+    models: dict[str, State]
+    priors: Priors
+    memory: GeneratorState | None
+    coverage: float = 1.0
+    votes: VoteSummary | None = None
+    metrics: dict[str, float | int | bool] = field(default_factory=dict)
+    sheet: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class UniversalDistillation:
+    """The vote of the experts, and how it is taught.
+
+    Parameters
+    ----------
+    server : Server
+        Models, device and seed.
+    proxy : ProxySource
+        Gives the proxy set of a round.
+    teacher : callable
+        From `TeacherInputs` to each expert's weight per proxy sample.
+    distiller : Distiller
+        Teaches the universal expert.
+    prior_correction : bool (default: True)
+        Take each cluster's label prior out of its expert's logits.
+    prototype_weight : float (default: 1.0)
+        Of the vote of the clients' class prototypes, beside the experts' vote.
+    label_counts_shared : bool (default: True)
+        Whether clients tell their label counts. If not, the priors are estimated on the proxy set.
+    foreign_proxy : bool (default: False)
+        Whether the proxy set is of other data than the task's. Then its `coverage` makes the student's share in the
+        universal expert smaller.
+    """
+
+    server: Server
+    proxy: ProxySource
+    teacher: Callable[[TeacherInputs], Tensor]
+    distiller: Distiller
+    prior_correction: bool = True
+    prototype_weight: float = 1.0
+    label_counts_shared: bool = True
+    foreign_proxy: bool = False
+
+    def teach(
+        self,
+        voters: Mapping[Team, State],
+        knowledge: Mapping[Team, Prototypes],
+        spaces: Mapping[FeatureSpace, State],
+        averages: Mapping[str, State],
+        priors: Priors,
+        memory: GeneratorState | None,
+        server_round: int,
+    ) -> Lesson:
+        """Teach each architecture's average what all experts know. One that is the only expert learns nothing.
+
+        Parameters
+        ----------
+        voters : mapping of Team to State
+            The experts that teach.
+        knowledge : mapping of Team to Prototypes
+            Of the teams' clients.
+        spaces : mapping of FeatureSpace to State
+            The models that give the prototypes' features.
+        averages : mapping of architecture to State
+        priors : mapping of Team to (classes,) tensor
+            As far as they are known.
+        memory : GeneratorState or None
+            Of the proxy source.
+        server_round : int
+        """
+        nothing = Lesson(
+            dict(averages),
+            priors,
+            memory,
+            metrics={"num_teachers": len(voters), "guard_kept_average": 0, "distill_steps": 0},
+        )
+        experts = voters.values()
+        students = [m for m, own in averages.items() if any(not same_model(expert, own) for expert in experts)]
+        if not students or self.distiller.steps == 0:
+            return nothing
+        ensemble = TeacherEnsemble(self.server, voters, knowledge, spaces)
+        known = self._priors_to_take_out(voters, priors)
+        drawn = self.proxy.draw(memory, ensemble.experts(averages[self.server.main], known), server_round)
+        features = ensemble.features(drawn.proxy.x)
+        inputs = ensemble.inputs(drawn.proxy, features)
+        if not self.label_counts_shared:
+            priors = dict(zip(voters, estimated_log_priors(inputs.expert_logits), strict=True))
+        metrics = nothing.metrics | {**drawn.metrics}
+        drawn_only = replace(nothing, priors=priors, memory=drawn.memory, metrics=metrics, sheet=drawn.sheet)
+        weights = self.teacher(inputs)
+        targets = teacher_logits(inputs, weights, self._priors_to_take_out(voters, priors), self.prototype_weight)
+        if not bool(torch.isfinite(targets).all()):
+            what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
+            log(WARNING, what, server_round)
+            return drawn_only
+        coverage = 1.0
+        if self.foreign_proxy:
+            coverage = metrics["proxy_coverage"] = ensemble.coverage(features)
+        distiller = replace(self.distiller, student_share=self.distiller.student_share * coverage)
+        believed = prototype_vote(inputs.distances).argmax(dim=1) if drawn.proxy.labels is None else drawn.proxy.labels
+        models = dict(averages)
+        for model in students:
+            models[model], own = self.server.distil(
+                distiller, averages[model], drawn.proxy.x, targets, server_round, model, believed
+            )
+            counts = {key: metrics[key] + own[key] for key in ("guard_kept_average", "distill_steps")}
+            metrics |= own | counts
+        votes = vote_summary([team.label(self.server.main) for team in voters], weights, targets)
+        return replace(drawn_only, models=models, coverage=coverage, votes=votes, metrics=metrics)
+
+    def _priors_to_take_out(self, voters: Mapping[Team, State], priors: Priors) -> Tensor | None:
+        """Return log label shares, (experts, classes), if they are wished and known."""
+        if not self.prior_correction or not priors.keys() >= voters.keys():
+            return None
+        return torch.stack([priors[team] for team in voters])

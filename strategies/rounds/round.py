@@ -1,0 +1,46 @@
+"""What a method may know and do in a round, beside the clients' contributions."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from disue.models import State
+from strategies.aggregation.caps import Caps
+
+
+def _nobody_asked(taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps) -> set[str]:
+    return set()
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round, as its method sees it.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    models : mapping of client to str
+        The architecture of every client that takes or took part.
+    clusters_before : mapping of client to cluster
+        Those of the round before.
+    groups : mapping of client to int
+        The planted groups of the clients that are there; -1: it is in none.
+    descriptions : mapping of client to Tensor
+        What clients said of their data, where the method asks for it.
+    timed : callable
+        ``with round.timed(phase):`` adds the seconds spent inside to a phase: clustering, distillation or evaluation.
+    fitted_better_by_average : callable
+        Asks clients whether the first models fit their data better than the second, both by architecture, and bounds
+        what they say by `Caps`. Returns the architectures of which the second do.
+    """
+
+    number: int
+    models: Mapping[str, str]
+    clusters_before: Mapping[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
+    descriptions: Mapping[str, Tensor] = field(default_factory=dict)
+    timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext()
+    fitted_better_by_average: Callable[[Mapping[str, State], Mapping[str, State], Caps], set[str]] = _nobody_asked
