@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist, pdist, squareform
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_score
+from sklearn.metrics import silhouette_samples
 
 from disue.errors import ConfigError
 from disue.registry import Registry
@@ -27,11 +27,18 @@ class Clusterer(Protocol):
         """Return a label per row of ``X`` (clients, features)."""
 
 
-MakeClusterer = Callable[[int, int], Clusterer]
-"""``make(num_clusters, random_state)``."""
+class MakeClusterer(Protocol):
+    """Makes a clusterer."""
+
+    def __call__(self, num_clusters: int, random_state: int, min_cluster_size: int = 1, /) -> Clusterer:
+        """Return a clusterer; what it does with smaller clusters is its own, and they may be left."""
+
 
 CLUSTERERS: Registry[MakeClusterer] = Registry("clusterer")
 """Name -> `MakeClusterer`, for which 0 clusters means: choose the number."""
+
+MakeNumbered = Callable[[int, int], Clusterer]
+"""``make(num_clusters, random_state)``, for one cluster at least."""
 
 
 class FixedNumClusters:
@@ -46,7 +53,7 @@ class FixedNumClusters:
         Seed of the clusterer.
     """
 
-    def __init__(self, make: MakeClusterer, num_clusters: int, random_state: int = 0) -> None:
+    def __init__(self, make: MakeNumbered, num_clusters: int, random_state: int = 0) -> None:
         self.make = make
         self.num_clusters = num_clusters
         self.random_state = random_state
@@ -62,7 +69,9 @@ class ChosenNumClusters:
 
     The number with the best mean silhouette (Rousseeuw 1987) is taken. Where even the best one is below
     ``min_silhouette`` there is "no substantial structure" (Kaufman & Rousseeuw 1990, table 4): all clients
-    are one cluster.
+    are one cluster. Clients in clusters that are too small count as zero, as one alone does, and are not looked at for the
+    others' silhouettes. Otherwise one client that is like no other would make the best cluster of all, and hide the
+    structure among the others.
 
     Parameters
     ----------
@@ -74,6 +83,7 @@ class ChosenNumClusters:
         A best split below it is noise.
     random_state : int (default: 0)
         Seed of the clusterer.
+    min_cluster_size : int (default: 1)
 
     Attributes
     ----------
@@ -83,12 +93,14 @@ class ChosenNumClusters:
 
     def __init__(
         self,
-        make: MakeClusterer,
+        make: MakeNumbered,
         max_clusters: int = 20,
         min_silhouette: float = 0.25,
         random_state: int = 0,
+        min_cluster_size: int = 1,
     ) -> None:
         self.make = make
+        self.min_cluster_size = min_cluster_size
         self.max_clusters = max_clusters
         self.min_silhouette = min_silhouette
         self.random_state = random_state
@@ -99,14 +111,22 @@ class ChosenNumClusters:
         best = np.zeros(len(X), dtype=np.int64)
         for number in range(2, min(self.max_clusters, len(X) // 2) + 1):
             labels = _labels(self.make, number, self.random_state, X)
-            if len(np.unique(labels)) > 1:
-                silhouette = float(silhouette_score(X, labels))
-                if silhouette > self.silhouette_:
-                    self.silhouette_, best = silhouette, labels
+            silhouette = self._silhouette(X, labels)
+            if silhouette > self.silhouette_:
+                self.silhouette_, best = silhouette, labels
         return best if self.silhouette_ >= self.min_silhouette else np.zeros(len(X), dtype=np.int64)
 
+    def _silhouette(self, X: FloatArray, labels: IntArray) -> float:
+        """Return the mean silhouette of all clients; -1 where fewer than two clusters are large enough."""
+        found, sizes = np.unique(labels, return_counts=True)
+        large = found[sizes >= self.min_cluster_size]
+        if len(large) < 2:
+            return -1.0
+        looked_at = np.isin(labels, large)
+        return float(silhouette_samples(X[looked_at], labels[looked_at]).sum() / len(X))
 
-def _labels(make: MakeClusterer, number: int, random_state: int, X: FloatArray) -> IntArray:
+
+def _labels(make: MakeNumbered, number: int, random_state: int, X: FloatArray) -> IntArray:
     if number == 1 or number >= len(X):
         return np.arange(len(X)) % number
     with warnings.catch_warnings():
@@ -114,13 +134,13 @@ def _labels(make: MakeClusterer, number: int, random_state: int, X: FloatArray) 
         return make(number, random_state).fit_predict(X)
 
 
-def numbered(make: MakeClusterer) -> MakeClusterer:
+def numbered(make: MakeNumbered) -> MakeClusterer:
     """Give a clusterer that must be told its number of clusters the choice of it, for the number 0."""
 
-    def make_or_choose(num_clusters: int, random_state: int) -> Clusterer:
+    def make_or_choose(num_clusters: int, random_state: int, min_cluster_size: int = 1, /) -> Clusterer:
         if num_clusters:
             return FixedNumClusters(make, num_clusters, random_state)
-        return ChosenNumClusters(make, random_state=random_state)
+        return ChosenNumClusters(make, random_state=random_state, min_cluster_size=min_cluster_size)
 
     return make_or_choose
 
@@ -248,7 +268,7 @@ class Hdbscan:
         If it is given a number of clusters.
     """
 
-    def __init__(self, num_clusters: int, _random_state: int) -> None:
+    def __init__(self, num_clusters: int, _random_state: int, _min_cluster_size: int = 1, /) -> None:
         if num_clusters:
             raise ConfigError(f"num-clusters: got {num_clusters}; clusterer 'hdbscan' finds its own number, use 0")
 
@@ -279,7 +299,7 @@ def nearest_centres(points: FloatArray, X: FloatArray, labels: IntArray) -> IntA
 class Single:
     """All clients are one cluster: DisUE without clusters is FedAvg."""
 
-    def __init__(self, _num_clusters: int, _random_state: int) -> None:
+    def __init__(self, _num_clusters: int, _random_state: int, _min_cluster_size: int = 1, /) -> None:
         pass
 
     def fit_predict(self, X: FloatArray) -> IntArray:
@@ -295,8 +315,7 @@ class AtLeast:
 
     Parameters
     ----------
-    make : callable
-        ``make(num_clusters, random_state)`` gives a clusterer.
+    make : MakeClusterer
     num_clusters : int
         0: the clusterer chooses.
     min_cluster_size : int
@@ -311,15 +330,19 @@ class AtLeast:
 
     def fit_predict(self, X: FloatArray) -> IntArray:
         """Return a label per row of ``X`` (clients, features)."""
-        labels = merge_small(X, self.make(self.num_clusters, self.random_state).fit_predict(X), self.min_cluster_size)
+        labels = self._merged(X, self.num_clusters)
         wanted = min(self.num_clusters, len(X) // self.min_cluster_size)
         for number in range(self.num_clusters + 1, len(X)):
             if len(np.unique(labels)) >= wanted:
                 break
-            more = merge_small(X, self.make(number, self.random_state).fit_predict(X), self.min_cluster_size)
+            more = self._merged(X, number)
             if len(np.unique(more)) > len(np.unique(labels)):
                 labels = more
         return labels
+
+    def _merged(self, X: FloatArray, number: int) -> IntArray:
+        clusterer = self.make(number, self.random_state, self.min_cluster_size)
+        return merge_small(X, clusterer.fit_predict(X), self.min_cluster_size)
 
 
 def merge_small(X: FloatArray, labels: IntArray, min_cluster_size: int) -> IntArray:

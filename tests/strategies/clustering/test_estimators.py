@@ -150,3 +150,16 @@ def test_no_cluster_is_smaller_than_the_least(size: int, seed: int) -> None:
     points = np.random.default_rng(seed).standard_normal((20, 3))
     labels = AtLeast(CLUSTERERS["agglomerative"], min(8, 20 // size), size).fit_predict(points)
     assert np.unique(labels, return_counts=True)[1].min() >= size
+
+
+@pytest.mark.parametrize("name", sorted(set(CLUSTERERS) - {"single"}))
+@pytest.mark.parametrize("far", [1.0, 10.0, 1e3])
+def test_one_odd_client_does_not_hide_the_structure_among_the_others(name: str, far: float) -> None:
+    """It alone against everybody else would have the best silhouette of all."""
+    rng = np.random.default_rng(3)
+    centres = np.eye(5)[:3]
+    points = np.concatenate([centre + rng.normal(scale=0.05, size=(4, 5)) for centre in centres])
+    odd = far * np.eye(5)[4]
+    labels = AtLeast(CLUSTERERS[name], 0, 2).fit_predict(np.vstack([points, odd]))
+    assert adjusted_rand_score(np.repeat(np.arange(3), 4), labels[:-1]) == 1.0
+    assert labels[-1] in labels[:-1]
