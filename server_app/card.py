@@ -23,7 +23,17 @@ from disue.task import quoted
 from server_app.report.command import PLACES
 from server_app.report.intervals import in_words, of_metric
 from server_app.report.reading import ClientRow, RunRecord, read_run
-from server_app.report.words import AVERAGE, counted, ending, last_of, measured, percent, privacy, total_of
+from server_app.report.words import (
+    AVERAGE,
+    counted,
+    ending,
+    has_own_average,
+    measured,
+    percent,
+    privacy,
+    total_of,
+)
+from strategies.methods import METHODS
 
 CARD = "MODEL_CARD.md"
 SHOWN = ("method", "dataset", "model", "num-server-rounds", "local-epochs", "local-loss", "seed")
@@ -54,7 +64,7 @@ Pixels in 0..1 are normalised per channel with mean {{ mean }} and deviation {{ 
 {% endfor %}
 
 The interval is Wilson's on the server's test set, and Student's over the clients for a mean over clients.
-{% if average and method != "fedavg" %}
+{% if average %}
 The {{ average }} is not FedAvg, which trains its clients from their average in every round.
 {% endif %}
 
@@ -159,14 +169,14 @@ def card(record: RunRecord) -> str:
         mean=_numbers(task["mean"]),
         std=_numbers(task["std"]),
         accuracies=_accuracies(record),
-        average=AVERAGE if last_of(record, "average_accuracy") is not None else "",
+        average=AVERAGE if has_own_average(record) else "",
         clusters=_clusters(record) if experts else [],
         some=any(client.expert is None for client in record.clients),
         prior=_prior(record),
         privacy=privacy(record),
         limits=_limits(record, experts),
         experts=experts,
-        gates=record.config["method"] == "disue",
+        gates=METHODS[record.config["method"]].needs.prototypes,
         config=_highlights(record),
         versions=", ".join(f"{name} {number}" for name, number in record.settings["versions"].items()),
     )
@@ -294,7 +304,7 @@ def _prior(record: RunRecord) -> str:
     config = record.config
     if config["local-loss"] == "balanced":
         return "with its own label shares put in"
-    if config["method"] == "disue" and config["expert-prior"] == "client":
+    if METHODS[config["method"]].uses.cluster_priors and config["expert-prior"] == "client":
         return "with its own label shares in place of the cluster's, where these are known"
     return "as it is"
 

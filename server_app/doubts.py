@@ -4,6 +4,7 @@ from disue.config import RunConfig
 from disue.data import Federation
 from disue.data.federation import MIN_TRAIN_EXAMPLES
 from disue.data.scenarios import ONE_GROUP, USE_ALPHA
+from strategies.methods.parts import Chosen
 
 SMALL = 5 * MIN_TRAIN_EXAMPLES
 """Training examples per client, on average, that are few however they are divided."""
@@ -30,7 +31,7 @@ def _groups(config: RunConfig, data: Federation) -> str:
             return ""
         there = "there is 1 client" if clients == 1 else f"there are {clients} clients"
         return f"num-groups: got {asked}; {there}, so {asked - clients} of the groups are empty"
-    counted = config.method in ("fesem", "fedgroup", "ifca") or config.clusterer == "ifca"
+    counted = Chosen(config).naming(lambda uses: uses.given_number)
     if asked == RunConfig().num_groups or (counted and not config.num_clusters):
         return ""
     return f"num-groups: got {asked}; scenario '{config.scenario}' plants no groups, so it changes nothing"

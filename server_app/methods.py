@@ -1,7 +1,7 @@
 """From config values to a strategy."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from logging import WARNING
 from typing import Any
@@ -24,36 +24,21 @@ from strategies.aggregation.store import UpdateStore
 from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.landmarks import MOST_COMPARED
 from strategies.clustering.similarity import SIGNATURES
-from strategies.distillation.proxy import is_foreign
 from strategies.distillation.teachers import TEACHERS
-from strategies.distillation.universal import UniversalDistillation
 from strategies.flower import FederatedStrategy
-from strategies.methods.base import Method
-from strategies.methods.cfl import CFL
-from strategies.methods.disue import DisUE, DisUEOptions
-from strategies.methods.fedavg import FedAvg
-from strategies.methods.fedavg_ft import FedAvgFT
-from strategies.methods.feddf import FedDF
-from strategies.methods.fedlc import FedLC
-from strategies.methods.fedprox import USUAL_MU, FedProx
-from strategies.methods.fesem import FeSEM
-from strategies.methods.ifca import IFCA
-from strategies.methods.local import Local
-from strategies.methods.oneshot import FLHC, FedGroup
-from strategies.methods.oracle import Oracle
-from strategies.methods.pacfl import PACFL
-from strategies.methods.parts import ASSIGNERS, Parts, smallest_cluster
+from strategies.methods import METHODS
+from strategies.methods.parts import ASSIGNERS, Chosen, Parts, smallest_cluster
 from strategies.rounds.collecting import Collector, PlainCollector, SecureCollector
 from strategies.rounds.registry import ClientRegistry
 from strategies.rounds.secure_sums import SecureSums
 from strategies.rounds.stats import Participation
 
-METHODS: Registry[Callable[[Parts], Method[Any]]] = Registry("method")
-
 REGISTRIES: tuple[Registry[Any], ...] = (
     *(METHODS, DATASETS, SCENARIOS, MODELS, ASSIGNERS, SIGNATURES, TEACHERS, AGGREGATORS),
 )
 """The parts that a run config names; each registry's ``key`` is the key that names one."""
+PROXIES = {"holdout": "holdout", "dataset": "dataset:NAME", "path": "path:DIR", "generator": "generator"}
+"""Kinds of proxy sets -> how a run config names one."""
 
 
 def check_names(config: RunConfig) -> None:
@@ -64,8 +49,11 @@ def check_names(config: RunConfig) -> None:
         check_model(config, model, "client-models")
     if config.clusterer in CLUSTERERS:
         CLUSTERERS[config.clusterer](config.num_clusters, 0)
-    if config.method == "feddf" and config.proxy == "generator":
-        raise ConfigError("proxy: got 'generator'; method 'feddf' needs holdout, dataset:NAME or path:DIR")
+    proxies = METHODS[config.method].uses.proxies
+    if proxies and config.proxy.partition(":")[0] not in proxies:
+        *others, last = (PROXIES[kind] for kind in proxies)
+        allowed = f"{', '.join(others)} or {last}" if others else last
+        raise ConfigError(f"proxy: got '{config.proxy}'; method '{config.method}' needs {allowed}")
     check_privacy(config)
 
 
@@ -93,13 +81,14 @@ def check_model(config: RunConfig, model: str, key: str = "model") -> None:
 
 def why_one_model(config: RunConfig) -> str:
     """Return why all clients must have the run's own architecture; empty: they need not."""
+    chosen = Chosen(config)
     if config.privacy == "secure":
         return "privacy 'secure' needs one architecture"
-    if config.method != "disue":
+    if not chosen.method.supports.mixed_models:
         return f"method '{config.method}' needs one architecture"
-    if config.clusterer == "ifca":
-        return "clusterer 'ifca' needs one architecture"
-    if config.clusterer in CLUSTERERS and SIGNATURES[config.signature].from_update:
+    if chosen.assigner and not chosen.assigner.supports.mixed_models:
+        return f"clusterer '{config.clusterer}' needs one architecture"
+    if chosen.signature and chosen.signature.from_update:
         others = " or ".join(name for name, kind in SIGNATURES.items() if kind.from_update is None)
         return f"signature '{config.signature}' compares updates of one architecture, use {others}"
     return ""
@@ -118,10 +107,9 @@ def check_sizes(config: RunConfig, num_clients: int) -> None:
         raise ConfigError(
             f"num-clusters: got {config.num_clusters}; there are {num_clients} clients, use 0 to {num_clients}"
         )
-    by_signature = config.method == "disue" and config.clusterer in CLUSTERERS
     smallest = smallest_cluster(config)
     compared = min(num_clients, MOST_COMPARED)
-    if by_signature and config.num_clusters * smallest > compared:
+    if Chosen(config).signature and config.num_clusters * smallest > compared:
         why = f"min-cluster-size {smallest}" if smallest == config.min_cluster_size else f"{smallest} (privacy=secure)"
         among = f", the landmarks of {num_clients}," if compared < num_clients else ""
         raise ConfigError(
@@ -136,16 +124,12 @@ def check_sizes(config: RunConfig, num_clients: int) -> None:
         raise ConfigError(f"min-clients: got {config.min_clients}; there are {num_clients} clients")
 
 
-def knows_planted_groups(config: RunConfig) -> bool:
-    """Return whether the configured method is told the planted groups."""
-    return config.method == "oracle" or (config.method == "disue" and config.clusterer == "oracle")
-
-
 def check_groups(config: RunConfig, data: RunData) -> None:
     """Raise `ConfigError` where the method is told the planted groups and the scenario plants none."""
-    if knows_planted_groups(config) and not data.has_groups:
-        key = "method" if config.method == "oracle" else "clusterer"
-        raise ConfigError(f"{key}: 'oracle' needs planted groups and scenario '{config.scenario_name}' has none")
+    key = Chosen(config).naming(lambda uses: uses.planted_groups)
+    if key and not data.has_groups:
+        name = getattr(config, key)
+        raise ConfigError(f"{key}: '{name}' needs planted groups and scenario '{config.scenario_name}' has none")
 
 
 def make_strategy(
@@ -172,7 +156,7 @@ def make_strategy(
     for doubt in doubts(config, data):
         log(WARNING, doubt)
     parts = Parts(config, data, device)
-    method = METHODS[config.method](parts)
+    method = METHODS[config.method].build(parts)
     if config.privacy == "secure":
         sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
         collector: Collector = SecureCollector(sums)
@@ -200,98 +184,3 @@ def _participation(config: RunConfig) -> Participation:
         evaluate_every=config.evaluate_every,
         min_success_fraction=config.min_success_fraction,
     )
-
-
-@METHODS.register("local")
-def _local(parts: Parts) -> Method[Any]:
-    return Local(parts.main, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("fedavg")
-def _fedavg(parts: Parts) -> Method[Any]:
-    return FedAvg(parts.main, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("fedprox")
-def _fedprox(parts: Parts) -> Method[Any]:
-    objective = parts.objective(USUAL_MU)
-    return FedProx(parts.main, objective.prox_mu, objective, parts.aggregator)
-
-
-@METHODS.register("fedlc")
-def _fedlc(parts: Parts) -> Method[Any]:
-    return FedLC(parts.main, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("fedavg-ft")
-def _fedavg_ft(parts: Parts) -> Method[Any]:
-    return FedAvgFT(parts.main, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("feddf")
-def _feddf(parts: Parts) -> Method[Any]:
-    return FedDF(parts.server, parts.fixed_proxy(), parts.distiller(), parts.objective(), parts.aggregator)
-
-
-@METHODS.register("fesem")
-def _fesem(parts: Parts) -> Method[Any]:
-    return FeSEM(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("cfl")
-def _cfl(parts: Parts) -> Method[Any]:
-    return CFL(parts.main, parts.config.cfl_eps1, parts.config.cfl_eps2, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("flhc")
-def _flhc(parts: Parts) -> Method[Any]:
-    clusterer, rounds = parts.agglomerative(), parts.config.warm_up_rounds
-    return FLHC(parts.main, rounds, clusterer, parts.random_state, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("pacfl")
-def _pacfl(parts: Parts) -> Method[Any]:
-    return PACFL(parts.main, parts.agglomerative(), parts.random_state, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("ifca")
-def _ifca(parts: Parts) -> Method[Any]:
-    return IFCA(parts.main, parts.random_models(), parts.objective(), parts.aggregator)
-
-
-@METHODS.register("fedgroup")
-def _fedgroup(parts: Parts) -> Method[Any]:
-    return FedGroup(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("oracle")
-def _oracle(parts: Parts) -> Method[Any]:
-    return Oracle(parts.main, parts.objective(), parts.aggregator)
-
-
-@METHODS.register("disue")
-def _disue(parts: Parts) -> Method[Any]:
-    config = parts.config
-    starts = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}
-    distillation = UniversalDistillation(
-        parts.server,
-        parts.proxy(),
-        teacher=TEACHERS[config.teacher],
-        distiller=parts.distiller(config.student_share),
-        # What was trained with the balanced loss carries no prior that could be taken out.
-        prior_correction=config.prior_correction and config.local_loss != "balanced",
-        prototype_weight=config.prototype_weight,
-        label_counts_shared=config.share_label_counts,
-        foreign_proxy=is_foreign(config.proxy),
-    )
-    options = DisUEOptions(
-        expert_share=starts[config.initialisation],
-        learn_share=config.initialisation == "learned",
-        expert_memory=config.expert_memory,
-        pool_prototypes=config.prototypes == "cluster",
-        prototype_limit=config.prototype_limit,
-        probation_rounds=config.probation_rounds,
-        client_prior=config.expert_prior == "client",
-        clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
-    )
-    return DisUE(parts.assigner(), distillation, options, parts.objective(), parts.aggregator, parts.caps)

@@ -15,12 +15,11 @@ from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
-from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.similarity import SIGNATURES, cosines
+from strategies.methods import METHODS
+from strategies.methods.parts import ASSIGNERS, Chosen
 
 LEDGER = "releases.json"
-SECURE_METHODS = ("disue", "fedavg", "fedavg-ft", "fedprox", "fedlc")
-"""Methods that need no more than the sum of each cluster's updates."""
 SKETCHED = tuple(name for name, kind in SIGNATURES.items() if kind.gram is cosines)
 """Signatures of which a random projection keeps the likeness."""
 
@@ -38,11 +37,13 @@ def check_privacy(config: RunConfig) -> None:
 
 
 def _check_secure(config: RunConfig) -> None:
-    by_signature = config.method == "disue" and config.clusterer in CLUSTERERS
+    chosen = Chosen(config)
+    methods = [name for name, method in METHODS.items() if method.supports.sums]
+    assigners = [name for name, kind in ASSIGNERS.items() if kind.supports.sums]
     refused = (
-        ("method", config.method, config.method in SECURE_METHODS, ", ".join(SECURE_METHODS)),
-        ("clusterer", config.clusterer, config.method != "disue" or by_signature, ", ".join(CLUSTERERS)),
-        ("signature", config.signature, not by_signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
+        ("method", config.method, config.method in methods, ", ".join(methods)),
+        ("clusterer", config.clusterer, not chosen.assigner or config.clusterer in assigners, ", ".join(assigners)),
+        ("signature", config.signature, not chosen.signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
         ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
         ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
         ("prototype-limit", config.prototype_limit, config.prototype_limit == 0.0, "0"),
@@ -54,23 +55,17 @@ def _check_secure(config: RunConfig) -> None:
 
 def needs_sketch(config: RunConfig) -> bool:
     """Return whether clients are compared by their updates, of which the server gets a sketch with privacy=secure."""
-    return config.method == "disue" and SIGNATURES[config.signature].from_update is not None
+    signature = Chosen(config).signature
+    return signature is not None and signature.from_update is not None
 
 
 def _check_dp(config: RunConfig) -> None:
-    by_clusterer = config.method == "disue"
-    if config.method == "ifca" or (by_clusterer and config.clusterer == "ifca"):
-        key = "method" if config.method == "ifca" else "clusterer"
-        raise ConfigError(f"{key}: got 'ifca'; privacy=dp does not cover a client's choice of a model, use another")
-    covered = " or ".join(COVERED_DESCRIPTIONS)
-    if config.method == "pacfl":
-        raise ConfigError("method: got 'pacfl'; privacy=dp does not cover the subspace of a client's inputs")
-    if (
-        by_clusterer
-        and config.clusterer in CLUSTERERS
-        and SIGNATURES[config.signature].from_update is None
-        and config.signature not in COVERED_DESCRIPTIONS
-    ):
+    chosen = Chosen(config)
+    for key, part in (("method", chosen.method), ("clusterer", chosen.assigner)):
+        if part is not None and (uncovered := part.supports.uncovered):
+            raise ConfigError(f"{key}: got '{getattr(config, key)}'; privacy=dp does not cover {uncovered}")
+    signature, covered = chosen.signature, " or ".join(COVERED_DESCRIPTIONS)
+    if signature and signature.from_update is None and config.signature not in COVERED_DESCRIPTIONS:
         raise ConfigError(
             f"signature: got '{config.signature}'; privacy=dp does not cover it, use {covered} or one made from updates"
         )

@@ -14,9 +14,9 @@ from disue.files import user_path
 from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
 from strategies.aggregation.caps import Caps, capped
 from strategies.distillation.proxy import find_images
+from strategies.methods import METHODS
 from strategies.rounds.registry import Client, ClientRegistry
 
-DISTILLING = ("disue", "feddf")
 """Methods that need a proxy set."""
 
 MORE_CLASSES, FEW_CLASSES = 10.0, 10.0
@@ -53,7 +53,7 @@ def check_own_data(config: RunConfig) -> None:
             f"client-models: got '{config.client_models}'; with dataset '{OWN}' leave it empty, "
             "and put model into node configs"
         )
-    if config.method not in DISTILLING:
+    if not METHODS[config.method].uses.proxies:
         return
     kind, _, where = config.proxy.partition(":")
     if kind == "holdout":

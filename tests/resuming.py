@@ -15,8 +15,8 @@ import psutil
 
 from disue.config import RunConfig
 from disue_cli.engines.inline import run_inline
-from server_app.methods import METHODS
 from server_app.resume import resumed_config
+from strategies.methods import METHODS
 
 SETTINGS: dict[str, dict[str, Any]] = {
     **{method: {"method": method} for method in METHODS if method != "disue"},

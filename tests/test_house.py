@@ -19,8 +19,9 @@ from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
 from disue_cli.config_table import config_table
 from disue_cli.engines.flower import copy_app
-from server_app.methods import METHODS, check_names
+from server_app.methods import check_names
 from server_app.resume import CHANGEABLE
+from strategies.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,6 +39,21 @@ def test_imports_point_down_only() -> None:
 def test_the_flower_strategy_knows_what_a_method_is_and_no_method() -> None:
     imports = re.findall(r"strategies\.methods[.\w]*", (ROOT / "strategies" / "flower.py").read_text())
     assert set(imports) == {"strategies.methods.base"}
+
+
+def test_nothing_is_decided_by_the_name_of_a_method() -> None:
+    """What a method takes and goes with it declares (`Uses`, `Supports`, `Needs`)."""
+    names = "|".join(map(re.escape, METHODS))
+    told = rf"""["'](?:{names})["']"""
+    decided = re.compile(rf"(?:[=!]=|\bin\b|\bcase\b)\s*[\[({{]?\s*{told}|{told}\s*(?:[=!]=|\bin\b)|_METHODS\b")
+    found = [
+        f"{path.relative_to(ROOT)}:{number}: {line.strip()}"
+        for package in ("disue", "client_app", "strategies", "server_app", "disue_cli")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for number, line in enumerate(path.read_text().splitlines(), start=1)
+        if decided.search(line) and "phase" not in line  # one is called local, too
+    ]
+    assert not found
 
 
 @pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "strategies").glob("*/__init__.py")))

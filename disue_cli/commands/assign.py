@@ -30,6 +30,7 @@ from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
 from strategies.clustering.similarity import SIGNATURES, cosines, of_sketches
+from strategies.methods.parts import Chosen
 
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)
@@ -137,7 +138,7 @@ def place(run: Run, new: NewData) -> Placement:
         If nothing that is known applies.
     """
     gate, labelled = run.gate or Gate(), new.y is not None
-    chose = run.config.method == "ifca" or run.config.clusterer == "ifca"
+    chose = Chosen(run.config).naming(lambda uses: uses.choices)
     if gate.descriptions and (labelled or gate.signature in UNLABELLED):
         return _by_description(run, gate, new)
     if labelled and (chose or not gate.experts):
@@ -219,12 +220,12 @@ def _by_loss(run: Run, new: NewData) -> Placement:
 
 def _why(run: Run) -> str:
     """Return why it is not decided by a signature of the data."""
-    config = run.config
-    if config.method == "ifca" or (config.method == "disue" and config.clusterer == "ifca"):
+    chosen = Chosen(run.config)
+    if chosen.naming(lambda uses: uses.choices):
         return "as the run's clients chose theirs"
-    if config.method == "disue" and config.clusterer != "oracle":
-        return f"the run's signature '{config.signature}' is of updates, which a new client has not"
-    return f"what method '{config.method}' clustered clients by, a new client has not"
+    if chosen.signature:
+        return f"the run's signature '{run.config.signature}' is of updates, which a new client has not"
+    return f"what method '{run.config.method}' clustered clients by, a new client has not"
 
 
 def _means(values: Mapping[str, float], clusters: Mapping[str, int]) -> dict[int, float]:

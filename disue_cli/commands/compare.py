@@ -88,7 +88,7 @@ def compare(
 
 
 def _labels(methods: str | None, preset_name: str | None) -> list[str]:
-    from server_app.methods import METHODS
+    from strategies.methods import METHODS
 
     if preset_name is not None:
         if methods is not None:
@@ -211,13 +211,14 @@ def _report(finished: list[tuple[Cell, Summary]], output: Path, console: Console
 def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
     """Leave out what must know planted groups in scenarios that have none, and say so."""
     from disue.data import build_federation
-    from server_app.methods import check_names, knows_planted_groups
+    from server_app.methods import check_names
+    from strategies.methods.parts import Chosen
 
     left_out = set()
     kept = []
     for cell in cells:
         check_names(cell.config)
-        if knows_planted_groups(cell.config):
+        if Chosen(cell.config).naming(lambda uses: uses.planted_groups):
             federation = build_federation(cell.config, cell.clients)
             if not federation.has_groups:
                 left_out.add((cell.label, cell.scenario))

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from disue.config import RunConfig
 from disue.files import folder_inside
 from disue_cli.compare.cells import Cell, write_whole
 from disue_cli.compare.tables import ORACLE, Finished, places
@@ -167,10 +168,11 @@ def _deviation(values: np.ndarray) -> float:
 
 
 def _style(label: str, number: int) -> dict[str, Any]:
-    """Return how a method is drawn: DisUE stands out, the oracle is dashed, and markers help where colours fail."""
-    ours = label.split(":")[0] == "disue"
+    """Return how a method is drawn: the default one stands out, the oracle is dashed, all have markers."""
+    default = RunConfig().method
+    ours = label.split(":")[0] == default
     return {
-        "color": "black" if label == "disue" else COLOURS(number % 20),
+        "color": "black" if label == default else COLOURS(number % 20),
         "marker": "*" if ours else MARKERS[number % len(MARKERS)],
         "markersize": 9 if ours else 5,
         "lw": 2.5 if ours else 1.2,

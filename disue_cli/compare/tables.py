@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from disue_cli.compare.cells import Cell, Summary, write_whole
-from server_app.methods import knows_planted_groups
+from strategies.methods.parts import Chosen
 
 Finished = Sequence[tuple[Cell, Summary]]
 Values = Mapping[int, float]
@@ -76,7 +76,7 @@ def write_results(finished: Finished, path: Path) -> None:
 def write_table(finished: Finished, path: Path) -> None:
     """Write, for each dataset and scenario, what the methods reached and what it cost."""
     total = sum(summary["cpu_seconds"] for _, summary in finished)
-    told = {cell.label for cell, _ in finished if knows_planted_groups(cell.config)}
+    told = {cell.label for cell, _ in finished if Chosen(cell.config).naming(lambda uses: uses.planted_groups)}
     sections = [
         f"{len(finished)} runs, {total / 60:.0f} minutes of one core.\n",
         *(_section(*place, _values(finished, *place), told) for place in places(finished)),

@@ -84,6 +84,11 @@ def last_of(record: RunRecord, key: str) -> float | None:
     return next((row[key] for row in reversed(record.rows) if row.get(key) is not None), None)
 
 
+def has_own_average(record: RunRecord) -> bool:
+    """Return whether the average was another model than the universal one in some round."""
+    return any(row.get("average_accuracy") not in (None, row.get("universal_accuracy")) for row in record.rows)
+
+
 def total_of(record: RunRecord, key: str) -> float:
     """Return the sum of a metric over the rounds."""
     return sum(row.get(key) or 0 for row in record.rows)
@@ -276,7 +281,7 @@ def _baselines(record: RunRecord) -> str:
     words += [f"The run of {name} is not compared with: {why}." for name, why in record.unlike.items()]
     if words:
         return " ".join(filter(None, words))
-    if last_of(record, "average_accuracy") is None or record.config.get("method") == "fedavg":
+    if not has_own_average(record):
         return ""
     return (
         f"The {AVERAGE} is not FedAvg, which trains its clients from their average in every round; to compare with it, "

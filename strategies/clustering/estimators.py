@@ -69,9 +69,9 @@ class ChosenNumClusters:
 
     The number with the best mean silhouette (Rousseeuw 1987) is taken. Where even the best one is below
     ``min_silhouette`` there is "no substantial structure" (Kaufman & Rousseeuw 1990, table 4): all clients
-    are one cluster. Clients in clusters that are too small count as zero, as one alone does, and are not looked at for the
-    others' silhouettes. Otherwise one client that is like no other would make the best cluster of all, and hide the
-    structure among the others.
+    are one cluster. Clients in clusters that are too small count as zero, as one alone does, and the others'
+    silhouettes are taken without them. Otherwise one client that is like no other would make the best cluster of all,
+    and hide the structure among the others.
 
     Parameters
     ----------

@@ -11,6 +11,7 @@ A whole method, federated averaging with momentum at the server (Hsu, Qi and Bro
     class MomentumState(MethodState):
         velocity: State = field(default_factory=dict)
 
+    @METHODS.register("fedavgm")
     class FedAvgM(Method[MomentumState]):
         state_type = MomentumState
 
@@ -28,13 +29,14 @@ A whole method, federated averaging with momentum at the server (Hsu, Qi and Bro
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
 from disue.gate import Gate
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
+from disue.registry import Registry
 from disue.wire import EvaluateReply
 from strategies.aggregation.robust import Aggregator, mean
 from strategies.clustering.similarity import SignatureBook
@@ -45,6 +47,11 @@ from strategies.stored import stored
 from strategies.teams import Team
 from strategies.updates import Contribution
 
+if TYPE_CHECKING:
+    from strategies.methods.parts import Parts
+
+METHODS: Registry["type[Method[Any]]"] = Registry("method")
+"""Name -> class. Its file is imported in `strategies.methods`."""
 Metrics = Mapping[str, float | int | bool]
 
 
@@ -138,12 +145,59 @@ class Needs:
     personal: bool = False
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What a method, or an assigner, takes of a run.
+
+    Attributes
+    ----------
+    proxies : tuple of str
+        The kinds of proxy sets that it can learn from: holdout, dataset, path, generator; none: it needs none.
+    assigner : bool
+        Clients are clustered as the run's ``clusterer`` has it.
+    planted_groups : bool
+        It is told the planted groups.
+    given_number : bool
+        It must be told the number of clusters.
+    choices : bool
+        Clients choose among the clusters' models by their losses.
+    cluster_priors : bool
+        Clients put their own label prior for that of their cluster's expert.
+    """
+
+    proxies: tuple[str, ...] = ()
+    assigner: bool = False
+    planted_groups: bool = False
+    given_number: bool = False
+    choices: bool = False
+    cluster_priors: bool = False
+
+
+@dataclass(frozen=True)
+class Supports:
+    """What goes with a method, or an assigner.
+
+    Attributes
+    ----------
+    sums : bool
+        It needs no more than the sum of each cluster's updates, so that ``privacy=secure`` can be used.
+    mixed_models : bool
+        Clients may have several architectures.
+    uncovered : str
+        What clients send that the noise of ``privacy=dp`` does not cover; empty: nothing.
+    """
+
+    sums: bool = False
+    mixed_models: bool = False
+    uncovered: str = ""
+
+
 class Method(ABC, Generic[S]):
     """A method of federated learning.
 
-    A subclass supplies `step`. It overrides `assign` where clients differ in kind, and `start`, `candidates` and
-    `expert` where they start from, or use, another model than the universal one. What it knows beyond `MethodState`
-    is in a state class of its own, its ``state_type``.
+    A subclass supplies `step`, and `build` where it has parameters of its own. It overrides `assign` where clients
+    differ in kind, and `start`, `candidates` and `expert` where they start from, or use, another model than the
+    universal one. What it knows beyond `MethodState` is in a state class of its own, its ``state_type``.
 
     Parameters
     ----------
@@ -157,11 +211,18 @@ class Method(ABC, Generic[S]):
     Attributes
     ----------
     needs : Needs
+        What it asks of clients.
+    uses : Uses
+        What it takes of a run.
+    supports : Supports
+        What goes with it.
     proxy : (samples, channels, height, width) tensor or None
         The proxy set, where the method has one that stays the same.
     """
 
     state_type: ClassVar[type[Any]] = MethodState
+    uses: ClassVar[Uses] = Uses()
+    supports: ClassVar[Supports] = Supports()
     needs: Needs = Needs()
     proxy: Tensor | None = None
 
@@ -169,6 +230,11 @@ class Method(ABC, Generic[S]):
         self.main = main
         self.objective = objective
         self.aggregator = aggregator or Aggregator(mean)
+
+    @classmethod
+    def build(cls, parts: "Parts") -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, objective=parts.objective(), aggregator=parts.aggregator)
 
     def begin(self, initial: State) -> S:
         """Return the state before the first round, which opens with this model of the run's own architecture."""

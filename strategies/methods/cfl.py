@@ -7,6 +7,7 @@ optional test of a cut by the angles within its sides (gamma) is left out.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -16,8 +17,9 @@ from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.estimators import bipartition
 from strategies.clustering.similarity import cosines
-from strategies.methods.base import MethodState, Step
+from strategies.methods.base import METHODS, MethodState, Step
 from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.updates import ClientUpdate
@@ -40,6 +42,7 @@ class CFLState(MethodState):
     origin: State = field(default_factory=dict)
 
 
+@METHODS.register("cfl")
 class CFL(ClusteredMethod[CFLState]):
     """Recursive bipartition.
 
@@ -66,6 +69,11 @@ class CFL(ClusteredMethod[CFLState]):
         super().__init__(main, objective, aggregator)
         self.eps1 = eps1
         self.eps2 = eps2
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, parts.config.cfl_eps1, parts.config.cfl_eps2, parts.objective(), parts.aggregator)
 
     def common(self, state: CFLState) -> State:
         """Return the one model there is until the first cut, and then the one that was cut."""

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
-from typing import Any
+from typing import Any, Self
 
 from flwr.common.logger import log
 from torch import Tensor
@@ -24,10 +24,12 @@ from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
 from strategies.distillation.generator import GeneratorState
 from strategies.distillation.prototypes import FeatureSpace, Prototypes, believed_counts
+from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
-from strategies.distillation.teachers import log_priors_of
+from strategies.distillation.teachers import TEACHERS, log_priors_of
 from strategies.distillation.universal import UniversalDistillation
-from strategies.methods.base import Evaluated, Method, MethodState, Needs, Step
+from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Needs, Step, Supports, Uses
+from strategies.methods.parts import Parts
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored
@@ -112,6 +114,7 @@ class DisUEOptions:
     clients_compare: bool = False
 
 
+@METHODS.register("disue")
 class DisUE(Method[DisUEState]):
     """The three phases.
 
@@ -127,6 +130,10 @@ class DisUE(Method[DisUEState]):
     caps : Caps
         Bounds the losses that shares are learnt from.
     """
+
+    uses = Uses(proxies=("holdout", "dataset", "path", "generator"), assigner=True, cluster_priors=True)
+    supports = Supports(sums=True, mixed_models=True)
+    needs = Needs(prototypes=True)
 
     state_type = DisUEState
 
@@ -145,9 +152,37 @@ class DisUE(Method[DisUEState]):
         self.assigner = assigner
         self.options = options or DisUEOptions()
         self.caps = caps or Caps()
-        self.needs = Needs(prototypes=True, description=assigner.description, fits=self.options.learn_share)
+        self.needs = replace(self.needs, description=assigner.description, fits=self.options.learn_share)
         self.probation = Probation(self.options.probation_rounds)
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        config = parts.config
+        starts = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}
+        distillation = UniversalDistillation(
+            parts.server,
+            parts.proxy(),
+            teacher=TEACHERS[config.teacher],
+            distiller=parts.distiller(config.student_share),
+            # What was trained with the balanced loss carries no prior that could be taken out.
+            prior_correction=config.prior_correction and config.local_loss != "balanced",
+            prototype_weight=config.prototype_weight,
+            label_counts_shared=config.share_label_counts,
+            foreign_proxy=is_foreign(config.proxy),
+        )
+        options = DisUEOptions(
+            expert_share=starts[config.initialisation],
+            learn_share=config.initialisation == "learned",
+            expert_memory=config.expert_memory,
+            pool_prototypes=config.prototypes == "cluster",
+            prototype_limit=config.prototype_limit,
+            probation_rounds=config.probation_rounds,
+            client_prior=config.expert_prior == "client",
+            clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
+        )
+        return cls(parts.assigner(), distillation, options, parts.objective(), parts.aggregator, parts.caps)
 
     def begin(self, initial: State) -> DisUEState:
         """Return the state before the first round."""

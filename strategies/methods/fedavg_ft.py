@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from disue.wire import EvaluateReply
-from strategies.methods.base import Evaluated, MethodState, Needs
+from strategies.methods.base import METHODS, Evaluated, MethodState, Needs
 from strategies.methods.fedavg import FedAvg
 from strategies.rounds.round import Round
 
 
+@METHODS.register("fedavg-ft")
 class FedAvgFT(FedAvg):
     """Federated averaging; a client's own expert is the shared model after its own local training."""
 

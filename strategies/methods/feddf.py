@@ -7,6 +7,7 @@ run's, the same for every method that distils (published: batches of 128).
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -15,11 +16,13 @@ from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.server import Server
-from strategies.methods.base import Method, MethodState, Step
+from strategies.methods.base import METHODS, Method, MethodState, Step, Uses
+from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.updates import Contribution
 
 
+@METHODS.register("feddf")
 class FedDF(Method[MethodState]):
     """One model, taught by the ensemble of this round's clients.
 
@@ -35,6 +38,8 @@ class FedDF(Method[MethodState]):
         See `Method`.
     """
 
+    uses = Uses(proxies=("holdout", "dataset", "path"))
+
     def __init__(
         self,
         server: Server,
@@ -47,6 +52,11 @@ class FedDF(Method[MethodState]):
         self.server = server
         self.proxy: Tensor = proxy
         self.distiller = distiller
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.server, parts.fixed_proxy(), parts.distiller(), parts.objective(), parts.aggregator)
 
     def step(self, state: MethodState, updates: Sequence[Contribution], round: Round) -> Step[MethodState]:
         """Average the clients, and distil the mean of their logits into the average (eq. 3)."""

@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
+from strategies.methods.base import METHODS
 from strategies.methods.fedavg import FedAvg
 
 
+@METHODS.register("fedlc")
 class FedLC(FedAvg):
     """Federated averaging with the balanced local loss.
 

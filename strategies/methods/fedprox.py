@@ -5,14 +5,18 @@ Li et al., "Federated Optimization in Heterogeneous Networks", MLSys 2020. Publi
 """
 
 from dataclasses import replace
+from typing import Self
 
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
+from strategies.methods.base import METHODS
 from strategies.methods.fedavg import FedAvg
+from strategies.methods.parts import Parts
 
 USUAL_MU = 0.01
 
 
+@METHODS.register("fedprox")
 class FedProx(FedAvg):
     """Federated averaging with a proximal term.
 
@@ -32,3 +36,9 @@ class FedProx(FedAvg):
         aggregator: Aggregator | None = None,
     ) -> None:
         super().__init__(main, replace(objective, prox_mu=mu), aggregator)
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        objective = parts.objective(USUAL_MU)
+        return cls(parts.main, objective.prox_mu, objective, parts.aggregator)

@@ -6,6 +6,7 @@ algorithm 1.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Self
 
 import torch
 from sklearn.cluster import KMeans
@@ -14,12 +15,14 @@ from torch import Tensor
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
-from strategies.methods.base import MethodState, Step
+from strategies.methods.base import METHODS, MethodState, Step, Uses
 from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.updates import ClientUpdate
 
 
+@METHODS.register("fesem")
 class FeSEM(ClusteredMethod[MethodState]):
     """Clustered federated learning by stochastic expectation maximisation.
 
@@ -33,6 +36,8 @@ class FeSEM(ClusteredMethod[MethodState]):
         Seed of the k-means that finds the first centres.
     """
 
+    uses = Uses(given_number=True)
+
     def __init__(
         self,
         main: str,
@@ -44,6 +49,11 @@ class FeSEM(ClusteredMethod[MethodState]):
         super().__init__(main, objective, aggregator)
         self.num_clusters = num_clusters
         self.random_state = random_state
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
 
     def assign(self, state: MethodState, updates: Sequence[ClientUpdate], round: Round) -> Step[MethodState]:
         """E-step: give each sampled client the nearest centre (eq. 6); the others keep theirs."""

@@ -5,15 +5,19 @@ algorithm 1 (model averaging). The number of models is given, and they start fro
 """
 
 from collections.abc import Sequence
+from typing import Self
 
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ByChoice
+from strategies.methods.base import METHODS, Supports, Uses
 from strategies.methods.clustered import AssignedMethod, AssignedState
+from strategies.methods.parts import Parts
 from strategies.rounds.registry import Client
 
 
+@METHODS.register("ifca")
 class IFCA(AssignedMethod):
     """The iterative federated clustering algorithm. It sends K models to every client.
 
@@ -25,6 +29,9 @@ class IFCA(AssignedMethod):
         K initial models, all different.
     """
 
+    uses = Uses(given_number=True, choices=True)
+    supports = Supports(uncovered="a client's choice of a model, use another")
+
     def __init__(
         self,
         main: str,
@@ -33,6 +40,11 @@ class IFCA(AssignedMethod):
         aggregator: Aggregator | None = None,
     ) -> None:
         super().__init__(main, ByChoice(models), objective, aggregator)
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, parts.random_models(), parts.objective(), parts.aggregator)
 
     def start(self, state: AssignedState, client: Client) -> None:
         """Return None: every client starts from the model that it chooses."""

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from strategies.clustering.assignment import Single
-from strategies.methods.base import MethodState, Step
+from strategies.methods.base import METHODS, MethodState, Step
 from strategies.methods.clustered import ClusteredMethod
 from strategies.rounds.round import Round
 
 
+@METHODS.register("local")
 class Local(ClusteredMethod[MethodState]):
     """Every client is a cluster of its own and goes on from its own model, at first from the initial one."""
 

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from strategies.aggregation.robust import Aggregator
 from strategies.clustering.estimators import Clusterer, DecomposedCosines
 from strategies.clustering.landmarks import cluster_landmarks, embedding
 from strategies.clustering.similarity import SignatureKind
-from strategies.methods.base import MethodState, Step
+from strategies.methods.base import METHODS, MethodState, Step, Uses
 from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.updates import ClientUpdate
@@ -94,6 +96,7 @@ class OneShotMethod(ClusteredMethod[OneShotState]):
         return Step(replace(state, clusters=found, labels=found))
 
 
+@METHODS.register("flhc")
 class FLHC(OneShotMethod):
     """One hierarchical clustering of the updates after a warm-up, then separate training.
 
@@ -124,12 +127,19 @@ class FLHC(OneShotMethod):
         self.clusterer = clusterer
         self.random_state = random_state
 
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        clusterer, warm_up = parts.agglomerative(), parts.config.warm_up_rounds
+        return cls(parts.main, warm_up, clusterer, parts.random_state, parts.objective(), parts.aggregator)
+
     def cluster(self, directions: Tensor) -> Sequence[int]:
         """Cluster the updates themselves."""
         labels, _ = cluster_landmarks(self.clusterer, embedding(SignatureKind(), list(directions), self.random_state))
         return [int(label) for label in labels]
 
 
+@METHODS.register("fedgroup")
 class FedGroup(OneShotMethod):
     """Clusters by the euclidean distance of decomposed cosine similarity (EDC), at a cold start.
 
@@ -146,6 +156,8 @@ class FedGroup(OneShotMethod):
         Seed of k-means.
     """
 
+    uses = Uses(given_number=True)
+
     def __init__(
         self,
         main: str,
@@ -157,6 +169,11 @@ class FedGroup(OneShotMethod):
         super().__init__(main, 0, objective, aggregator)
         self.num_clusters = num_clusters
         self.random_state = random_state
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, parts.num_clusters, parts.random_state, parts.objective(), parts.aggregator)
 
     def cluster(self, directions: Tensor) -> Sequence[int]:
         """Cluster the updates' cosines to their leading singular directions."""

@@ -3,9 +3,11 @@
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import Planted
+from strategies.methods.base import METHODS, Uses
 from strategies.methods.clustered import AssignedMethod
 
 
+@METHODS.register("oracle")
 class Oracle(AssignedMethod):
     """Clusters are the planted groups.
 
@@ -14,6 +16,8 @@ class Oracle(AssignedMethod):
     main, objective, aggregator
         See `Method`.
     """
+
+    uses = Uses(planted_groups=True)
 
     def __init__(self, main: str, objective: LocalObjective = PLAIN, aggregator: Aggregator | None = None) -> None:
         super().__init__(main, Planted(), objective, aggregator)

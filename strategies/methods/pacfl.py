@@ -7,14 +7,19 @@ number of clusters is chosen as everywhere else. Their distances are the smalles
 (eq. 3); here it is the chordal distance, the root of the sum of squared sines.
 """
 
+from typing import Self
+
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import BySignature
 from strategies.clustering.estimators import Clusterer
 from strategies.clustering.similarity import SIGNATURES
+from strategies.methods.base import METHODS, Supports
 from strategies.methods.clustered import AssignedMethod
+from strategies.methods.parts import Parts
 
 
+@METHODS.register("pacfl")
 class PACFL(AssignedMethod):
     """Clusters by principal angles between the subspaces that the clients' inputs span, before any training.
 
@@ -28,6 +33,8 @@ class PACFL(AssignedMethod):
         See `BySignature`.
     """
 
+    supports = Supports(uncovered="the subspace of a client's inputs")
+
     def __init__(
         self,
         main: str,
@@ -38,3 +45,8 @@ class PACFL(AssignedMethod):
     ) -> None:
         assigner = BySignature("subspace", SIGNATURES["subspace"], clusterer, random_state=random_state)
         super().__init__(main, assigner, objective, aggregator)
+
+    @classmethod
+    def build(cls, parts: Parts) -> Self:
+        """Return the method as a run's settings have it."""
+        return cls(parts.main, parts.agglomerative(), parts.random_state, parts.objective(), parts.aggregator)

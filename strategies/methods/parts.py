@@ -1,6 +1,7 @@
 """From a run's settings to the parts that methods are made of."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -18,11 +19,12 @@ from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import AGGREGATORS, Aggregator
 from strategies.clustering.assignment import ByChoice, BySignature, ClusterAssigner, Planted
 from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
-from strategies.clustering.similarity import SIGNATURES, of_sketches
+from strategies.clustering.similarity import SIGNATURES, SignatureKind, of_sketches
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
 from strategies.distillation.proxy import USUAL_SIZE, load_proxy
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
+from strategies.methods.base import METHODS, Method, Supports, Uses
 
 
 class Parts:
@@ -108,7 +110,7 @@ class Parts:
 
     def assigner(self) -> ClusterAssigner[Any]:
         """Return what says who belongs together, as the run's ``clusterer`` has it."""
-        return ASSIGNERS[self.config.clusterer](self)
+        return ASSIGNERS[self.config.clusterer].build(self)
 
     def random_models(self) -> list[State]:
         """Return as many different models as there are clusters."""
@@ -134,8 +136,29 @@ class Parts:
         return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, self.device)
 
 
-ASSIGNERS: Registry[Callable[[Parts], ClusterAssigner[Any]]] = Registry("clusterer")
-"""What ``clusterer`` may be: every clusterer of signatures, and what other methods have in its place."""
+@dataclass(frozen=True)
+class AssignerKind:
+    """What ``clusterer`` may be.
+
+    Attributes
+    ----------
+    build : callable
+        From the parts of a run to the assigner.
+    uses : Uses
+    supports : Supports
+        Where clients are compared by signatures, the signature has a say, too.
+    by_signature : bool
+        Clients are compared by their signatures.
+    """
+
+    build: Callable[[Parts], ClusterAssigner[Any]]
+    uses: Uses = field(default_factory=Uses)
+    supports: Supports = field(default_factory=Supports)
+    by_signature: bool = False
+
+
+ASSIGNERS: Registry[AssignerKind] = Registry("clusterer")
+"""Every clusterer of signatures, and what other methods have in its place."""
 
 
 def smallest_cluster(config: RunConfig) -> int:
@@ -153,14 +176,43 @@ def _by_signature(clusterer: str, parts: Parts) -> ClusterAssigner[Any]:
 
 
 for _name in CLUSTERERS:
-    ASSIGNERS.register(_name)(partial(_by_signature, _name))
+    _supports = Supports(sums=True, mixed_models=True)
+    ASSIGNERS.register(_name)(AssignerKind(partial(_by_signature, _name), supports=_supports, by_signature=True))
+ASSIGNERS.register("ifca")(
+    AssignerKind(
+        lambda parts: ByChoice(parts.random_models()),
+        Uses(given_number=True, choices=True),
+        Supports(uncovered="a client's choice of a model, use another"),
+    )
+)
+ASSIGNERS.register("oracle")(
+    AssignerKind(lambda parts: Planted(), Uses(planted_groups=True), Supports(mixed_models=True))
+)
 
 
-@ASSIGNERS.register("ifca")
-def _by_choice(parts: Parts) -> ClusterAssigner[Any]:
-    return ByChoice(parts.random_models())
+@dataclass(frozen=True)
+class Chosen:
+    """What a run's settings choose: a method, and an assigner where the method takes one."""
 
+    config: RunConfig
 
-@ASSIGNERS.register("oracle")
-def _planted(parts: Parts) -> ClusterAssigner[Any]:
-    return Planted()
+    @property
+    def method(self) -> type[Method[Any]]:
+        """The method; raise `ConfigError` if there is none of that name."""
+        return METHODS[self.config.method]
+
+    @property
+    def assigner(self) -> AssignerKind | None:
+        """The assigner; None: the method takes none."""
+        return ASSIGNERS[self.config.clusterer] if self.method.uses.assigner else None
+
+    @property
+    def signature(self) -> SignatureKind | None:
+        """What clients are compared by as the run's ``signature`` has it; None: they are not."""
+        return SIGNATURES[self.config.signature] if self.assigner and self.assigner.by_signature else None
+
+    def naming(self, what: Callable[[Uses], bool]) -> str | None:
+        """Return the key, ``method`` or ``clusterer``, whose value takes something of a run; None: neither does."""
+        if what(self.method.uses):
+            return "method"
+        return "clusterer" if self.assigner and what(self.assigner.uses) else None

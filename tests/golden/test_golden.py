@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from server_app.methods import METHODS
+from strategies.methods import METHODS
 from tests.golden.cases import CASES
 from tests.golden.compare import FILES, differences, kept, recorded
 

@@ -8,21 +8,20 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests_support import calls_of
 
 from disue.data import build_federation
 from disue.errors import ConfigError
 from disue.models import build_model
 from disue.seeding import derive_seed
-from server_app.methods import METHODS
 from strategies.aggregation.average import weighted_average
 from strategies.clustering.estimators import decomposed_cosines
-from strategies.flower import FederatedStrategy
+from strategies.methods import METHODS
 from strategies.methods.cfl import CFL
-from strategies.methods.clustered import ClusteredStrategy
+from strategies.methods.clustered import ClusteredMethod
 from strategies.methods.ifca import IFCA
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.stats import Participation
-from strategies.updates import ClientUpdate
+from strategies.rounds.round import Round
+from strategies.teams import Team
 
 
 def model(directory: Path, name: str = "universal") -> dict[str, torch.Tensor]:
@@ -102,22 +101,16 @@ def test_local_clients_share_nothing(run) -> None:  # type: ignore[no-untyped-de
 
 @pytest.mark.parametrize("method", ["local", "oracle", "pacfl", "fesem"])
 def test_who_comes_late_starts_from_the_initial_model_and_not_from_the_others(run, monkeypatch, method: str) -> None:  # type: ignore[no-untyped-def]
-    initial: list[dict[str, torch.Tensor]] = []
-    late: set[str] = set()
-    original = ClusteredStrategy.aggregate
-
-    def watch(self, server_round, updates):  # type: ignore[no-untyped-def]
-        initial.append(self.initial)
-        before = self.clusters_before
-        trained = {before[name] for name in before if before[name] in self.experts}
-        for update in updates:
-            if before.get(update.name) not in trained:
-                assert equal(update.start, initial[0])
-                late.update({update.name} if server_round > 1 else ())
-        return original(self, server_round, updates)
-
-    monkeypatch.setattr(ClusteredStrategy, "aggregate", watch)
+    steps, late = calls_of(monkeypatch, ClusteredMethod, "step"), set[str]()
     run(method=method, clients=9, fraction_train=0.25, num_server_rounds=5, seed=29)
+    for step in steps:
+        state, before = step.given["state"], step.given["round"].clusters_before
+        trained = {before[name] for name in before if Team(before[name], "mlp") in state.experts}
+        for update in step.given["updates"]:
+            if before.get(update.name) not in trained:
+                assert equal(update.start, state.initial)
+                late.update({update.name} if step is not steps[0] else ())
+    assert equal(steps[0].given["state"].initial, steps[-1].given["state"].initial)
     assert late
 
 
@@ -162,7 +155,7 @@ def test_cfl_leaves_clients_of_one_kind_alone(run) -> None:  # type: ignore[no-u
 
 def test_a_cut_of_one_cluster_moves_no_client_of_another(make_updates) -> None:  # type: ignore[no-untyped-def]
     """Indices within a cluster are not indices within the federation (a known bug of public code)."""
-    strategy = CFL(ClientRegistry(0), Participation(num_rounds=1), eps1=1e9, eps2=0.0)
+    method = CFL("mlp", eps1=1e9, eps2=0.0)
     updates = make_updates(6)
     opposite = dict.fromkeys(("client-3", "client-5"), -1.0)
     pulled = [
@@ -170,9 +163,10 @@ def test_a_cut_of_one_cluster_moves_no_client_of_another(make_updates) -> None: 
         for u in updates
         if u.name not in ("client-0", "client-1")
     ]
-    strategy.clusters = {"client-0": 0, "client-1": 0} | {u.name: 1 for u in pulled}
-    strategy._last = {name: torch.ones(1) for name in ("client-0", "client-1")}
-    labels = strategy.group(1, pulled)
+    clusters = {"client-0": 0, "client-1": 0} | {u.name: 1 for u in pulled}
+    last = {name: torch.ones(1) for name in ("client-0", "client-1")}
+    state = replace(method.begin(updates[0].start), clusters=clusters, last=last)
+    labels = method.assign(state, pulled, Round(1, dict.fromkeys(clusters, "mlp"), clusters)).state.clusters
     assert labels["client-0"] == labels["client-1"] == 0
     assert labels["client-2"] == labels["client-4"] != labels["client-3"] == labels["client-5"]
     assert 0 not in {labels[u.name] for u in pulled}
@@ -208,22 +202,15 @@ def test_ifca_recovers_planted_groups_when_their_number_is_given(run, scenario: 
 
 
 def test_ifca_sends_every_client_one_model_per_cluster_and_trains_the_chosen_one(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    strategies: list[IFCA] = []
-    original = IFCA.aggregate
-
-    def watch(self, server_round, updates):  # type: ignore[no-untyped-def]
-        strategies.append(self)
-        assert all(update.start is self._candidates[update.choice] for update in updates)
-        result = original(self, server_round, updates)
-        for number in set(self.clusters.values()):
-            members = [update for update in updates if update.choice == number]
-            assert equal(self.experts[number], weighted_average(members))
-        return result
-
-    monkeypatch.setattr(IFCA, "aggregate", watch)
+    steps, offered = calls_of(monkeypatch, IFCA, "step"), calls_of(monkeypatch, IFCA, "candidates")
     ifca = run(method="ifca", num_clusters=4, num_server_rounds=1, seed=102)
     fedavg = run(method="fedavg", num_server_rounds=1, seed=102)
-    models = strategies[0]._candidates
+    (step,), models = steps, offered[0].result
+    updates, state = step.given["updates"], step.result.state
+    assert all(update.start is models[update.choice] for update in updates)
+    for number in set(state.clusters.values()):
+        members = [update for update in updates if update.choice == number]
+        assert equal(state.experts[Team(number, "mlp")], weighted_average(members))
     assert len(models) == 4
     assert not equal(models[0], models[1])
     size = sum(4 * tensor.numel() for tensor in models[0].values())
@@ -268,31 +255,20 @@ def test_decomposed_cosines_are_cosines_to_the_leading_singular_vectors() -> Non
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_with_partial_participation_only_the_sampled_are_aggregated(run, monkeypatch, method: str) -> None:  # type: ignore[no-untyped-def]
     """Experts of clusters nobody was sampled from stay as they are (a known bug of public code averages all)."""
-    rounds: list[set[str]] = []
-    original = FederatedStrategy.aggregate_train
-
-    def watch(self, server_round, replies):  # type: ignore[no-untyped-def]
-        before = dict(self.experts)
-        seen: list[ClientUpdate] = []
-        monkeypatch.setattr(self, "_read_updates", lambda messages: seen.extend(read(messages)) or seen)
-        read = FederatedStrategy._read_updates.__get__(self)
-        result = original(self, server_round, replies)
-        sampled = {client.name for client in self._sampled}
-        rounds.append(sampled)
-        assert {update.name for update in seen} == sampled
-        assert equal(self.average, weighted_average(seen))
-        for number, expert in self.experts.items():
-            members = [update for update in seen if self.clusters[update.name] == number]
+    steps = calls_of(monkeypatch, METHODS[method], "step")
+    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4, expert_memory=0.0)
+    sampled = [{update.name for update in step.given["updates"]} for step in steps]
+    for step in steps:
+        before, updates, state = step.given["state"].experts, step.given["updates"], step.result.state
+        assert equal(step.result.averages["mlp"], weighted_average(updates))
+        for team, expert in state.experts.items():
+            members = [update for update in updates if state.clusters[update.name] == team.cluster]
             if members:
                 assert equal(expert, weighted_average(members))
             else:
                 assert any(expert is known for known in before.values())
-        return result
-
-    monkeypatch.setattr(FederatedStrategy, "aggregate_train", watch)
-    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4, expert_memory=0.0)
-    assert [len(names) for names in rounds] == [3, 3, 3, 3]
-    assert len(set.union(*rounds)) > 3
+    assert [len(names) for names in sampled] == [3, 3, 3, 3]
+    assert len(set.union(*sampled)) > 3
     assert [row["clients_ok"] for row in result.rows] == [3, 3, 3, 3]
     assert result.summary["status"] == "completed"
 
