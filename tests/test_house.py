@@ -81,9 +81,18 @@ def test_clients_must_have_what_clients_compute_with_and_a_run_goes_on_with_all_
 ) -> None:
     app = copy_app(tmp_path / "app")
     (app / changed).parent.mkdir(exist_ok=True)
-    (app / changed).open("a").write("\n# changed\n")
+    (app / changed).open("a").write("\nCHANGED = True\n")
     differ = [found != own for found, own in zip(hashes_of(app), (client_hash(), source_hash()), strict=True)]
     assert differ == [for_clients, for_a_run]
+
+
+def test_sites_whose_comments_and_docstrings_differ_can_work_together(tmp_path: Path) -> None:
+    app = copy_app(tmp_path / "app")
+    for package in PACKAGES:
+        for path in (app / package).rglob("*.py"):
+            text = re.sub(r'^"""', '"""Another beginning. ', path.read_text())
+            path.write_text(f"# A comment.\n\n{text}\n# The end.\n")
+    assert hashes_of(app) == [client_hash(), source_hash()]
 
 
 def test_the_table_of_keys_is_up_to_date() -> None:
