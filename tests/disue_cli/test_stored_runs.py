@@ -1,4 +1,7 @@
-"""Run directories of all formats, as they were written: they are loaded, reported, predicted with, and go on."""
+"""Run directories of all formats, as they were written: they are loaded, reported, predicted with, and go on.
+
+One of a format to come is refused, whatever else is in it.
+"""
 
 import json
 import re
@@ -11,7 +14,10 @@ import pytest
 from synthetic import CHARTS
 
 from disue import load_run
+from disue.config import RunConfig
 from disue.errors import DataError
+from disue.files import RUN_FORMAT, run_settings
+from disue_cli.compare.cells import Cell
 from disue_cli.engines.inline import run_inline
 from server_app.report import read_run, write_report
 from server_app.resume import resumed_config
@@ -21,10 +27,97 @@ CLIENTS = 4
 Said = Callable[..., tuple[str, str]]
 
 
+Refused = Callable[..., str]
+
+
 @pytest.fixture(params=sorted(path.name for path in STORED.glob("format-*")))
 def stored(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """A copy of a stored folder."""
     return Path(shutil.copytree(STORED / request.param, tmp_path / "stored"))
+
+
+def test_a_run_of_every_format_is_stored() -> None:
+    """Of the first one a run from before directories had a number."""
+    found = [run_settings((path / "run" / "config.toml").read_text()) for path in sorted(STORED.glob("format-*"))]
+    assert [settings.get("format", 1) for settings in found] == list(range(1, RUN_FORMAT + 1))
+    assert "format" not in found[0]
+
+
+def test_a_run_writes_its_format_first(run) -> None:  # type: ignore[no-untyped-def]
+    text = (run(clients=2).directory / "config.toml").read_text()
+    assert text.startswith(f"format = {RUN_FORMAT}\n\n[")
+
+
+@pytest.fixture(params=[RUN_FORMAT + 1, 10**6])
+def newer(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, str]:
+    """A directory of which only the format is known, and what is said of it."""
+    path = tmp_path / "newer" / "config.toml"
+    path.parent.mkdir()
+    path.write_text(f"format = {request.param}\n")
+    said = (
+        f"'{path}': format: got {request.param}; this version of DisUE reads run directories up to format {RUN_FORMAT}"
+    )
+    return path.parent, said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["report", "{run}"],
+        ["report", "{run}", "{run}"],
+        ["watch", "{run}"],
+        ["predict", "{run}", "{run}/x.png"],
+        ["export", "{run}", "--format", "torch"],
+        ["assign", "{run}", "{run}/x.npz"],
+        ["simulate", "--engine", "inline", "--resume", "{run}"],
+        ["run", "disue", "--set", "resume-from={run}"],
+    ],
+    ids=" ".join,
+)
+def test_a_newer_one_is_refused_by_every_command(newer: tuple[Path, str], words: list[str], refused: Refused) -> None:
+    directory, said = newer
+    assert said in refused(*(word.replace("{run}", str(directory)) for word in words))
+    assert [path.name for path in directory.iterdir()] == ["config.toml"]
+
+
+def test_a_newer_one_is_refused_in_python(newer: tuple[Path, str]) -> None:
+    directory, said = newer
+    for read in (load_run, read_run):
+        with pytest.raises(DataError, match=re.escape(said)):
+            read(directory)
+
+
+def test_a_newer_one_is_refused_as_a_baseline(stored: Path, newer: tuple[Path, str]) -> None:
+    directory, said = newer
+    (directory / "summary.json").write_text('{"status": ["of another form"]}')
+    place = stored / "run" / "baselines" / "fedavg"
+    shutil.copytree(directory, place)
+    with pytest.raises(DataError, match=re.escape(said.replace(str(directory), str(place)))):
+        read_run(stored / "run")
+
+
+def test_a_newer_one_is_refused_in_a_comparison(newer: tuple[Path, str]) -> None:
+    directory, said = newer
+    cell = Cell("digits", "iid", "fedavg", RunConfig(), 2, directory)
+    shutil.copytree(directory, cell.directory)
+    with pytest.raises(DataError, match=re.escape(said.replace(str(directory), str(cell.directory)))):
+        cell.summary()
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "1.5", "true", "'1'", "[1]"])
+def test_a_format_that_is_no_number_is_damage(stored: Path, number: str) -> None:
+    path = stored / "run" / "config.toml"
+    path.write_text(f"format = {number}\n" + path.read_text())
+    with pytest.raises(DataError, match=r"config.toml' is damaged \(format is .*, not a whole number from 1\)"):
+        load_run(stored / "run")
+
+
+def test_one_that_says_its_number_is_read_as_one_from_before_numbers(stored: Path) -> None:
+    before = load_run(stored / "run")
+    path = stored / "run" / "config.toml"
+    path.write_text("format = 1\n" + path.read_text())
+    after = load_run(stored / "run")
+    assert (after.config, after.task, after.experts) == (before.config, before.task, before.experts)
 
 
 def expected(stored: Path) -> dict[str, Any]:
