@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from disue.errors import DataError
 from disue.task import DataSummary
+from server_app import checkpoint
 from server_app.checkpoint import Checkpoints, packed, unpacked
 from strategies.distillation.prototypes import Prototypes
 from strategies.rounds.registry import Client
@@ -180,6 +181,19 @@ def test_a_damaged_one_is_passed_over_and_removed_by_the_next(
         path.write_bytes(b"")
     with pytest.raises(DataError, match="all checkpoints are damaged"):
         checkpoints.load()
+
+
+def test_one_of_another_format_is_refused_with_both_numbers(
+    kept: tuple[Checkpoints, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, (_, third) = kept
+    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    with pytest.raises(DataError) as caught:
+        checkpoints.load()
+    assert str(caught.value) == (
+        f"'{third}' was written by another version of disue (ValueError: format: got 1; this version reads 2); go on "
+        "with that version, or run it anew"
+    )
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
