@@ -14,6 +14,7 @@ from flwr.cli.build import build_fab_from_disk
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
+from disue.files import RUN_FORMAT
 from disue.nodes import NodeConfig
 from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
@@ -160,6 +161,10 @@ def test_every_file_that_a_run_leaves_is_in_the_readmes_table(run) -> None:  # t
     directory = run(report=True).directory
     left = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     assert not [name for name in left if not any(name.startswith(own) for own in named)]
+
+
+def test_the_readme_says_the_format_that_runs_write() -> None:
+    assert f"`config.toml` begins with `format = {RUN_FORMAT}`," in (ROOT / "README.md").read_text()
 
 
 def test_constraints_pin_every_direct_dependency() -> None:
