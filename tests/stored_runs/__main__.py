@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from disue import load_run
 from disue.config import RunConfig
 from disue.data.inputs import read_inputs
+from disue.files import RUN_FORMAT
 from disue_cli.commands.assign import place, read_new
 from disue_cli.commands.predict import AUTO, classify
 from disue_cli.engines.inline import run_inline
@@ -54,4 +55,4 @@ def main(name: str) -> None:
 
 
 if __name__ == "__main__":
-    main("format-1")
+    main(f"format-{RUN_FORMAT}")
