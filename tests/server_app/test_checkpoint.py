@@ -187,12 +187,13 @@ def test_one_of_another_format_is_refused_with_both_numbers(
     kept: tuple[Checkpoints, list[Path]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoints, (_, third) = kept
-    monkeypatch.setattr(checkpoint, "FORMAT", 2)
+    written = checkpoint.FORMAT
+    monkeypatch.setattr(checkpoint, "FORMAT", written + 1)
     with pytest.raises(DataError) as caught:
         checkpoints.load()
     assert str(caught.value) == (
-        f"'{third}' was written by another version of disue (ValueError: format: got 1; this version reads 2); go on "
-        "with that version, or run it anew"
+        f"'{third}' was written by another version of disue (ValueError: format: got {written}; this version reads "
+        f"{written + 1}); go on with that version, or run it anew"
     )
 
 
