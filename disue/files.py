@@ -19,9 +19,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from disue.config import RunConfig, unfit_for_files
-from disue.errors import DISK_FULL, ConfigError, DataError, DiskError
+from disue.errors import DISK_FULL, ConfigError, DataError, DiskError, quoted_value
 
 T = TypeVar("T")
+RUN_FORMAT = 1
+"""The number of the run directory, which ``config.toml`` begins with.
+
+Raise it by one when a file of a run directory is new, gone, renamed, or means something else, so that older code would
+misread it; older numbers must still be read. Then store a run of it: see ``tests/stored_runs``.
+"""
+UNNUMBERED = 1
+"""The format of directories from before they had a number: nothing else changed then."""
 LARGEST = 1e300
 """Of numbers in files; they are added, and multiplied by small ones."""
 Whole = Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -170,8 +178,17 @@ class _Settings(_Loose):
 
 
 def run_settings(text: str) -> dict[str, Any]:
-    """Parse ``config.toml``; raise ValueError where a value is of another type than runs write."""
+    """Parse ``config.toml``.
+
+    Raises
+    ------
+    ConfigError
+        If the run directory is of a newer format.
+    ValueError
+        If a value is of another type than runs write.
+    """
     settings = tomllib.loads(text)
+    _require_known(settings.get("format", UNNUMBERED))
     if not isinstance(settings.get("run"), dict):
         raise ValueError("there is no [run] in it")
     usual = RunConfig().to_flower()
@@ -183,6 +200,16 @@ def run_settings(text: str) -> dict[str, Any]:
             raise ValueError(f"run.{key} is {value!r}; {wrong}")
     checked(_Settings, settings)
     return settings
+
+
+def _require_known(number: object) -> None:
+    if type(number) is not int or number < 1:
+        raise ValueError(f"format is {quoted_value(number)}, not a whole number from 1")
+    if number > RUN_FORMAT:
+        raise ConfigError(
+            f"format: got {number}; this version of DisUE reads run directories up to format {RUN_FORMAT}, use a newer "
+            "one"
+        )
 
 
 def checked(kind: type[BaseModel], value: Any) -> Any:

@@ -199,20 +199,20 @@ def load_run(directory: str | Path) -> Run:
     ------
     DataError
         If there is no run in the directory, the run ended early without models, a file is missing or damaged, or the
-        run is of a version that has other config keys.
+        run is of a newer format, or of a version that has other config keys.
     """
     place = user_path(directory)
     if not place.is_dir():
         raise DataError(f"'{place}' is no directory; name the directory of a run")
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
+    config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     early = summary.get("status") in ENDED_EARLY and (place / f"{UNIVERSAL}.safetensors").is_file()
     if summary.get("status") != "completed" and not early:
         why = " ".join(str(summary.get("error")).split())
         how = f"it {summary['status']}: {why}" if summary.get("status") else "it goes on, or was ended"
         raise DataError(f"'{place}': this run is not finished ({how}); go on with it (--resume), or name another run")
-    config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
     _check_models(config, place)
     task = read_text(place / "config.toml", lambda text: _task(run_settings(text)["task"]))
     if not (place / f"{UNIVERSAL}.safetensors").is_file():

@@ -111,7 +111,8 @@ class Checkpoints:
                 kept = unpacked(content)
                 return Saved(_round(kept["round"]), str(kept["source"]), dict(kept["parts"]), damaged)
             except NOT_UNPACKED as error:
-                raise DataError(f"'{path}' {OTHER_VERSION} ({error!r})") from None
+                why = f"{type(error).__name__}: {error}"
+                raise DataError(f"'{path}' {OTHER_VERSION} ({why}); go on with that version, or run it anew") from None
         if damaged:
             raise DataError(f"'{self.directory}': all checkpoints are damaged ({', '.join(damaged)}); run it anew")
         return None
@@ -176,7 +177,7 @@ def unpacked(content: bytes) -> Any:
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     structure = json.loads(header["__metadata__"][METADATA])
     if structure["format"] != FORMAT:
-        raise ValueError(f"format {structure['format']}, not {FORMAT}")
+        raise ValueError(f"format: got {structure['format']}; this version reads {FORMAT}")
     objects: list[Any] = []
 
     def unpack(value: Any) -> Any:

@@ -18,7 +18,18 @@ import tomli_w
 
 from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
-from disue.files import LARGEST, PARTS, append, folder_inside, inside, user_path, whole, write_tensors, write_whole
+from disue.files import (
+    LARGEST,
+    PARTS,
+    RUN_FORMAT,
+    append,
+    folder_inside,
+    inside,
+    user_path,
+    whole,
+    write_tensors,
+    write_whole,
+)
 from disue.gate import Gate
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
@@ -143,6 +154,7 @@ class Recorder:
         self._rows: list[Row] = list(rows)
         self._clusters: dict[str, int] = {}
         settings = {
+            "format": RUN_FORMAT,
             "task": {
                 "classes": list(task.class_names),
                 "input-shape": "x".join(map(str, task.shape)),

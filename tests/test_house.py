@@ -14,6 +14,7 @@ from flwr.cli.build import build_fab_from_disk
 
 from disue.config import RunConfig
 from disue.errors import ConfigError
+from disue.files import RUN_FORMAT
 from disue.nodes import NodeConfig
 from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
@@ -102,9 +103,18 @@ def test_clients_must_have_what_clients_compute_with_and_a_run_goes_on_with_all_
 ) -> None:
     app = copy_app(tmp_path / "app")
     (app / changed).parent.mkdir(exist_ok=True)
-    (app / changed).open("a").write("\n# changed\n")
+    (app / changed).open("a").write("\nCHANGED = True\n")
     differ = [found != own for found, own in zip(hashes_of(app), (client_hash(), source_hash()), strict=True)]
     assert differ == [for_clients, for_a_run]
+
+
+def test_sites_whose_comments_and_docstrings_differ_can_work_together(tmp_path: Path) -> None:
+    app = copy_app(tmp_path / "app")
+    for package in PACKAGES:
+        for path in (app / package).rglob("*.py"):
+            text = re.sub(r'^"""', '"""Another beginning. ', path.read_text())
+            path.write_text(f"# A comment.\n\n{text}\n# The end.\n")
+    assert hashes_of(app) == [client_hash(), source_hash()]
 
 
 def test_the_table_of_keys_is_up_to_date() -> None:
@@ -172,6 +182,10 @@ def test_every_file_that_a_run_leaves_is_in_the_readmes_table(run) -> None:  # t
     directory = run(report=True).directory
     left = [path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file()]
     assert not [name for name in left if not any(name.startswith(own) for own in named)]
+
+
+def test_the_readme_says_the_format_that_runs_write() -> None:
+    assert f"`config.toml` begins with `format = {RUN_FORMAT}`," in (ROOT / "README.md").read_text()
 
 
 def test_constraints_pin_every_direct_dependency() -> None:

@@ -9,7 +9,7 @@ from disue.errors import WireError
 from disue.fields import MOST_EXAMPLES, Text, Whole
 from disue.source import client_hash
 from disue.task import DataSummary
-from disue.wire.reading import read_config, read_fields
+from disue.wire.reading import PROTOCOL, read_config, read_fields, require_protocol
 
 MOST_PARTITIONS = 10**7
 
@@ -20,11 +20,13 @@ class HelloRequest:
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        return Message(RecordDict({"config": ConfigRecord({"source-hash": client_hash()})}), node_id, MessageType.QUERY)
+        config = ConfigRecord({"protocol": PROTOCOL, "source-hash": client_hash()})
+        return Message(RecordDict({"config": config}), node_id, MessageType.QUERY)
 
     @staticmethod
     def check(message: Message) -> None:
-        """Raise `FederationError` if the server runs other source code."""
+        """Raise `FederationError` if the server speaks another protocol, or runs other source code."""
+        require_protocol(message)
         read_config(message)
 
 

@@ -7,12 +7,19 @@ from typing import Any, TypeVar, get_args
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
 from disue.config import LocalLoss
-from disue.errors import FederationError, WireError, one_line
+from disue.errors import FederationError, WireError, one_line, quoted_value
 from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
 from disue.source import client_hash
 from disue.task import Task
 
+PROTOCOL = 1
+"""The number of the protocol. The server says it in hello, and a client that has another one refuses to take part.
+
+Raise it by one when a message changes: a field or a kind of message is new, gone, renamed, or means something else. The
+form of ``protocol`` in hello stays, so that all versions can read it.
+"""
+SAME_VERSION = "install the same version of DisUE on both, and start the client where there is no other copy of it"
 LONGEST_REASON = 1000
 T = TypeVar("T")
 
@@ -54,18 +61,36 @@ def read_task(config: ConfigRecord) -> Task | None:
         raise WireError(f"the request's task is refused: {error}") from None
 
 
+def require_protocol(message: Message) -> None:
+    """Raise `FederationError` if a hello is of another protocol than this process speaks."""
+    servers = _config(message).get("protocol")
+    if servers != PROTOCOL:
+        told = "none, which is older than 1" if servers is None else quoted_value(servers)
+        raise FederationError(f"protocol: the server says {told}, this client {PROTOCOL}; {SAME_VERSION}")
+
+
 def read_config(message: Message) -> ConfigRecord:
     """Return the request's config, or refuse it when it comes from other source code than this process runs."""
-    try:
-        config = message.content.config_records["config"]
-    except KeyError:
-        raise WireError("the request has no 'config' record") from None
-    if config.get("source-hash") != client_hash():
+    config = _config(message)
+    servers, own = config.get("source-hash"), client_hash()
+    if servers != own:
         raise FederationError(
-            f"this client runs other source code ({client_hash()}) than the server ({config.get('source-hash')!r}); "
-            "start it from a neutral directory and with the same installed version"
+            f"this client runs other source code ({_code(own, PROTOCOL)}) than the server "
+            f"({_code(servers, config.get('protocol'))}); {SAME_VERSION}"
         )
     return config
+
+
+def _config(message: Message) -> ConfigRecord:
+    try:
+        return message.content.config_records["config"]
+    except KeyError:
+        raise WireError("the request has no 'config' record") from None
+
+
+def _code(source: object, protocol: object) -> str:
+    """Return the beginning of a hash of source code, and the protocol, which hello alone says."""
+    return f"{source!s:.8}" + ("" if protocol is None else f", protocol {protocol}")
 
 
 def read_objective(config: ConfigRecord) -> LocalObjective:

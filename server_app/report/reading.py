@@ -1,9 +1,10 @@
 """A run directory, read and checked: what is there is whole, and what is not there yet is empty."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, 
 from disue.task import MOST_CLASSES
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
+T = TypeVar("T")
 Row = dict[str, Any]
 BASELINES = "baselines"
 """In a run directory: the runs of other methods that it is compared with, each in a directory named as its method."""
@@ -128,11 +130,8 @@ def read_run(directory: Path) -> RunRecord:
     """
     if not directory.is_dir():
         raise DataError(f"'{directory}' is no directory; name the directory of a run")
-    for name in ("config.toml", "metrics.jsonl"):
-        if not (directory / name).is_file():
-            raise DataError(f"'{directory}': there is no run here ({name} is missing); name the directory of a run")
-    settings = read_text(directory / "config.toml", run_settings)
-    rows = read_text(directory / "metrics.jsonl", metrics_rows)
+    settings = _read_required(directory / "config.toml", run_settings)
+    rows = _read_required(directory / "metrics.jsonl", metrics_rows)
     record = RunRecord(
         directory=directory,
         settings=settings,
@@ -151,6 +150,12 @@ def read_run(directory: Path) -> RunRecord:
             record.baselines[name] = summary
     _check_portrait(record)
     return record
+
+
+def _read_required(path: Path, parse: Callable[[str], T]) -> T:
+    if not path.is_file():
+        raise DataError(f"'{path.parent}': there is no run here ({path.name} is missing); name the directory of a run")
+    return read_text(path, parse)
 
 
 def metrics_rows(text: str) -> list[Row]:
@@ -175,12 +180,15 @@ def membership_moves(text: str) -> list[Move]:
 
 def _baselines(directory: Path) -> dict[str, tuple[Row, Row]]:
     """Return the settings and the summaries of the baselines that are over."""
-    found = {path.parent: read_text(path, _baseline_summary) for path in sorted(directory.glob("*/summary.json"))}
-    return {
-        place.name: (read_text(place / "config.toml", run_settings), summary)
-        for place, summary in found.items()
-        if summary.get("status") == "completed"
+    places = [path.parent for path in sorted(directory.glob("*/summary.json"))]
+    found = {
+        place.name: (
+            read_text(place / "config.toml", run_settings),
+            read_text(place / "summary.json", _baseline_summary),
+        )
+        for place in places
     }
+    return {name: own for name, own in found.items() if own[1].get("status") == "completed"}
 
 
 def _baseline_summary(text: str) -> Row:

@@ -12,6 +12,7 @@ from disue.models import State
 from disue.naming import normal_name
 from disue.objective import LocalObjective
 from disue.signature import Signature
+from disue.source import client_hash
 from disue.task import DataSummary, Task
 from disue.wire import (
     DescribeReply,
@@ -29,6 +30,7 @@ from disue.wire import (
     reading,
 )
 from disue.wire.arrays import read_state, to_record
+from disue.wire.reading import PROTOCOL
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -327,16 +329,51 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         EvaluateRequest(state(), 1).to_message(1),
         DescribeRequest("subspace").to_message(1),
     ]
-    monkeypatch.setattr(reading, "client_hash", lambda: "another")
+    servers = client_hash()[:8]
+    monkeypatch.setattr(reading, "client_hash", lambda: "0123456789abcdef")
     checks = (
         HelloRequest.check,
         TrainRequest.from_message,
         EvaluateRequest.from_message,
         DescribeRequest.from_message,
     )
+    said = []
     for check, message in zip(checks, messages, strict=True):
-        with pytest.raises(FederationError, match="other source code"):
+        with pytest.raises(FederationError, match="other source code") as caught:
             check(message)
+        said.append(str(caught.value))
+    assert said[0].startswith(
+        f"this client runs other source code (01234567, protocol {PROTOCOL}) than the server "
+        f"({servers}, protocol {PROTOCOL}); install the same version"
+    )
+    assert said[1].startswith(f"this client runs other source code (01234567, protocol {PROTOCOL}) than the server (")
+    assert all(servers in line and "\n" not in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "named"),
+    [
+        (PROTOCOL + 1, f"{PROTOCOL + 1}"),
+        (0, "0"),
+        (None, "none, which is older than 1"),
+        ("x\ny", "'x\\ny'"),
+        ("x" * 10**6, "a str of 1000000"),
+    ],
+)
+def test_a_client_refuses_a_server_of_another_protocol(protocol: int | str | None, named: str) -> None:
+    """Whatever its source code is: that of another protocol is another, too."""
+    message = HelloRequest().to_message(1)
+    config = message.content.config_records["config"]
+    assert config["protocol"] == PROTOCOL
+    del config["protocol"]
+    if protocol is not None:
+        config["protocol"] = protocol
+    config["source-hash"] = "another"
+    with pytest.raises(FederationError) as caught:
+        HelloRequest.check(message)
+    assert str(caught.value).startswith(
+        f"protocol: the server says {named}, this client {PROTOCOL}; install the same version"
+    )
 
 
 def test_a_request_without_config_is_refused() -> None:

@@ -186,7 +186,7 @@ def test_other_code_in_the_starting_directory_is_noticed(tmp_path: Path) -> None
     link = tmp_path / "link"
     for package in PACKAGES:
         shutil.copytree(ROOT / package, link / package)
-    (link / "client_app" / "training.py").open("a").write("\n# another version\n")
+    (link / "client_app" / "training.py").open("a").write("\nANOTHER_VERSION = True\n")
     values = SMALL | {"join-timeout": 5.0, "output-dir": str(tmp_path / "run")}
     with private_superlink(link) as environment:
         status, log = flwr_run(ROOT, link, environment, values, 2)

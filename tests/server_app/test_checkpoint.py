@@ -14,6 +14,7 @@ from safetensors import safe_open
 import strategies.stored
 from disue.errors import DataError
 from disue.task import DataSummary
+from server_app import checkpoint
 from server_app.checkpoint import Checkpoints, packed, unpacked
 from strategies.distillation.prototypes import FeatureSpace, Prototypes
 from strategies.rounds.registry import Client
@@ -177,6 +178,20 @@ def test_a_damaged_one_is_passed_over_and_removed_by_the_next(
         path.write_bytes(b"")
     with pytest.raises(DataError, match="all checkpoints are damaged"):
         checkpoints.load()
+
+
+def test_one_of_another_format_is_refused_with_both_numbers(
+    kept: tuple[Checkpoints, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoints, (_, third) = kept
+    written = checkpoint.FORMAT
+    monkeypatch.setattr(checkpoint, "FORMAT", written + 1)
+    with pytest.raises(DataError) as caught:
+        checkpoints.load()
+    assert str(caught.value) == (
+        f"'{third}' was written by another version of disue (ValueError: format: got {written}; this version reads "
+        f"{written + 1}); go on with that version, or run it anew"
+    )
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
