@@ -22,7 +22,7 @@ from disue.fields import LARGEST_LOSS
 from disue.models import State
 from disue.registry import Registry
 from disue.seeding import numpy_rng
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire import TrainRequest
 
 BACKDOOR_CLASS = 0

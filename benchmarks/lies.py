@@ -55,7 +55,7 @@ from disue.errors import ConfigError, FederationError
 from disue.fields import Other
 from disue.metrics import log_prior, score
 from disue.models import filled_model
-from disue.runs import load_run
+from disue.runs.reading import load_run
 from disue.wire.bundle import KEY as BUNDLE
 from disue_cli.compare.cells import THREAD_VARIABLES, prepare_worker
 from disue_cli.engines.inline import InlineGrid, simulated_nodes

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 import torch
 
 from benchmarks.machine import machine
-from client_app.training import train
+from client_app.train import train
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import prepare_device

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from client_app.privacy import Private
+from client_app.release.noisy import NoisyRelease
 from disue.assignments import parse_assignments, parse_seeds
 from disue.config import RunConfig
 from disue.wire import EvaluateReply
@@ -24,19 +24,19 @@ COLUMNS = ("dp-noise", "epsilon", "releases", "universal", "own expert", "cluste
 def measure(settings: dict[str, Any], clients: int) -> dict[str, float]:
     """Return what a run comes to, with the accuracies before they were made noisy."""
     measured: list[float] = []
-    evaluation = Private.evaluation
+    evaluation = NoisyRelease.evaluation
 
-    def watched(self: Private, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def watched(self: NoisyRelease, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
         measured.append(reply.expert_accuracy)
         return evaluation(self, reply, num_classes)
 
-    Private.evaluation = watched  # type: ignore[method-assign]
+    NoisyRelease.evaluation = watched  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as directory:
             config = RunConfig.from_flower({**settings, "output-dir": str(Path(directory) / "run"), "report": False})
             summary = run_inline(config, clients)
     finally:
-        Private.evaluation = evaluation  # type: ignore[method-assign]
+        NoisyRelease.evaluation = evaluation  # type: ignore[method-assign]
     return {
         "epsilon": summary.get("epsilon", float("inf")),
         "releases": summary.get("releases", 0),

@@ -21,14 +21,14 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.nn import functional as F
 
-from client_app.signature import initial_prototypes, make_signature
-from client_app.training import label_counts
+from client_app.describe import initial_prototypes, make_signature
+from client_app.train import label_counts
 from disue.assignments import parse_seeds
 from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
 from disue.models import build_model
+from disue.privacy.sketch import sketch
 from disue.seeding import torch_rng
-from disue.sketch import sketch
 from strategies.clustering.estimators import CLUSTERERS, AtLeast
 from strategies.clustering.similarity import cosines, embed
 

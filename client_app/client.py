@@ -9,8 +9,8 @@ from flwr.app import Context
 from torch import Tensor
 
 from client_app.data import open_data
-from client_app.privacy import Plain, discretion
-from client_app.training import TrainingResult, label_counts, train
+from client_app.release import ReleasePolicy, choose_policy
+from client_app.train import TrainingResult, label_counts, train
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import prepare_device
@@ -19,7 +19,7 @@ from disue.models import MODELS, Classifier, Shape, State, build_model, fill
 from disue.nodes import NodeConfig
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire import EvaluateRequest
 
 
@@ -84,9 +84,9 @@ class LocalClient:
         losses = [self.score(state, self.data.train, prior).loss for state in candidates]
         return min(range(len(losses)), key=losses.__getitem__)
 
-    def discretion(self, purpose: str, server_round: int = 0) -> Plain:
+    def policy(self, purpose: str, server_round: int = 0) -> ReleasePolicy:
         """Return what decides what leaves."""
-        return discretion(self.config, self.node, purpose, server_round, self.context)
+        return choose_policy(self.config, self.node, purpose, server_round, self.context)
 
     def rng(self, purpose: str, server_round: int) -> torch.Generator:
         """Return the generator for one purpose, client and round."""

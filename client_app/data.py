@@ -9,7 +9,7 @@ from disue.data.own import OwnSplit, open_own
 from disue.data.scenarios import NO_GROUP
 from disue.errors import DataError, WireError
 from disue.nodes import NodeConfig
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire import HelloReply
 
 T = TypeVar("T")

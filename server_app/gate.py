@@ -1,9 +1,9 @@
-"""What a run keeps so that an expert can be chosen afterwards: see `disue.gate`."""
+"""What a run keeps so that an expert can be chosen afterwards: see `disue.runs.gate`."""
 
 from pathlib import Path
 
-from disue.gate import Gate, Knowledge, Space
 from disue.models import State
+from disue.runs.gate import Gate, Knowledge, Space
 from strategies.flower import FederatedStrategy
 from strategies.methods.disue import DisUE
 

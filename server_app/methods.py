@@ -12,11 +12,11 @@ from flwr.common.logger import log
 from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
-from disue.model_check import check_networks
 from disue.models import MODELS, State, build_model, get_state
+from disue.models.check import check_networks
 from disue.objective import LocalObjective
+from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
-from disue.secure import FEWEST
 from disue.seeding import derive_seed
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch, smallest_cluster

@@ -14,8 +14,8 @@ from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
-from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
-from disue.secure import FEWEST
+from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
+from disue.privacy.secagg import FEWEST
 from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.similarity import SIGNATURES, cosines
 

@@ -16,8 +16,8 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError, DisueError
 from disue.files import disk_errors
-from disue.model_check import check_networks
 from disue.models import build_model, get_state
+from disue.models.check import check_networks
 from disue.naming import by_name
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints

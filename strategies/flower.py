@@ -16,7 +16,7 @@ from disue.errors import FederationError, TooFewUpdates, WireError
 from disue.models import State
 from disue.naming import by_name
 from disue.objective import PLAIN, LocalObjective
-from disue.secure import vector_sizes
+from disue.privacy.secagg import vector_sizes
 from disue.wire import (
     EvaluateReply,
     EvaluateRequest,

@@ -5,7 +5,7 @@ import sys
 
 TRAIN_AND_DISTIL = """
 import sys, torch
-from client_app.training import train
+from client_app.train import train
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.models import build_model

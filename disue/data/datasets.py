@@ -21,7 +21,8 @@ from torch import Tensor
 
 from disue.errors import DataError
 from disue.registry import Registry
-from disue.task import SMALLEST_SIDE, Task
+from disue.tasks import Task
+from disue.tasks.images import SMALLEST_SIDE
 from disue.torchvision_compat import torchvision
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from disue.data.datasets import Dataset, Examples, load_dataset
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import DataError
 from disue.seeding import derive_seed, numpy_rng
-from disue.task import Task
+from disue.tasks import Task
 
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1

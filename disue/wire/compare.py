@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from disue.fields import LARGEST_LOSS, Real
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 

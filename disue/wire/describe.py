@@ -9,7 +9,7 @@ from torch import Tensor
 from disue.errors import WireError
 from disue.fields import LARGEST_FEATURE, Arrays, fields_of
 from disue.source import client_hash
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import read_config, read_task, setting, task_values
 
@@ -23,7 +23,7 @@ class DescribeRequest:
     Attributes
     ----------
     description : str
-        Which one; `client_app.signature` has them all.
+        Which one; `client_app.describe` has them all.
     task : Task or None
         None: the client knows it from the run config.
     """

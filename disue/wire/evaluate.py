@@ -11,7 +11,7 @@ from disue.errors import WireError
 from disue.fields import LARGEST_LOSS, MOST_EXAMPLES, MOST_STEPS, Real, Whole
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 

@@ -8,7 +8,7 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from disue.errors import WireError
 from disue.fields import MOST_EXAMPLES, Text, Whole
 from disue.source import client_hash
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from disue.wire.reading import read_config, read_fields
 
 MOST_PARTITIONS = 10**7

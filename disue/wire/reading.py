@@ -11,7 +11,7 @@ from disue.errors import FederationError, WireError, one_line
 from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
 from disue.source import client_hash
-from disue.task import Task
+from disue.tasks import Task
 
 LONGEST_REASON = 1000
 T = TypeVar("T")

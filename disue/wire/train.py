@@ -21,7 +21,7 @@ from disue.fields import (
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
-from disue.task import Task
+from disue.tasks import Task
 from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 

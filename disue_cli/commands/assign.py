@@ -9,23 +9,23 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from client_app.signature import DESCRIPTIONS, make_signature
-from client_app.training import label_counts
+from client_app.describe import DESCRIPTIONS, make_signature
+from client_app.train import label_counts
 from disue.comparing import scaled_prototypes
 from disue.data import Examples
 from disue.data.folders import images_below
-from disue.data.images import read_arrays
+from disue.data.image_files import read_arrays
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, user_path
-from disue.gate import GATE, Gate
 from disue.metrics import log_prior, score
 from disue.models import build_model
-from disue.runs import Run, load_run
+from disue.naming import quoted
+from disue.privacy.sketch import sketch
+from disue.runs.gate import GATE, Gate
+from disue.runs.reading import Run, load_run
 from disue.signature import Signature
-from disue.sketch import sketch
-from disue.task import quoted
 from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding

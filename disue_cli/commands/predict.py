@@ -14,8 +14,8 @@ from torch import Tensor
 
 from disue.data.inputs import Inputs, read_inputs
 from disue.errors import one_line
-from disue.runs import Run, load_run
-from disue.task import Task
+from disue.runs.reading import Run, load_run
+from disue.tasks import Task
 from disue_cli.terminal import say
 
 AUTO = "auto"

@@ -13,9 +13,9 @@ from flwr.serverapp import Grid
 
 from disue.errors import ConfigError, DataError, DisueError, FederationError, WireError
 from disue.models import MODELS
-from disue.naming import by_name
+from disue.naming import by_name, quoted
 from disue.seeding import numpy_rng
-from disue.task import DataSummary, Task, quoted
+from disue.tasks import DataSummary, Task
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.rounds.keys import node_keys
 from strategies.rounds.transport import collect, is_no_answer, send

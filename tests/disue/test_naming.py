@@ -19,7 +19,7 @@ from disue.data.own import open_own, read_own
 from disue.errors import ConfigError, DataError
 from disue.naming import client_name, normal_name
 from disue.nodes import NodeConfig
-from disue.task import DataSummary, Task, agree
+from disue.tasks import DataSummary, Task, agree
 from disue.wire import HelloReply, HelloRequest
 from disue.wire.reading import read_task, task_values
 

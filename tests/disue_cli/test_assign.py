@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from client_app.signature import initial_prototypes
+from client_app.describe import initial_prototypes
 from disue import load_run
 from disue.data import build_federation
 from disue.metrics import log_prior, score
 from disue.models import build_model
-from disue.runs import Run
+from disue.runs.reading import Run
 from disue_cli.commands.assign import place, read_new
 
 CPU = torch.device("cpu")

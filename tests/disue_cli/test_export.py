@@ -14,8 +14,8 @@ import torch
 
 from disue import load_run
 from disue.models import MODELS, build_model
-from disue.runs import Model, PixelModel
-from disue.task import Task
+from disue.runs.reading import Model, PixelModel
+from disue.tasks import Task
 from disue_cli.commands import export as exporting
 
 Said = Callable[..., tuple[str, str]]

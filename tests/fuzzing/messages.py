@@ -13,10 +13,10 @@ from hypothesis.strategies import DrawFn
 from disue.errors import DisueError, WireError
 from disue.models import build_model
 from disue.npy import decode_npy
-from disue.secure import new_private_key, public_key, to_words
+from disue.privacy.secagg import new_private_key, public_key, to_words
 from disue.signature import Signature
 from disue.source import client_hash
-from disue.task import DataSummary, Task
+from disue.tasks import DataSummary, Task
 from disue.wire import (
     CompareReply,
     CompareRequest,

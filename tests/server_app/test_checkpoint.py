@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from disue.errors import DataError
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from server_app.checkpoint import Checkpoints, packed, unpacked
 from strategies.distillation.prototypes import Prototypes
 from strategies.rounds.registry import Client

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.linalg import subspace_angles
 
-from client_app.signature import DESCRIPTIONS
+from client_app.describe import DESCRIPTIONS
 from disue.config import RunConfig
 from disue.data import Examples, build_federation
 from disue.models import build_model

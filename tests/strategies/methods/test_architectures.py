@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests_support import ChangingGrid
 
 from client_app.app import app as client_app
-from client_app.signature import initial_prototypes
+from client_app.describe import initial_prototypes
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.metrics import score
