@@ -15,6 +15,7 @@ from typing import Any
 from client_app.release.noisy import NoisyRelease
 from disue.assignments import parse_assignments, parse_seeds
 from disue.config import RunConfig
+from disue.tasks import Task
 from disue.wire import EvaluateReply
 from disue_cli.engines.inline import run_inline
 
@@ -26,9 +27,9 @@ def measure(settings: dict[str, Any], clients: int) -> dict[str, float]:
     measured: list[float] = []
     evaluation = NoisyRelease.evaluation
 
-    def watched(self: NoisyRelease, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def watched(self: NoisyRelease, reply: EvaluateReply, task: Task) -> EvaluateReply:
         measured.append(reply.expert_accuracy)
-        return evaluation(self, reply, num_classes)
+        return evaluation(self, reply, task)
 
     NoisyRelease.evaluation = watched  # type: ignore[method-assign]
     try:

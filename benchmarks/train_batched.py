@@ -32,8 +32,10 @@ from disue.device import prepare_device
 from disue.models import Classifier, State, build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
+from disue.tasks import ImageClassification
 
 CLASSES, SHAPE = 10, (1, 28, 28)
+TASK = ImageClassification(tuple(map(str, range(CLASSES))), SHAPE, (0.0,), (1.0,))
 
 
 def one_by_one(model: Classifier, start: State, data: list[Examples], config: RunConfig, device: str) -> list[State]:
@@ -41,7 +43,7 @@ def one_by_one(model: Classifier, start: State, data: list[Examples], config: Ru
     trained = []
     for i, examples in enumerate(data):
         fill(model, start)
-        train(model, examples, config, PLAIN, torch_rng("train", i), torch.device(device), CLASSES)
+        train(model, examples, config, PLAIN, torch_rng("train", i), torch.device(device), TASK)
         trained.append(get_state(model))
     return trained
 
@@ -50,7 +52,7 @@ def together(model: Classifier, start: State, data: list[Examples], config: RunC
     """Train them as a node does on which all sit."""
     rngs = [torch_rng("train", i) for i in range(len(data))]
     starts = [start] * len(data)
-    found = train_batched(model, starts, data, config, PLAIN, rngs, torch.device(device), CLASSES)
+    found = train_batched(model, starts, data, config, PLAIN, rngs, torch.device(device), TASK)
     return [state for state, _ in found]
 
 

@@ -11,7 +11,8 @@ from client_app.release import choose_policy, withhold_errors
 from client_app.secagg import mask, share_out, unmask
 from client_app.training_job import TrainingJob
 from disue.config import RunConfig
-from disue.metrics import score
+from disue.errors import FederationError
+from disue.metrics import Evaluation, evaluate
 from disue.nodes import NodeConfig
 from disue.wire import (
     CompareReply,
@@ -47,7 +48,7 @@ def describe(message: Message, context: Context) -> Message:
     client = LocalClient(context, request.task)
     description = DESCRIPTIONS[request.description]
     share = client.config.share_label_counts
-    signature = description(client.initial_model(), client.data.train, client.device, share)
+    signature = description(client.initial_model(), client.data.train, client.device, client.task, share)
     told = client.policy("describe").description(request.description, signature)
     return DescribeReply(told).to_message(message)
 
@@ -104,24 +105,33 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     request = EvaluateRequest.from_message(message)
     client = LocalClient(context, request.task)
     test = client.data.test
-    universal = client.score(request.universal, test)
+    universal = client.evaluate(request.universal, test)
     expert = request.expert or request.universal
-    expert_score = client.score(expert, test, client.prior_shift(request))
+    own = client.evaluate(expert, test, client.prior_shift(request))
     universal_fit, expert_fit = client.fits(request) if request.compare else (None, None)
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
         personal, result = client.train(expert, request.objective, rng)
         personal_steps = result.steps
-        personal_accuracy = score(personal, test, client.device, client.own_prior(request.objective)).accuracy
+        shift = client.own_prior(request.objective)
+        personal_accuracy = _accuracy(evaluate(client.task, personal, test, client.device, shift))
     reply = EvaluateReply(
         num_examples=len(test),
-        universal_accuracy=universal.accuracy,
+        universal_accuracy=_accuracy(universal),
         universal_loss=universal.loss,
-        expert_accuracy=expert_score.accuracy,
+        expert_accuracy=_accuracy(own),
         personal_accuracy=personal_accuracy,
         personal_steps=personal_steps,
         universal_fit=universal_fit,
         expert_fit=expert_fit,
     )
-    return client.policy("evaluate", request.server_round).evaluation(reply, client.num_classes).to_message(message)
+    return client.policy("evaluate", request.server_round).evaluation(reply, client.task).to_message(message)
+
+
+def _accuracy(evaluation: Evaluation) -> float:
+    """Return the one metric that the reply has room for; raise `FederationError` for a task with others."""
+    accuracy = evaluation.metrics.get("accuracy")
+    if accuracy is None:
+        raise FederationError(f"the reply tells accuracies; the task has {', '.join(evaluation.metrics)}")
+    return accuracy

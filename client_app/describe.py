@@ -6,23 +6,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from client_app.train import label_counts
 from disue.comparing import SUBSPACE_DIMENSIONS
 from disue.data import Examples
 from disue.metrics import predict_logits
 from disue.models import Classifier
 from disue.registry import Registry
 from disue.signature import Signature
+from disue.tasks import Task
 
-DESCRIPTIONS: Registry[Callable[[Classifier, Examples, torch.device, bool], Tensor]] = Registry("signature")
-"""Name -> function from the run's initial model, the training data, the device, and whether label counts may be told,
-to a matrix of floats."""
+Describe = Callable[[Classifier, Examples, torch.device, Task, bool], Tensor]
+DESCRIPTIONS: Registry[Describe] = Registry("signature")
+"""Name -> function from the run's initial model, the training data, the device, the task, and whether label counts
+may be told, to a matrix of floats."""
 
 
 def make_signature(
-    model: Classifier, examples: Examples, device: torch.device, share_label_counts: bool = True
+    model: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
 ) -> Signature:
-    """Return label counts and class prototypes of the client's training data.
+    """Return the counts and the prototypes of the strata (classes, or one for all) of the client's training data.
 
     Parameters
     ----------
@@ -31,34 +32,38 @@ def make_signature(
     examples : Examples
         The client's training data.
     device : torch.device
+    task : Task
+        Says what the strata are.
     share_label_counts : bool (default: True)
-        If not, one stands for every class that occurs.
+        If not, one stands for every stratum that occurs.
     """
-    counts = label_counts(examples.y, model.head.out_features)
+    counts = task.count_strata(examples.y)
     features = predict_logits(model.body, examples.x, device)
-    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, examples.y, features)
+    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, task.strata(examples.y), features)
     told = counts if share_label_counts else (counts > 0).to(counts)
     return Signature(told, sums / counts.clamp(min=1.0).unsqueeze(1))
 
 
 @DESCRIPTIONS.register("initial-prototypes")
 def initial_prototypes(
-    initial: Classifier, examples: Examples, device: torch.device, share_label_counts: bool = True
+    initial: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
 ) -> Tensor:
-    """Return class prototypes under the initial model, (classes, features), of unit length as a whole.
+    """Return prototypes under the initial model, (strata, features), of unit length as a whole.
 
-    Each class is scaled by the square root of its share, or all alike if that is not to be told. The feature space
+    Each stratum is scaled by the square root of its share, or all alike if that is not to be told. The feature space
     is that of all clients and all rounds: it does not forget how clients differ while the universal expert learns to
     see no difference.
     """
-    signature = make_signature(initial, examples, device, share_label_counts)
+    signature = make_signature(initial, examples, device, task, share_label_counts)
     shares = signature.label_counts / signature.label_counts.sum()
     scaled = signature.prototypes * shares.sqrt().unsqueeze(1)
     return F.normalize(scaled.reshape(-1), dim=0).view_as(scaled)
 
 
 @DESCRIPTIONS.register("subspace")
-def subspace(_initial: Classifier, examples: Examples, _device: torch.device, _share: bool = True) -> Tensor:
+def subspace(
+    _initial: Classifier, examples: Examples, _device: torch.device, _task: Task, _share: bool = True
+) -> Tensor:
     """Return an orthonormal basis of the data's leading directions, (inputs, 3); it needs no labels.
 
     They are the left singular vectors of the matrix whose columns are the client's inputs (PACFL, Vahidian et al.

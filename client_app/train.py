@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.optim.sgd import sgd
 
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import memory_format, mixed_precision, place
-from disue.metrics import log_prior
+from disue.errors import ConfigError
 from disue.objective import LocalObjective
+from disue.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,20 @@ class TrainingResult:
     steps: int
 
 
-def label_counts(y: Tensor, num_classes: int) -> Tensor:
-    """Return examples per class, (classes,) float32."""
-    return torch.bincount(y, minlength=num_classes).to(torch.float32)
+def output_shift(task: Task, objective: LocalObjective, targets: Tensor) -> Tensor | None:
+    """Return what an objective adds to the outputs in training, (outputs,); None: nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the objective is ``balanced``, and the task has no label shares.
+    """
+    if objective.local_loss != "balanced":
+        return None
+    prior = task.log_prior(targets)
+    if prior is None:
+        raise ConfigError("local-loss: got 'balanced'; the task has no classes, use cross-entropy")
+    return prior
 
 
 def train(
@@ -39,7 +50,7 @@ def train(
     objective: LocalObjective,
     generator: torch.Generator,
     device: torch.device,
-    num_classes: int,
+    task: Task,
 ) -> TrainingResult:
     """Train ``model`` in place on a client's examples, starting and staying near where it is.
 
@@ -56,13 +67,15 @@ def train(
     generator : torch.Generator
         On the CPU; it alone decides the order of the examples.
     device : torch.device
-    num_classes : int
+    task : Task
+        Says what the loss is.
     """
-    layout = memory_format(device, config.mixed_precision)
+    layout = memory_format(examples.x, device, config.mixed_precision)
     place(model, device, layout)
     model.train()
     x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
-    shift = log_prior(label_counts(examples.y, num_classes)).to(device) if objective.local_loss == "balanced" else None
+    shift = output_shift(task, objective, examples.y)
+    shift = None if shift is None else shift.to(device)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     momenta: list[Tensor | None] = [None] * len(parameters)
     anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
@@ -72,9 +85,9 @@ def train(
         losses.clear()
         for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
             with mixed_precision(device, config.mixed_precision):
-                logits = model(x[batch])
-            logits = logits.float()
-            loss = F.cross_entropy(logits if shift is None else logits + shift, y[batch])
+                outputs = model(x[batch])
+            outputs = outputs.float()
+            loss = task.loss.mean(outputs if shift is None else outputs + shift, y[batch])
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             if anchors is not None:
                 gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)

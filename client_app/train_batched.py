@@ -10,15 +10,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
-from torch.nn import functional as F
 
-from client_app.train import TrainingResult, label_counts
+from client_app.train import TrainingResult, output_shift
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import mixed_precision
-from disue.metrics import log_prior
 from disue.models import State
 from disue.objective import LocalObjective
+from disue.tasks import Task
 
 
 def train_batched(
@@ -29,7 +28,7 @@ def train_batched(
     objective: LocalObjective,
     generators: Sequence[torch.Generator],
     device: torch.device,
-    num_classes: int,
+    task: Task,
 ) -> list[tuple[State, TrainingResult]]:
     """Return what comes of each start when it is trained on each client's examples; see `client_app.train.train`.
 
@@ -48,14 +47,14 @@ def train_batched(
     x = torch.cat([own.x for own in examples]).to(device)
     y = torch.cat([own.y for own in examples]).to(device)
     plan = _Plan(examples, config, generators, device)
-    counts = torch.stack([label_counts(own.y, num_classes) for own in examples])
-    shifts = log_prior(counts) if objective.local_loss == "balanced" else torch.zeros_like(counts)
-    shifts = shifts.to(device)
+    none = torch.zeros(task.num_outputs)
+    found = [output_shift(task, objective, own.y) for own in examples]
+    shifts = torch.stack([none if shift is None else shift for shift in found]).to(device)
 
-    def loss_of(own: State, inputs: Tensor, labels: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
+    def loss_of(own: State, inputs: Tensor, targets: Tensor, weights: Tensor, shift: Tensor) -> Tensor:
         with mixed_precision(device, config.mixed_precision):
-            logits = functional_call(model, own, (inputs,))
-        return (F.cross_entropy(logits.float() + shift, labels, reduction="none") * weights).sum()
+            outputs = functional_call(model, own, (inputs,))
+        return (task.loss.of_examples(outputs.float() + shift, targets) * weights).sum()
 
     gradients_of = vmap(grad_and_value(loss_of), randomness="different")
     losses = torch.zeros(len(examples), device=device)

@@ -36,7 +36,9 @@ class TrainingJob:
         self.signature = None
         if self.request.signature:
             universal = self.client.model(self.request.universal or self.start)
-            self.signature = self.policy.signature(universal, self.client.data.train, self.client.device)
+            self.signature = self.policy.signature(
+                universal, self.client.data.train, self.client.device, self.client.task
+            )
         self.rng = self.client.rng("train", self.request.server_round)
 
     def run(self) -> Trained:
@@ -88,5 +90,5 @@ def _train_as_one(jobs: Sequence[TrainingJob]) -> list[Trained]:
         jobs[0].request.objective,
         [job.rng for job in jobs],
         client.device,
-        client.num_classes,
+        client.task,
     )

@@ -21,7 +21,8 @@ from torch import Tensor
 from disue.errors import DataError
 from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
-from disue.tasks import DataSummary, Task
+from disue.tasks import DataSummary
+from disue.tasks import ImageClassification as Task
 from disue.wire import EvaluateReply
 from strategies.distillation.prototypes import Prototypes
 from strategies.distillation.teachers import VoteSummary

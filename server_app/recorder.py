@@ -22,7 +22,7 @@ from disue.files import LARGEST, PARTS, append, folder_inside, inside, user_path
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
-from disue.tasks import Task
+from disue.tasks import ImageClassification as Task
 from server_app.gate import save_gate
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet

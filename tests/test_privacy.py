@@ -23,7 +23,7 @@ from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
-from disue.tasks import Task
+from disue.tasks import ImageClassification
 from disue.wire import CompareRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.privacy import LEDGER
@@ -223,7 +223,9 @@ def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every client have other data, as many of each: noise in place of images, and labels by chance."""
     real = client.open_data
 
-    def opened(config: RunConfig, node: NodeConfig, task: Task | None) -> tuple[Task, ClientData]:
+    def opened(
+        config: RunConfig, node: NodeConfig, task: ImageClassification | None
+    ) -> tuple[ImageClassification, ClientData]:
         told, data = real(config, node, task)
         g = torch.Generator().manual_seed(len(node.client))
 

@@ -23,11 +23,12 @@ from disue.models import Classifier, State, flatten, subtract
 from disue.privacy.dp import COVERED_DESCRIPTIONS, FITS_UP_TO
 from disue.seeding import torch_rng
 from disue.signature import Signature
+from disue.tasks import Task
 from disue.wire import CompareReply, EvaluateReply, HelloReply, TrainReply
 
-NOISE_IMAGES = 64
+NOISE_INPUTS = 64
 LONGEST_PROTOTYPE = 2.0
-"""In mean lengths of the features of images of noise."""
+"""In mean lengths of the features of noise."""
 
 
 class NoisyRelease(ReleasePolicy):
@@ -75,10 +76,10 @@ class NoisyRelease(ReleasePolicy):
         noisy = self._released(description.flatten()).view_as(description)
         return F.normalize(noisy.flatten(), dim=0).view_as(description).float()
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device) -> Signature:
-        """Release label shares and prototypes together; a class with little share after that is not there."""
-        exact = make_signature(universal, examples, device)
-        bound = _usual_length(universal, examples.x.shape[1:], device) * LONGEST_PROTOTYPE
+    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
+        """Release the strata's shares and prototypes together; a stratum with little share after that is not there."""
+        exact = make_signature(universal, examples, device, task)
+        bound = _usual_length(universal, task, device) * LONGEST_PROTOTYPE
         shares = exact.label_counts / exact.label_counts.sum()
         lengths = exact.prototypes.norm(dim=1, keepdim=True)
         points = exact.prototypes / lengths.clamp(min=bound)
@@ -108,9 +109,9 @@ class NoisyRelease(ReleasePolicy):
         }
         return replace(reply, state=state, train_loss=None)
 
-    def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def evaluation(self, reply: EvaluateReply, task: Task) -> EvaluateReply:
         """Release the accuracies, and how well the models fit, together; the loss on the test data does not leave."""
-        unit = FITS_UP_TO * math.log(num_classes)
+        unit = FITS_UP_TO * task.loss_unit
         units = {"universal_accuracy": 1.0, "expert_accuracy": 1.0, "personal_accuracy": 1.0}
         units |= {"universal_fit": unit, "expert_fit": unit}
         asked = {name: unit for name, unit in units.items() if getattr(reply, name) is not None}
@@ -131,10 +132,10 @@ class NoisyRelease(ReleasePolicy):
         return gaussian_mechanism(vector, bound, self.config.dp_noise, self.draw)
 
 
-def _usual_length(model: Classifier, shape: torch.Size, device: torch.device) -> float:
-    """Return the mean length of the features of images of noise: whoever has the model knows it."""
-    images = torch.randn(NOISE_IMAGES, *shape, generator=torch_rng("images of noise"))
-    return float(predict_logits(model.body, images, device).norm(dim=1).mean())
+def _usual_length(model: Classifier, task: Task, device: torch.device) -> float:
+    """Return the mean length of the features of noise: whoever has the model knows it."""
+    inputs = task.noise(NOISE_INPUTS, torch_rng("images of noise"))
+    return float(predict_logits(model.body, inputs, device).norm(dim=1).mean())
 
 
 def _present(shares: Tensor) -> Tensor:

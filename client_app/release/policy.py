@@ -10,7 +10,7 @@ from disue.config import RunConfig
 from disue.data import Examples
 from disue.models import Classifier, State
 from disue.signature import Signature
-from disue.tasks import DataSummary
+from disue.tasks import DataSummary, Task
 from disue.tasks.classification import require_known
 from disue.wire import CompareReply, EvaluateReply, HelloReply, KeptReply, TrainReply
 
@@ -39,9 +39,9 @@ class ReleasePolicy:
         """Return what is said of the data before training."""
         return description
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device) -> Signature:
+    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
         """Return what is said of the data beside an update."""
-        return make_signature(universal, examples, device, self.config.share_label_counts)
+        return make_signature(universal, examples, device, task, self.config.share_label_counts)
 
     def candidates(self, candidates: Sequence[State]) -> Sequence[State]:
         """Return the candidates of which the choice is told."""
@@ -51,7 +51,7 @@ class ReleasePolicy:
         """Return the trained model and its numbers."""
         return reply
 
-    def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def evaluation(self, reply: EvaluateReply, task: Task) -> EvaluateReply:
         """Return the accuracies."""
         return reply
 

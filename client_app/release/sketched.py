@@ -14,6 +14,7 @@ from disue.config import RunConfig
 from disue.models import State
 from disue.privacy.secagg import Contribution
 from disue.privacy.sketch import sketch
+from disue.tasks import Task
 from disue.wire import CompareReply, EvaluateReply, HelloReply, KeptReply, TrainReply
 
 STEPS_OF_ACCURACY = (20, 10, 5, 2, 1)
@@ -63,7 +64,7 @@ class SketchedRelease(ReleasePolicy):
             return KeptReply(keys)
         return KeptReply(keys, self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature))))
 
-    def evaluation(self, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def evaluation(self, reply: EvaluateReply, task: Task) -> EvaluateReply:
         """Return the accuracies and losses, rounded: exact accuracies would show how many test examples there are."""
         told: dict[str, float] = {}
         for name in ("universal_accuracy", "expert_accuracy", "personal_accuracy"):

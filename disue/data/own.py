@@ -17,7 +17,7 @@ from disue.data.scenarios import NO_GROUP
 from disue.errors import LOGGER, DataError
 from disue.naming import normal_name, quoted
 from disue.seeding import torch_rng
-from disue.tasks import DataSummary, Shape, Task
+from disue.tasks import DataSummary, ImageClassification, Shape
 from disue.tasks.classification import doubts
 
 KEPT = 4
@@ -53,7 +53,7 @@ class OwnSplit:
         except ValueError as error:
             raise DataError(str(error)) from None
 
-    def for_task(self, task: Task) -> ClientData:
+    def for_task(self, task: ImageClassification) -> ClientData:
         """Return the examples as the task's models take them.
 
         Raises

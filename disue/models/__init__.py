@@ -2,7 +2,7 @@
 
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
-from disue.models.classifier import Classifier
+from disue.models.classifier import Classifier, head_of, head_shape
 from disue.models.state import State, fill, flatten, get_state, interpolate, subtract
 from disue.tasks import Shape
 
@@ -17,6 +17,8 @@ __all__ = [
     "filled_model",
     "flatten",
     "get_state",
+    "head_of",
+    "head_shape",
     "interpolate",
     "named_model",
     "subtract",

@@ -12,7 +12,7 @@ from disue.seeding import derive_seed
 from disue.tasks import Shape
 
 MODELS: Registry[Callable[[Shape, int], Classifier]] = Registry("model")
-"""Name -> function from the shape of an input and the number of classes to a model with fresh weights."""
+"""Name -> function from the shape of an input and the number of outputs to a model with fresh weights."""
 
 
 def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Classifier:
@@ -23,8 +23,9 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
     name : str
         A name in `MODELS`.
     shape : tuple of int
-        Channels, height, width of one input.
+        Of one input.
     num_classes : int
+        Outputs: of a classifier, one for each class.
     seed : int
         The run seed.
 

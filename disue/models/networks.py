@@ -3,6 +3,8 @@
 GroupNorm, not BatchNorm: averaging and non-identical data break running statistics.
 """
 
+import math
+
 from torch import nn
 
 from disue.models.build import MODELS
@@ -15,10 +17,9 @@ LENET_SIDE = 28
 
 @MODELS.register("mlp")
 def _mlp(shape: Shape, num_classes: int) -> Classifier:
-    channels, height, width = shape
     body = nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * height * width, 128),
+        nn.Linear(math.prod(shape), 128),
         nn.ReLU(),
         nn.Linear(128, 64),
         nn.ReLU(),

@@ -20,7 +20,7 @@ COVERED_DESCRIPTIONS = ("initial-prototypes",)
 """Those of unit length."""
 
 FITS_UP_TO = 2.0
-"""Cross-entropies are released up to so many times that of a model that knows nothing."""
+"""Losses are released up to so many times that of a model that knows nothing (`disue.tasks.Task.loss_unit`)."""
 
 ORDERS = (1.0 + np.geomspace(1e-6, 1e4, 500)).tolist()
 """Of the Rényi divergences that epsilon is the best of."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from disue.fields import LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
-from disue.models import State
+from disue.models import State, head_shape
 from disue.signature import Signature
 
 Words = NDArray[np.uint64]
@@ -183,9 +183,9 @@ class Contribution:
             raise ValueError(f"it is of {float(n):g} examples")
         signature = None
         if with_signature:
-            classes, features = like["head.weight"].shape
-            counts, sums = told.split([classes, classes * features])
-            means = sums.view(classes, features) / counts.clamp(min=1e-12).unsqueeze(1)
+            strata, features = head_shape(like)
+            counts, sums = told.split([strata, strata * features])
+            means = sums.view(strata, features) / counts.clamp(min=1e-12).unsqueeze(1)
             signature = Signature(counts.float(), means.float())
             if counts.sum() > n:
                 raise ValueError(f"it counts the labels of {float(counts.sum()):g} examples, of {float(n):g}")
@@ -212,5 +212,5 @@ def _require_usual(state: State, signature: Signature | None, loss: float) -> No
 
 def vector_sizes(like: State, with_signature: bool) -> list[int]:
     """Return the lengths of the parts of a vector: of three numbers, of what is told of the data, and of a model."""
-    classes, features = like["head.weight"].shape if with_signature else (0, 0)
-    return [3, classes * (1 + features), sum(tensor.numel() for tensor in like.values())]
+    strata, features = head_shape(like) if with_signature else (0, 0)
+    return [3, strata * (1 + features), sum(tensor.numel() for tensor in like.values())]

@@ -79,7 +79,7 @@ class Gate:
 
         Parameters
         ----------
-        x : (samples, channels, height, width) tensor
+        x : (samples, *shape) tensor
             Normalised.
         task : Task
         """
@@ -107,7 +107,7 @@ class Gate:
 
     def network(self, space: int, task: Task) -> Classifier:
         """Return the model whose features one of the spaces is of."""
-        return filled_model(self.spaces[space].model, task.shape, task.num_classes, self.spaces[space].state)
+        return filled_model(self.spaces[space].model, task.shape, task.num_outputs, self.spaces[space].state)
 
     def _unit(self, space: int) -> float:
         members = [own for own in self.experts.values() if own.space == space]
@@ -162,10 +162,10 @@ class Gate:
         """Raise ValueError if it does not fit the task."""
         features = [self.network(number, task).head.in_features for number in range(len(self.spaces))]
         for name, own in self.experts.items():
-            expected = (len(own.points), task.num_classes, features[own.space])
-            prior = (task.num_classes,) if own.log_prior is None else tuple(own.log_prior.shape)
+            expected = (len(own.points), task.num_strata, features[own.space])
+            prior = (task.num_outputs,) if own.log_prior is None else tuple(own.log_prior.shape)
             shapes = (tuple(own.points.shape), tuple(own.label_counts.shape), prior)
-            if not len(own.points) or shapes != (expected, expected[:2], expected[1:2]):
+            if not len(own.points) or shapes != (expected, expected[:2], (task.num_outputs,)):
                 raise ValueError(f"what it knows of expert {name} does not fit: {shapes}")
             for tensor in (own.points, own.label_counts, own.log_prior):
                 if tensor is not None and tensor.dtype != torch.float32:

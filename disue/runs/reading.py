@@ -25,7 +25,7 @@ from disue.models import Classifier, OtherParametersError, filled_model, named_m
 from disue.naming import by_name
 from disue.registry import suggestion
 from disue.runs.gate import Gate
-from disue.tasks import Shape, Task
+from disue.tasks import ImageClassification, ImageShape
 
 UNIVERSAL = "universal"
 EXPERT = "expert-"
@@ -36,7 +36,7 @@ ENDED_EARLY = ("stopped", "failed")
 class PixelModel(nn.Module):
     """A network that takes pixels: (batch, channels, height, width) in 0..1 -> (batch, classes) logits."""
 
-    def __init__(self, network: Classifier, task: Task) -> None:
+    def __init__(self, network: Classifier, task: ImageClassification) -> None:
         super().__init__()
         self.network = network
         self.mean: Tensor
@@ -60,7 +60,7 @@ class Model:
         ``universal``, or the expert's.
     architecture : str
         A name in `disue.models.MODELS`.
-    task : Task
+    task : ImageClassification
         Its class names are those of the outputs.
     module : PixelModel
         The network, with the normalisation before it.
@@ -68,7 +68,7 @@ class Model:
 
     name: str
     architecture: str
-    task: Task
+    task: ImageClassification
     module: PixelModel
 
     def __call__(self, x: Images) -> Tensor:
@@ -106,7 +106,7 @@ class Run:
     directory : Path
     config : RunConfig
         Resolved.
-    task : Task
+    task : ImageClassification
         Class names, the shape of an input, and how pixels are normalised.
     summary : dict
         ``summary.json``.
@@ -121,7 +121,7 @@ class Run:
 
     directory: Path
     config: RunConfig
-    task: Task
+    task: ImageClassification
     summary: dict[str, Any]
     clusters: dict[str, int]
     universals: list[str]
@@ -243,12 +243,12 @@ def _names(directory: Path, pattern: str, form: str) -> list[str]:
     return by_name(match[1] for match in found if match)
 
 
-def _task(table: dict[str, Any]) -> Task:
+def _task(table: dict[str, Any]) -> ImageClassification:
     """Return the task that ``[task]`` of ``config.toml`` says."""
     names, mean, std = tuple(map(str, table["classes"])), tuple(table["mean"]), tuple(table["std"])
     channels, height, width = (int(size) for size in table["input-shape"].split("x"))
-    shape: Shape = (channels, height, width)
-    return Task(names, shape, tuple(map(float, mean)), tuple(map(float, std)))
+    shape: ImageShape = (channels, height, width)
+    return ImageClassification(names, shape, tuple(map(float, mean)), tuple(map(float, std)))
 
 
 def _clusters(text: str) -> dict[str, int]:

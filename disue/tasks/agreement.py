@@ -9,7 +9,7 @@ from disue.errors import DataError, WireError
 from disue.fields import Reals, Texts, fields_of
 from disue.naming import by_name, quoted
 from disue.tasks.classification import MOST_CLASSES, checked_class_names, require_known
-from disue.tasks.images import Shape, Task
+from disue.tasks.images import ImageClassification, ImageShape
 
 SMALLEST_STD = 1e-3
 PIXELS = "part of all clients' mean and deviation, by which inputs are normalised; weighted as `num-examples` says"
@@ -57,7 +57,9 @@ class DataSummary:
                 raise ValueError(str(error)) from None
 
 
-def agree(summaries: Sequence[tuple[float, DataSummary]], shape: Shape, class_names: Sequence[str] = ()) -> Task:
+def agree(
+    summaries: Sequence[tuple[float, DataSummary]], shape: ImageShape, class_names: Sequence[str] = ()
+) -> ImageClassification:
     """Return the task of clients with data of their own.
 
     The mean and the deviation are those of all clients' training pixels together.
@@ -89,4 +91,4 @@ def agree(summaries: Sequence[tuple[float, DataSummary]], shape: Shape, class_na
         square = sum(count * (s.std[channel] ** 2 + s.mean[channel] ** 2) for count, s in summaries) / total
         means.append(mean)
         deviations.append(max(math.sqrt(max(square - mean**2, 0.0)), SMALLEST_STD))
-    return Task(names, shape, tuple(means), tuple(deviations))
+    return ImageClassification(names, shape, tuple(means), tuple(deviations))

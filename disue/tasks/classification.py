@@ -1,14 +1,98 @@
-"""Classes: their names, and when labels are none."""
+"""Classification: one of some classes for each input."""
 
+import math
 from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 
 from disue.errors import DataError
 from disue.naming import LONGEST_NAME, by_name, normal_name, quoted
+from disue.tasks.base import Task
+from disue.tasks.losses import CrossEntropy
 
 MOST_CLASSES = 2**16
 MANY_CLASSES = 10
 FEW_EXAMPLES = 3
 """Of each class, on average: where there are many classes and no more examples, no classifier learns them."""
+
+
+PRIOR_PSEUDO_COUNT = 0.1
+CROSS_ENTROPY = CrossEntropy()
+
+
+class Classification(Task):
+    """Logits of classes for each example; targets are (examples,) int64. A stratum is a class.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        In the order of the model's outputs.
+    """
+
+    class_names: tuple[str, ...]
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """One logit for each class."""
+        return self.num_classes
+
+    @property
+    def loss(self) -> CrossEntropy:
+        """Cross-entropy."""
+        return CROSS_ENTROPY
+
+    @property
+    def loss_unit(self) -> float:
+        """Of a guess among the classes."""
+        return math.log(self.num_classes)
+
+    @property
+    def num_strata(self) -> int:
+        """One for each class."""
+        return self.num_classes
+
+    def strata(self, targets: Tensor) -> Tensor:
+        """Return the class of each example."""
+        return targets
+
+    def log_prior(self, targets: Tensor) -> Tensor:
+        """Return the log label shares."""
+        return log_prior(self.count_strata(targets))
+
+    def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
+        """Return the accuracy."""
+        return {"accuracy": accuracy(outputs, targets)}
+
+    def indices(self, class_names: Sequence[str]) -> Tensor:
+        """Return the outputs that belong to these classes, (classes,) int64.
+
+        Raises
+        ------
+        DataError
+            If the task does not have one of them.
+        """
+        require_known(class_names, self.class_names)
+        return torch.tensor([self.class_names.index(name) for name in class_names], dtype=torch.int64)
+
+
+def accuracy(logits: Tensor, labels: Tensor) -> float:
+    """Return the share of examples whose class has the largest logit."""
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def log_prior(label_counts: Tensor) -> Tensor:
+    """Return log label shares, with a small pseudo-count so that a missing class stays finite.
+
+    ``label_counts``: (..., classes), examples per class; the result has the same shape.
+    """
+    counts = label_counts.to(torch.float32) + PRIOR_PSEUDO_COUNT
+    return torch.log(counts / counts.sum(dim=-1, keepdim=True))
 
 
 def checked_class_names(names: Sequence[str]) -> tuple[str, ...]:

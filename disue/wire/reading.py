@@ -11,13 +11,15 @@ from disue.errors import FederationError, WireError, one_line
 from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
 from disue.source import client_hash
-from disue.tasks import Task
+from disue.tasks import ImageClassification
 
 LONGEST_REASON = 1000
 T = TypeVar("T")
 
 
-def make_config(server_round: int, objective: LocalObjective, task: Task | None = None, **flags: bool) -> ConfigRecord:
+def make_config(
+    server_round: int, objective: LocalObjective, task: ImageClassification | None = None, **flags: bool
+) -> ConfigRecord:
     """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
     return ConfigRecord(
         {
@@ -31,7 +33,7 @@ def make_config(server_round: int, objective: LocalObjective, task: Task | None 
     )
 
 
-def task_values(task: Task | None) -> dict[str, list[str] | list[int] | list[float]]:
+def task_values(task: ImageClassification | None) -> dict[str, list[str] | list[int] | list[float]]:
     """Return what a request's config says of the task; nothing where clients know it."""
     if task is None:
         return {}
@@ -43,13 +45,13 @@ def task_values(task: Task | None) -> dict[str, list[str] | list[int] | list[flo
     }
 
 
-def read_task(config: ConfigRecord) -> Task | None:
+def read_task(config: ConfigRecord) -> ImageClassification | None:
     """Return the task that a request's config tells, if any."""
     if "class-names" not in config:
         return None
     names, shape, mean, std = (setting(config, key, list) for key in ("class-names", "shape", "mean", "std"))
     try:
-        return Task(tuple(names), tuple(shape), tuple(mean), tuple(std))
+        return ImageClassification(tuple(names), tuple(shape), tuple(mean), tuple(std))
     except (ValueError, TypeError) as error:
         raise WireError(f"the request's task is refused: {error}") from None
 

@@ -15,7 +15,7 @@ from disue.data.image_files import fit_to, look_at_images
 from disue.errors import LOGGER, ConfigError, DataError
 from disue.files import user_path
 from disue.seeding import numpy_rng
-from disue.tasks import Task
+from disue.tasks import ImageClassification as Task
 
 USUAL_SIZE = 2000
 MIN_SIZE = 10

@@ -15,7 +15,8 @@ from disue.errors import ConfigError, DataError, DisueError, FederationError, Wi
 from disue.models import MODELS
 from disue.naming import by_name, quoted
 from disue.seeding import numpy_rng
-from disue.tasks import DataSummary, Task
+from disue.tasks import DataSummary
+from disue.tasks import ImageClassification as Task
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.rounds.keys import node_keys
 from strategies.rounds.transport import collect, is_no_answer, send

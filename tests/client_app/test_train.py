@@ -2,20 +2,21 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
+from tests_support import numbered_classes
 from torch import nn
 
 from client_app.client import LocalClient, own_model
 from client_app.describe import DESCRIPTIONS, make_signature
-from client_app.train import label_counts, train
+from client_app.train import train
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.errors import ConfigError
-from disue.metrics import log_prior
 from disue.models import build_model, flatten, get_state
 from disue.nodes import NodeConfig
 from disue.objective import PLAIN, LocalObjective
 
 CPU = torch.device("cpu")
+TASK = numbered_classes(3)
 
 
 def node(partition: int, partitions: int, model: str | None = None) -> NodeConfig:
@@ -42,7 +43,7 @@ def trained(
     config: RunConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
 ) -> tuple[nn.Module, float, int]:
     model = build_model("mlp", (1, 4, 4), 3)
-    result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, 3)
+    result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, TASK)
     return model, result.loss, result.steps
 
 
@@ -110,9 +111,7 @@ def test_the_balanced_loss_takes_the_prior_out() -> None:
     plain, _, _ = trained(RunConfig(**config), data=data)
     balanced, _, _ = trained(RunConfig(**config), data=data, objective=LocalObjective("balanced"))
     with torch.no_grad():
-        torch.testing.assert_close(
-            plain(data.x[:1]).log_softmax(1)[0], log_prior(label_counts(y, 3)), atol=0.05, rtol=0.0
-        )
+        torch.testing.assert_close(plain(data.x[:1]).log_softmax(1)[0], TASK.log_prior(y), atol=0.05, rtol=0.0)
         assert float(balanced(data.x[:1]).softmax(1).max()) < 0.36
 
 
@@ -136,7 +135,7 @@ def test_steps_are_counted(count: int, batch_size: int, epochs: int, steps: int)
 
 def test_signature_is_counts_and_class_means() -> None:
     data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 1)
-    signature = make_signature(model, data, CPU)
+    signature = make_signature(model, data, CPU, TASK)
     assert signature.label_counts.tolist() == np.bincount(data.y.numpy(), minlength=3).tolist()
     with torch.no_grad():
         features = model.body(data.x)
@@ -147,23 +146,23 @@ def test_signature_is_counts_and_class_means() -> None:
 
 def test_initial_prototypes_are_scaled_by_the_square_root_of_the_share() -> None:
     data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 2)
-    signature = make_signature(model, data, CPU)
-    described = DESCRIPTIONS["initial-prototypes"](model, data, CPU)
+    signature = make_signature(model, data, CPU, TASK)
+    described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
     expected = signature.prototypes.numpy() * np.sqrt(signature.label_counts.numpy() / 20)[:, None]
     np.testing.assert_allclose(described.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
 
 
 def test_the_subspace_is_that_of_the_leading_singular_vectors() -> None:
     data, model = examples(20), build_model("mlp", (1, 4, 4), 3)
-    basis = DESCRIPTIONS["subspace"](model, data, CPU).double().numpy()
+    basis = DESCRIPTIONS["subspace"](model, data, CPU, TASK).double().numpy()
     vectors, _, _ = np.linalg.svd(data.x.flatten(1).double().numpy().T)
     np.testing.assert_allclose(basis @ basis.T, vectors[:, :3] @ vectors[:, :3].T, atol=1e-6)
     unlabelled = Examples(data.x, torch.zeros_like(data.y))
-    assert np.array_equal(DESCRIPTIONS["subspace"](model, unlabelled, CPU).double().numpy(), basis)
+    assert np.array_equal(DESCRIPTIONS["subspace"](model, unlabelled, CPU, TASK).double().numpy(), basis)
 
 
 def test_the_subspace_of_two_examples_has_two_dimensions() -> None:
-    basis = DESCRIPTIONS["subspace"](build_model("mlp", (1, 4, 4), 3), examples(2), CPU)
+    basis = DESCRIPTIONS["subspace"](build_model("mlp", (1, 4, 4), 3), examples(2), CPU, TASK)
     assert basis.shape == (16, 3)
     torch.testing.assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-6, rtol=0.0)
 
@@ -173,7 +172,7 @@ def test_a_gpu_trains_to_nearly_the_same_model() -> None:
     config = RunConfig(local_epochs=2, batch_size=16)
     on_cpu, _, _ = trained(config)
     on_gpu = build_model("mlp", (1, 4, 4), 3)
-    train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), 3)
+    train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), TASK)
     for name, tensor in get_state(on_gpu).items():
         torch.testing.assert_close(tensor, get_state(on_cpu)[name], atol=1e-3, rtol=1e-3)
 
@@ -185,7 +184,7 @@ def test_training_leaves_the_start_as_it_was() -> None:
     start = get_state(client.initial_model())
     before = {name: tensor.clone() for name, tensor in start.items()}
     model = client.model(start)
-    train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.num_classes)
+    train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.task)
     assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
     assert not torch.equal(before["head.weight"], get_state(model)["head.weight"])
 
@@ -197,7 +196,7 @@ def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:
     for model in (ours, theirs):
         next(model.parameters()).requires_grad_(False)
     data = examples()
-    train(ours, data, config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cpu"), 3)
+    train(ours, data, config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cpu"), TASK)
     optimizer = torch.optim.SGD(theirs.parameters(), config.learning_rate, config.momentum, weight_decay=0.01)
     rng = torch.Generator().manual_seed(0)
     for _ in range(2):

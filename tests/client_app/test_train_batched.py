@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from tests_support import numbered_classes
 
 from client_app.train import train
 from client_app.train_batched import train_batched
@@ -28,7 +29,9 @@ def one_by_one(model_name, shape, starts, config, objective):  # type: ignore[no
     for start, examples, rng in zip(starts, some_examples(shape), rngs(), strict=True):
         model = build_model(model_name, shape, 10)
         model.load_state_dict(start)
-        found.append((model, train(model, examples, config, objective, rng, torch.device("cpu"), 10)))
+        found.append(
+            (model, train(model, examples, config, objective, rng, torch.device("cpu"), numbered_classes(10, shape)))
+        )
     return [(get_state(model), result) for model, result in found]
 
 
@@ -49,7 +52,7 @@ def test_together_is_as_one_by_one(model_name: str, settings: dict[str, object],
     alone = one_by_one(model_name, shape, starts, config, objective)
     model = build_model(model_name, shape, 10)
     together = train_batched(
-        model, starts, some_examples(shape), config, objective, rngs(), torch.device("cpu"), num_classes=10
+        model, starts, some_examples(shape), config, objective, rngs(), torch.device("cpu"), numbered_classes(10, shape)
     )
     for (state, result), (expected, told), start in zip(together, alone, starts, strict=True):
         assert result.steps == told.steps
@@ -69,7 +72,9 @@ def test_on_a_gpu_too(mixed: bool, near: float) -> None:
     starts: list[State] = [get_state(build_model("cnn", shape, 10, seed)) for seed in range(len(SIZES))]
     alone = one_by_one("cnn", shape, starts, RunConfig.from_flower({"batch-size": 10}), LocalObjective())
     model, device = build_model("cnn", shape, 10), torch.device("cuda")
-    together = train_batched(model, starts, some_examples(shape), config, LocalObjective(), rngs(), device, 10)
+    together = train_batched(
+        model, starts, some_examples(shape), config, LocalObjective(), rngs(), device, numbered_classes(10, shape)
+    )
     for (state, _), (expected, _) in zip(together, alone, strict=True):
         for name, tensor in expected.items():
             torch.testing.assert_close(state[name], tensor, rtol=near, atol=near)

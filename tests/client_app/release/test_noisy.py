@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from flwr.app import Context, Error, Message, MessageType, RecordDict
+from tests_support import numbered_classes
 
 from client_app.describe import make_signature
 from client_app.release import choose_policy, noisy, withhold_errors
@@ -18,6 +19,7 @@ from disue.wire import EvaluateReply, HelloReply, TrainReply
 from disue_cli.engines.inline import InlineGrid
 
 CPU = torch.device("cpu")
+TASK = numbered_classes(4)
 QUIET = RunConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-9)
 """So little noise that what is clipped can be seen."""
 
@@ -116,16 +118,16 @@ def test_no_signature_is_longer_than_the_bound_and_little_noise_changes_little(m
 
     monkeypatch.setattr(noisy, "gaussian_mechanism", watched)
     model, data = build_model("mlp", (1, 4, 4), 4), examples()
-    exact, told = make_signature(model, data, CPU), private().signature(model, data, CPU)
+    exact, told = make_signature(model, data, CPU, TASK), private().signature(model, data, CPU, TASK)
     assert told.label_counts.sum() <= len(data)
     assert (told.label_counts - exact.label_counts).abs().max() <= 1.0  # whole numbers
-    usual = noisy._usual_length(model, data.x.shape[1:], CPU) * noisy.LONGEST_PROTOTYPE
+    usual = noisy._usual_length(model, TASK, CPU) * noisy.LONGEST_PROTOTYPE
     longest = exact.prototypes.norm(dim=1, keepdim=True).clamp(min=usual)
     torch.testing.assert_close(told.prototypes, exact.prototypes * usual / longest, atol=1e-4, rtol=1e-4)
     with torch.no_grad():
         model.body[3].weight *= 1e6  # far from what the noise images say
     loud = Examples(data.x * 1e6, torch.zeros_like(data.y))  # one class: both parts are of unit length
-    private().signature(model, loud, CPU)
+    private().signature(model, loud, CPU, TASK)
     assert lengths[1] == pytest.approx(1.0, abs=1e-6)
     assert max(lengths) < 1.0 + 1e-6
 
@@ -136,7 +138,7 @@ def test_a_signature_stays_one_whatever_the_noise(noise: float, share: bool) -> 
     config = RunConfig(privacy="dp", dp_noise=noise, share_label_counts=share)
     model, data = build_model("mlp", (1, 4, 4), 4), examples(9)
     for seed in range(20):
-        told = NoisyRelease(config, seeded(seed)).signature(model, data, CPU)
+        told = NoisyRelease(config, seeded(seed)).signature(model, data, CPU, TASK)
         assert 0 < told.label_counts.sum() <= len(data)
         assert share or set(told.label_counts.tolist()) <= {0.0, 1.0}
         assert bool((told.prototypes[told.label_counts == 0].abs().sum(dim=1) == 0).all()) or share
@@ -144,7 +146,7 @@ def test_a_signature_stays_one_whatever_the_noise(noise: float, share: bool) -> 
 
 def test_accuracies_and_fits_are_released_together_and_stay_in_their_ranges() -> None:
     exact = EvaluateReply(30, 0.2, 1.7, 0.9, 0.8, 12, 99.0, 0.4)
-    told = private().evaluation(exact, 10)
+    told = private().evaluation(exact, numbered_classes(10))
     assert told.universal_loss is None
     assert (told.num_examples, told.personal_steps) == (30, 12)
     assert told.universal_accuracy == pytest.approx(0.2)
@@ -155,7 +157,7 @@ def test_accuracies_and_fits_are_released_together_and_stay_in_their_ranges() ->
     values = []
     for seed in range(2000):
         loud = NoisyRelease(RunConfig(privacy="dp", dp_noise=0.05), seeded(seed)).evaluation(
-            EvaluateReply(30, 0.5, 1.7, 0.5), 10
+            EvaluateReply(30, 0.5, 1.7, 0.5), numbered_classes(10)
         )
         assert loud.personal_accuracy is None
         assert loud.universal_fit is None

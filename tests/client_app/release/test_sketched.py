@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests_support import RecordingGrid
+from tests_support import RecordingGrid, numbered_classes
 
 from client_app.app import app as client_app
 from client_app.release import sketched
@@ -20,6 +20,7 @@ from disue_cli.engines.inline import simulated_nodes
 from server_app.run import execute
 
 CLIENTS, LARGEST = 6, 500
+TASK = numbered_classes(10)
 ACCURACIES = ("universal-accuracy", "expert-accuracy", "personal-accuracy")
 SIZES = range(STEPS_OF_ACCURACY[0], LARGEST)
 
@@ -101,7 +102,7 @@ def told(rule: Callable[[SketchedRelease], Any]) -> Any:
 
 def test_every_exact_number_of_a_reply_is_rounded() -> None:
     exact = EvaluateReply(31, 7 / 31, 1.23456, 11 / 31, 13 / 31, 17, 0.98765, 0.45678)
-    assert told(lambda rule: rule.evaluation(exact, 10)) == EvaluateReply(1, 0.25, 1.23, 0.35, 0.4, 0, 0.99, 0.46)
+    assert told(lambda rule: rule.evaluation(exact, TASK)) == EvaluateReply(1, 0.25, 1.23, 0.35, 0.4, 0, 0.99, 0.46)
     few = EvaluateReply(3, 1 / 3, 1.0, 2 / 3)
-    assert told(lambda rule: rule.evaluation(few, 10)) == EvaluateReply(1, 0.5, 1.0, 0.5)
+    assert told(lambda rule: rule.evaluation(few, TASK)) == EvaluateReply(1, 0.5, 1.0, 0.5)
     assert told(lambda rule: rule.comparison(CompareReply(0.12345, 1e3))) == CompareReply(0.12, 1e3)

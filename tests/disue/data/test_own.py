@@ -15,7 +15,7 @@ from sklearn.datasets import load_diabetes
 from disue.data import own
 from disue.data.own import OwnSplit, open_own, split
 from disue.errors import DataError
-from disue.tasks import Task
+from disue.tasks import ImageClassification
 
 SHAPE = (1, 6, 6)
 
@@ -61,16 +61,16 @@ def test_an_npz_names_its_classes_or_their_numbers_are_their_names(tmp_path: Pat
 
 def test_examples_for_a_task_have_its_labels_and_its_normalisation(tmp_path: Path) -> None:
     made = opened(write_folder(tmp_path, {"cat": 4, "dog": 4}, value=100))
-    task = Task(("bird", "dog", "cat"), SHAPE, (0.25,), (0.5,))
+    task = ImageClassification(("bird", "dog", "cat"), SHAPE, (0.25,), (0.5,))
     data = made.for_task(task)
     assert sorted(data.train.y.tolist() + data.test.y.tolist()) == [1] * 4 + [2] * 4
     expected = (made.data.x[made.train] - 0.25) / 0.5
     torch.testing.assert_close(data.train.x, expected)
     assert data.group == -1
     with pytest.raises(DataError, match="does not have: 'dog'"):
-        made.for_task(Task(("cat", "bird"), SHAPE, (0.25,), (0.5,)))
+        made.for_task(ImageClassification(("cat", "bird"), SHAPE, (0.25,), (0.5,)))
     with pytest.raises(DataError, match=r"the images are \(1, 6, 6\); the run's are \(3, 6, 6\)"):
-        made.for_task(Task(("cat", "dog"), (3, 6, 6), (0.25,) * 3, (0.5,) * 3))
+        made.for_task(ImageClassification(("cat", "dog"), (3, 6, 6), (0.25,) * 3, (0.5,) * 3))
 
 
 def test_the_server_is_told_of_training_examples_only(tmp_path: Path) -> None:

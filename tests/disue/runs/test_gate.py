@@ -9,9 +9,9 @@ from disue.errors import DataError
 from disue.models import build_model, get_state
 from disue.prototypes import spread
 from disue.runs.gate import GATE, Gate, Knowledge, Space
-from disue.tasks import Task
+from disue.tasks import ImageClassification
 
-TASK = Task(("a", "b", "c"), (1, 4, 4), (0.5,), (0.2,))
+TASK = ImageClassification(("a", "b", "c"), (1, 4, 4), (0.5,), (0.2,))
 
 
 def some_gate(seed: int = 0) -> Gate:
@@ -85,5 +85,5 @@ def test_it_is_the_same_after_a_file(tmp_path: Path) -> None:
 def test_what_does_not_fit_the_task_is_damaged(tmp_path: Path) -> None:
     some_gate().save(tmp_path)
     with pytest.raises(DataError, match=r"gate.safetensors' does not fit \(.* of model '.*' as it is here\); restore"):
-        Gate.load(tmp_path, Task(TASK.class_names, (3, 8, 8), (0.5,) * 3, (0.2,) * 3))
+        Gate.load(tmp_path, ImageClassification(TASK.class_names, (3, 8, 8), (0.5,) * 3, (0.2,) * 3))
     assert Gate.load(tmp_path / "elsewhere", TASK) is None

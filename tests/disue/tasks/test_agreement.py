@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from disue.errors import DataError
-from disue.tasks import DataSummary, Task, agree
+from disue.tasks import DataSummary, ImageClassification, agree
 from disue.tasks.classification import doubts
 
 SHAPE = (1, 2, 2)
@@ -54,7 +54,7 @@ def test_a_channel_without_variation_can_be_normalised() -> None:
 
 
 def test_unknown_classes_of_a_client_are_named() -> None:
-    task = Task(("a", "b"), SHAPE, (0.5,), (0.2,))
+    task = ImageClassification(("a", "b"), SHAPE, (0.5,), (0.2,))
     with pytest.raises(DataError, match="does not have: 'c', 'd'; it has 'a', 'b'"):
         task.indices(("d", "a", "c"))
 

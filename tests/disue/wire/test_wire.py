@@ -12,7 +12,7 @@ from disue.models import State
 from disue.naming import normal_name
 from disue.objective import LocalObjective
 from disue.signature import Signature
-from disue.tasks import DataSummary, Task
+from disue.tasks import DataSummary, ImageClassification
 from disue.wire import (
     DescribeReply,
     DescribeRequest,
@@ -154,11 +154,11 @@ def test_hello_reply_round_trip(name: str, examples: int, group: int, partitions
     assert HelloReply.from_message(sent.to_message(reply_to())) == sent
 
 
-TASK = Task(("healthy", "ill"), (3, 8, 6), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
+TASK = ImageClassification(("healthy", "ill"), (3, 8, 6), (0.5, 0.4, 0.3), (0.2, 0.2, 0.1))
 
 
 @pytest.mark.parametrize("task", [None, TASK])
-def test_every_request_carries_the_task(task: Task | None) -> None:
+def test_every_request_carries_the_task(task: ImageClassification | None) -> None:
     requests = (
         (TrainRequest, TrainRequest(state(), 1, task=task)),
         (EvaluateRequest, EvaluateRequest(state(), 1, task=task)),
@@ -417,7 +417,7 @@ def test_a_request_without_a_setting_or_with_another_is_refused(key: str, value:
 
 @pytest.mark.parametrize("names", [[1, 2], [0.5], [True, False]])
 def test_a_task_whose_classes_are_no_texts_is_refused(names: list[object]) -> None:
-    message = DescribeRequest("subspace", Task(("a", "b"), (1, 4, 4), (0.5,), (0.5,))).to_message(1)
+    message = DescribeRequest("subspace", ImageClassification(("a", "b"), (1, 4, 4), (0.5,), (0.5,))).to_message(1)
     message.content.config_records["config"]["class-names"] = names  # type: ignore[assignment]
     with pytest.raises(WireError, match="expected printable names"):
         DescribeRequest.from_message(message)

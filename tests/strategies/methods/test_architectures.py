@@ -259,7 +259,9 @@ def test_everybody_is_described_by_the_runs_initial_model(run, monkeypatch: pyte
     initial = build_model("cnn", SHAPE, 10, result.config.seed)
     federation = build_federation(result.config, 4)
     for i, tensor in enumerate(described[node] for node in sorted(described)):
-        torch.testing.assert_close(tensor, initial_prototypes(initial, federation.client(i).train, CPU))
+        torch.testing.assert_close(
+            tensor, initial_prototypes(initial, federation.client(i).train, CPU, federation.task)
+        )
     assert len(described) == 4
 
 
