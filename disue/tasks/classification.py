@@ -9,7 +9,7 @@ from torch import Tensor
 from disue.errors import DataError
 from disue.naming import LONGEST_NAME, by_name, normal_name, quoted
 from disue.tasks.base import Task
-from disue.tasks.losses import CrossEntropy
+from disue.tasks.losses import CrossEntropy, Loss
 
 MOST_CLASSES = 2**16
 MANY_CLASSES = 10
@@ -43,7 +43,7 @@ class Classification(Task):
         return self.num_classes
 
     @property
-    def loss(self) -> CrossEntropy:
+    def loss(self) -> Loss:
         """Cross-entropy."""
         return CROSS_ENTROPY
 

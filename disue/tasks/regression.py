@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from disue.tasks.base import Shape, Task, check_moments
-from disue.tasks.losses import SquaredError
+from disue.tasks.losses import Loss, SquaredError
 
 SQUARED_ERROR = SquaredError()
 
@@ -50,7 +50,7 @@ class Regression(Task):
         return len(self.targets)
 
     @property
-    def loss(self) -> SquaredError:
+    def loss(self) -> Loss:
         """The squared error, in standard units."""
         return SQUARED_ERROR
 
