@@ -21,7 +21,7 @@ USUAL_PIXELS = (0.5, 0.25)
 class ReleasePolicy:
     """What decides what leaves: here everything as it is.
 
-    With ``share-label-counts=false`` label counts stay.
+    With ``share-label-counts=false`` label counts do not leave.
 
     Parameters
     ----------
