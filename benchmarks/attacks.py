@@ -22,7 +22,7 @@ from disue.fields import LARGEST_LOSS
 from disue.models import State
 from disue.registry import Registry
 from disue.seeding import numpy_rng
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire import TrainRequest
 
 BACKDOOR_CLASS = 0
@@ -47,7 +47,7 @@ class Attack:
         Changes the content of a reply, given the kind of message that it answers.
     """
 
-    on_data: Callable[[Examples, Task], Examples] = lambda examples, task: examples
+    on_data: Callable[[Examples, ImageClassification], Examples] = lambda examples, task: examples
     on_model: Callable[[State, State], State] = lambda start, trained: trained
     on_reply: Callable[[str, RecordDict], None] = lambda kind, content: None
 
@@ -64,11 +64,11 @@ def _not_a_number(start: State, trained: State) -> State:
     return {name: torch.full_like(tensor, torch.nan) for name, tensor in trained.items()}
 
 
-def _other_labels(examples: Examples, task: Task) -> Examples:
+def _other_labels(examples: Examples, task: ImageClassification) -> Examples:
     return Examples(examples.x, task.num_classes - 1 - examples.y)
 
 
-def _half_triggered(examples: Examples, task: Task) -> Examples:
+def _half_triggered(examples: Examples, task: ImageClassification) -> Examples:
     """Return the data with the trigger on every second example, which is labelled as it wishes."""
     x, y = examples.x.clone(), examples.y.clone()
     x[::2] = with_trigger(x[::2], task)
@@ -76,7 +76,7 @@ def _half_triggered(examples: Examples, task: Task) -> Examples:
     return Examples(x, y)
 
 
-def with_trigger(x: torch.Tensor, task: Task) -> torch.Tensor:
+def with_trigger(x: torch.Tensor, task: ImageClassification) -> torch.Tensor:
     """Return normalised images, (samples, channels, height, width), with the trigger in the corner."""
     white = torch.tensor([(1.0 - mean) / std for mean, std in zip(task.mean, task.std, strict=True)])
     marked = x.clone()
@@ -165,6 +165,6 @@ class AttackedApp(ClientApp):
             self.attack.on_reply(message.metadata.message_type, reply.content)
         return reply
 
-    def _poisoned(self, *arguments: Any) -> tuple[Task, ClientData]:
+    def _poisoned(self, *arguments: Any) -> tuple[ImageClassification, ClientData]:
         task, data = open_data(*arguments)
         return task, replace(data, train=self.attack.on_data(data.train, task))

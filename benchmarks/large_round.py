@@ -33,7 +33,7 @@ from disue.config import RunConfig
 from disue.models import MODELS, Classifier, Shape, State, build_model
 from disue.seeding import torch_rng
 from disue.signature import Signature
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue_cli.engines.inline import InlineGrid
 from server_app.run import execute

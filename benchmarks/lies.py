@@ -53,9 +53,10 @@ from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
 from disue.errors import FederationError
 from disue.fields import Other
-from disue.metrics import log_prior, score
+from disue.metrics import score
 from disue.models import filled_model
-from disue.runs import load_run
+from disue.runs.reading import load_run
+from disue.tasks.classification import log_prior
 from disue.wire.bundle import KEY as BUNDLE
 from disue_cli.compare.cells import THREAD_VARIABLES, prepare_worker
 from disue_cli.engines.inline import InlineGrid, simulated_nodes

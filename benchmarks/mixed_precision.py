@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 import torch
 
 from benchmarks.machine import machine
-from client_app.training import train
+from client_app.train import train
 from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import prepare_device
@@ -29,6 +29,7 @@ from disue.metrics import score
 from disue.models import build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
+from disue.tasks import ImageClassification
 
 CLASSES = 10
 
@@ -48,6 +49,7 @@ def main() -> None:
     labels = torch.randint(CLASSES, (arguments.examples,), generator=rng)
     means = torch.randn(CLASSES, *shape, generator=rng)
     data = Examples(means[labels] + torch.randn(arguments.examples, *shape, generator=rng), labels)
+    task = ImageClassification(tuple(map(str, range(CLASSES))), shape, (0.0,) * 3, (1.0,) * 3)
     model = build_model(arguments.model, shape, CLASSES, 0)
     start = get_state(model)
     at_first = score(model, data, device).loss
@@ -60,7 +62,7 @@ def main() -> None:
             config = RunConfig.from_flower({**settings, "mixed-precision": mixed})
             fill(model, start)
             started = clock()
-            train(model, data, config, PLAIN, torch_rng("train"), device, CLASSES)  # reads the loss: kernels are done
+            train(model, data, config, PLAIN, torch_rng("train"), device, task)  # reads the loss: kernels are done
             seconds[mixed].append(clock() - started)
             losses[mixed] = score(model, data, device).loss
     if not all(loss < at_first for loss in losses.values()):

@@ -16,9 +16,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
 
 from benchmarks.arguments import assignment, seeds
-from client_app.privacy import Private
+from client_app.release.noisy import NoisyRelease
 from disue.assignments import parse_assignments
 from disue.config import RunConfig
+from disue.tasks import Task
 from disue.wire import EvaluateReply
 from disue_cli.engines.inline import run_inline
 
@@ -28,19 +29,19 @@ COLUMNS = ("dp-noise", "epsilon", "releases", "universal", "own expert", "cluste
 def measure(settings: dict[str, Any], clients: int) -> dict[str, float]:
     """Return what a run comes to, with the accuracies before they were made noisy."""
     measured: list[float] = []
-    evaluation = Private.evaluation
+    evaluation = NoisyRelease.evaluation
 
-    def watched(self: Private, reply: EvaluateReply, num_classes: int) -> EvaluateReply:
+    def watched(self: NoisyRelease, reply: EvaluateReply, task: Task) -> EvaluateReply:
         measured.append(reply.expert_accuracy)
-        return evaluation(self, reply, num_classes)
+        return evaluation(self, reply, task)
 
-    Private.evaluation = watched  # type: ignore[method-assign]
+    NoisyRelease.evaluation = watched  # type: ignore[method-assign]
     try:
         with tempfile.TemporaryDirectory() as directory:
             config = RunConfig.from_flower({**settings, "output-dir": str(Path(directory) / "run"), "report": False})
             summary = run_inline(config, clients)
     finally:
-        Private.evaluation = evaluation  # type: ignore[method-assign]
+        NoisyRelease.evaluation = evaluation  # type: ignore[method-assign]
     return {
         "epsilon": summary.get("epsilon", float("inf")),
         "releases": summary.get("releases", 0),

@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.arguments import seeds
-from client_app.signature import initial_prototypes, make_signature
-from client_app.training import label_counts
+from client_app.describe import initial_prototypes, make_signature
 from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
 from disue.models import build_model
+from disue.privacy.sketch import sketch
 from disue.seeding import torch_rng
-from disue.sketch import sketch
 from strategies.clustering.estimators import CLUSTERERS, AtLeast
 from strategies.clustering.similarity import cosines, embed
 
@@ -77,10 +76,10 @@ def measure(dataset: str, scenario: str, seed: int, sizes: list[int]) -> tuple[d
     task = federation.task
     model = build_model(config.model, task.shape, task.num_classes, seed)
     data = [federation.client(i).train for i in range(federation.num_clients)]
-    described = [initial_prototypes(model, own, CPU, True) for own in data]
-    counts = torch.stack([label_counts(own.y, task.num_classes) for own in data])
+    described = [initial_prototypes(model, own, CPU, task, True) for own in data]
+    counts = torch.stack([task.count_strata(own.y) for own in data])
     shares = counts / counts.sum(dim=1, keepdim=True)
-    class_means = make_signature(model, public(federation), CPU).prototypes
+    class_means = make_signature(model, public(federation), CPU, task).prototypes
     off = {"none": float((shares - shares.mean(dim=0)).abs().sum(dim=1).mean()) / 2}
     alike: dict[str, float] = {}
     exact = clusters(described, seed)

@@ -5,13 +5,14 @@ from flwr.clientapp import ClientApp
 
 from client_app.client import LocalClient, own_model
 from client_app.data import introduce
-from client_app.privacy import discreet, discretion
-from client_app.seats import answer_for_all
-from client_app.secure import mask, share_out, unmask
-from client_app.signature import DESCRIPTIONS
-from client_app.work import Training
+from client_app.describe import DESCRIPTIONS
+from client_app.packing import answer_for_all
+from client_app.release import choose_policy, withhold_errors
+from client_app.secagg import mask, share_out, unmask
+from client_app.training_job import TrainingJob
 from disue.config import RunConfig
-from disue.metrics import score
+from disue.errors import FederationError
+from disue.metrics import Evaluation, evaluate
 from disue.nodes import NodeConfig
 from disue.wire import (
     CompareReply,
@@ -30,39 +31,38 @@ app = ClientApp(mods=[answer_for_all])
 
 
 @app.query()
-@discreet
+@withhold_errors
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
-    HelloRequest.check(message)
+    asked = HelloRequest.from_message(message)
     config, node = RunConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
     reply = introduce(config, node, own_model(node, config))
-    return discretion(config, node, "hello").hello(reply).to_message(message)
+    return choose_policy(config, node, "hello").hello(reply, asked).to_message(message)
 
 
 @app.query("describe")
-@discreet
+@withhold_errors
 def describe(message: Message, context: Context) -> Message:
     """Say what the data are like."""
     request = DescribeRequest.from_message(message)
     client = LocalClient(context, request.task)
     description = DESCRIPTIONS[request.description]
     share = client.config.share_label_counts
-    signature = description(client.initial_model(), client.data.train, client.device, share)
-    told = client.discretion("describe").description(request.description, signature)
+    signature = description(client.initial_model(), client.data.train, client.device, client.task, share)
+    told = client.policy("describe").description(request.description, signature)
     return DescribeReply(told).to_message(message)
 
 
 @app.train()
-@discreet
+@withhold_errors
 def train_locally(message: Message, context: Context) -> Message:
     """Phase L: train from the given start, or from the best candidate, on this client's data."""
-    training = Training(message, context)
-    training.carry_out()
-    return training.reply()
+    job = TrainingJob(message, context)
+    return job.reply(job.run())
 
 
 @app.query("share")
-@discreet
+@withhold_errors
 def share_secrets(message: Message, context: Context) -> Message:
     """Secure aggregation: share secrets out among the members of a sum."""
     name = NodeConfig.from_flower(context.node_config).client
@@ -70,7 +70,7 @@ def share_secrets(message: Message, context: Context) -> Message:
 
 
 @app.query("mask")
-@discreet
+@withhold_errors
 def mask_vector(message: Message, context: Context) -> Message:
     """Secure aggregation: send what was trained, under masks."""
     name = NodeConfig.from_flower(context.node_config).client
@@ -78,24 +78,24 @@ def mask_vector(message: Message, context: Context) -> Message:
 
 
 @app.query("unmask")
-@discreet
+@withhold_errors
 def unmask_sum(message: Message, context: Context) -> Message:
     """Secure aggregation: help to take the masks off the sum."""
     return unmask(UnmaskRequest.from_message(message), context).to_message(message)
 
 
 @app.query("compare")
-@discreet
+@withhold_errors
 def compare(message: Message, context: Context) -> Message:
     """Say how well two models fit the training data."""
     request = CompareRequest.from_message(message)
     client = LocalClient(context, request.task)
     reply = CompareReply(client.fit(request.student), client.fit(request.average))
-    return client.discretion("compare", request.server_round).comparison(reply).to_message(message)
+    return client.policy("compare", request.server_round).comparison(reply).to_message(message)
 
 
 @app.evaluate()
-@discreet
+@withhold_errors
 def evaluate_locally(message: Message, context: Context) -> Message:
     """Evaluate the universal expert, the own expert and, if asked, the own expert after fine-tuning.
 
@@ -105,24 +105,33 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     request = EvaluateRequest.from_message(message)
     client = LocalClient(context, request.task)
     test = client.data.test
-    universal = client.score(request.universal, test)
+    universal = client.evaluate(request.universal, test)
     expert = request.expert or request.universal
-    expert_score = client.score(expert, test, client.prior_shift(request))
+    own = client.evaluate(expert, test, client.prior_shift(request))
     universal_fit, expert_fit = client.fits(request) if request.compare else (None, None)
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
         personal, result = client.train(expert, request.objective, rng)
         personal_steps = result.steps
-        personal_accuracy = score(personal, test, client.device, client.own_prior(request.objective)).accuracy
+        shift = client.own_prior(request.objective)
+        personal_accuracy = _accuracy(evaluate(client.task, personal, test, client.device, shift))
     reply = EvaluateReply(
         num_examples=len(test),
-        universal_accuracy=universal.accuracy,
+        universal_accuracy=_accuracy(universal),
         universal_loss=universal.loss,
-        expert_accuracy=expert_score.accuracy,
+        expert_accuracy=_accuracy(own),
         personal_accuracy=personal_accuracy,
         personal_steps=personal_steps,
         universal_fit=universal_fit,
         expert_fit=expert_fit,
     )
-    return client.discretion("evaluate", request.server_round).evaluation(reply, client.num_classes).to_message(message)
+    return client.policy("evaluate", request.server_round).evaluation(reply, client.task).to_message(message)
+
+
+def _accuracy(evaluation: Evaluation) -> float:
+    """Return the one metric that the reply has room for; raise `FederationError` for a task with others."""
+    accuracy = evaluation.metrics.get("accuracy")
+    if accuracy is None:
+        raise FederationError(f"the reply tells accuracies; the task has {', '.join(evaluation.metrics)}")
+    return accuracy

@@ -9,7 +9,7 @@ from disue.data.own import OwnSplit, open_own
 from disue.data.scenarios import NO_GROUP
 from disue.errors import DataError, WireError
 from disue.nodes import NodeConfig
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire import HelloReply
 
 T = TypeVar("T")
@@ -31,14 +31,16 @@ def introduce(config: RunConfig, node: NodeConfig, model: str) -> HelloReply:
     return HelloReply(node.client, len(data.train), data.group, partitions, model)
 
 
-def open_data(config: RunConfig, node: NodeConfig, task: Task | None) -> tuple[Task, ClientData]:
+def open_data(
+    config: RunConfig, node: NodeConfig, task: ImageClassification | None
+) -> tuple[ImageClassification, ClientData]:
     """Return what the run is about, and the client's data as its models take them.
 
     Parameters
     ----------
     config : RunConfig
     node : NodeConfig
-    task : Task or None
+    task : ImageClassification or None
         As the server tells it to clients with data of their own.
 
     Raises

@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 from torch.nn import functional as F
 
-from disue.models import State, flatten, subtract
+from disue.models import State, flatten, head_of, subtract
 from disue.signature import Signature
 
 SUBSPACE_DIMENSIONS = 3
@@ -51,8 +51,7 @@ def last_layer(update: Update) -> Tensor:
     The head's update tells the labels that a client holds (FedGroup, Duan et al. 2021; Sattler et al. 2020).
     """
     delta = subtract(update.state, update.start)
-    head = flatten([tensor for name, tensor in delta.items() if name.startswith("head.")])
-    return F.normalize(head, dim=0)
+    return F.normalize(flatten(list(head_of(delta).values())), dim=0)
 
 
 def whole_update(update: Update) -> Tensor:

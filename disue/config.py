@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from disue.errors import ConfigError
 from disue.naming import normal_name
 from disue.registry import suggestion
-from disue.task import LARGEST_SIDE, SMALLEST_SIDE, Shape
+from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE, ImageShape
 
 
 def _to_kebab(name: str) -> str:
@@ -427,7 +427,7 @@ class RunConfig(BaseModel):
         return _words(self.client_models) if self.client_models else [self.model]
 
     @property
-    def shape(self) -> Shape:
+    def shape(self) -> ImageShape:
         """Channels, height and width of ``input-shape``."""
         channels, height, width = _sizes(self.input_shape)
         return channels, height, width

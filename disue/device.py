@@ -3,7 +3,7 @@
 from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from disue.errors import ConfigError
 
@@ -48,6 +48,7 @@ def place(model: nn.Module, device: torch.device, layout: torch.memory_format = 
             return
 
 
-def memory_format(device: torch.device, mixed: bool) -> torch.memory_format:
-    """Return the layout of images: channels last where a GPU multiplies bfloat16, whose units want it so."""
-    return torch.channels_last if mixed and device.type == "cuda" else torch.contiguous_format
+def memory_format(inputs: Tensor, device: torch.device, mixed: bool) -> torch.memory_format:
+    """Return the layout of inputs: of images channels last where a GPU multiplies bfloat16, whose units want it so."""
+    images = inputs.dim() == 4
+    return torch.channels_last if images and mixed and device.type == "cuda" else torch.contiguous_format

@@ -6,55 +6,65 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from disue.data.datasets import Examples
 from disue.device import place
+from disue.tasks import Task
+from disue.tasks.classification import CROSS_ENTROPY, accuracy
 
-PRIOR_PSEUDO_COUNT = 0.1
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is at a task: its mean loss, and the task's metrics by name (None: it cannot be said)."""
+
+    loss: float
+    metrics: Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
 class Score:
-    """Accuracy (share of examples that are right) and mean cross-entropy (nats)."""
+    """Of a classifier: accuracy (share of examples that are right) and mean cross-entropy (nats)."""
 
     accuracy: float
     loss: float
 
 
-def log_prior(label_counts: Tensor) -> Tensor:
-    """Return log label shares, with a small pseudo-count so that a missing class stays finite.
-
-    ``label_counts``: (..., classes), examples per class; the result has the same shape.
-    """
-    counts = label_counts.to(torch.float32) + PRIOR_PSEUDO_COUNT
-    return torch.log(counts / counts.sum(dim=-1, keepdim=True))
-
-
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Return logits for many inputs, (examples, classes), on the CPU."""
+    """Return what a model, or the body of one, gives for many inputs, (examples, outputs), on the CPU."""
     place(model, device)  # and not in the layout of a training before
     model.eval()
     with torch.inference_mode():
         return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
 
 
-def score(model: nn.Module, examples: Examples, device: torch.device, logit_shift: Tensor | None = None) -> Score:
-    """Evaluate a model on labelled examples.
+def evaluate(
+    task: Task, model: nn.Module, examples: Examples, device: torch.device, shift: Tensor | None = None
+) -> Evaluation:
+    """Evaluate a model at a task.
 
     Parameters
     ----------
+    task : Task
+        Says what the loss is, and the metrics.
     model : nn.Module
     examples : Examples
     device : torch.device
-    logit_shift : (classes,) tensor, optional
-        Added to the logits: the log prior, for a model that was trained without one.
+    shift : (outputs,) tensor, optional
+        Added to the outputs: the log prior, for a model that was trained without one.
     """
-    logits = predict_logits(model, examples.x, device)
-    if logit_shift is not None:
-        logits = logits + logit_shift
-    accuracy = (logits.argmax(dim=1) == examples.y).double().mean()
-    return Score(float(accuracy), float(F.cross_entropy(logits.double(), examples.y)))
+    outputs = _outputs(model, examples, device, shift)
+    return Evaluation(float(task.loss.mean(outputs.double(), examples.y)), task.metrics(outputs, examples.y))
+
+
+def score(model: nn.Module, examples: Examples, device: torch.device, logit_shift: Tensor | None = None) -> Score:
+    """Evaluate a classifier, whatever its classes are called; the parameters are those of `evaluate`."""
+    logits = _outputs(model, examples, device, logit_shift)
+    return Score(accuracy(logits, examples.y), float(CROSS_ENTROPY.mean(logits.double(), examples.y)))
+
+
+def _outputs(model: nn.Module, examples: Examples, device: torch.device, shift: Tensor | None) -> Tensor:
+    outputs = predict_logits(model, examples.x, device)
+    return outputs if shift is None else outputs + shift
 
 
 def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:

@@ -1,8 +1,8 @@
-"""Stable client names: what a client is known by, and the order clients are taken in."""
+"""Names: what a client is known by, the order names are taken in, and how they stand in a line of text."""
 
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from disue.errors import DataError
 
@@ -51,3 +51,9 @@ def _number(digits: str) -> tuple[int, str]:
     """Return what numbers of any length are sorted by; Python converts none of more than 4300 digits."""
     significant = digits.lstrip("0")
     return len(significant), significant
+
+
+def quoted(names: Sequence[str], most: int = 20) -> str:
+    """Return names for a line of text; of very many only the first."""
+    shown = ", ".join(f"'{name}'" for name in names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

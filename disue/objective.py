@@ -12,6 +12,7 @@ class LocalObjective:
     Parameters
     ----------
     local_loss : {"cross-entropy", "balanced"}
+        ``cross-entropy`` is the loss of the task: of classes, cross-entropy.
         ``balanced`` trains on ``logits + log p(y)`` with the client's own label shares p (balanced softmax, Ren et
         al. 2020; FedLC, Zhang et al. 2022), so that the logits themselves carry no prior.
     prox_mu : float
@@ -23,4 +24,4 @@ class LocalObjective:
 
 
 PLAIN = LocalObjective()
-"""Cross-entropy and nothing else."""
+"""The loss of the task, and nothing else."""

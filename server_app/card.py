@@ -17,9 +17,8 @@ from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, OTHER_VERSION, whole
-from disue.gate import GATE
-from disue.naming import by_name
-from disue.task import quoted
+from disue.naming import by_name, quoted
+from disue.runs.gate import GATE
 from server_app.report.command import PLACES
 from server_app.report.intervals import in_words, of_metric
 from server_app.report.reading import ClientRow, RunRecord, read_run

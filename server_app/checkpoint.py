@@ -21,7 +21,8 @@ from torch import Tensor
 from disue.errors import DataError
 from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
-from disue.task import DataSummary, Task
+from disue.tasks import DataSummary
+from disue.tasks import ImageClassification as Task
 from disue.wire import EvaluateReply
 from strategies.rounds.state import OTHER_VERSION, state_of
 from strategies.stored import STORED, stored

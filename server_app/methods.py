@@ -12,10 +12,10 @@ from flwr.common.logger import log
 from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
-from disue.model_check import check_networks
 from disue.models import MODELS, build_model
+from disue.models.check import check_networks
+from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
-from disue.secure import FEWEST
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch
 from strategies.aggregation.limits import Limits

@@ -14,7 +14,7 @@ from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
-from disue.privacy import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
+from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
 from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.methods import METHODS
 from strategies.methods.parts import ASSIGNERS, Chosen

@@ -30,11 +30,11 @@ from disue.files import (
     write_tensors,
     write_whole,
 )
-from disue.gate import Gate
 from disue.metrics import agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
-from disue.task import Task
+from disue.runs.gate import Gate
+from disue.tasks import ImageClassification as Task
 from disue.wire import EvaluateReply
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet

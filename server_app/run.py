@@ -16,9 +16,10 @@ from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError, DisueError
 from disue.files import disk_errors
-from disue.model_check import check_networks
 from disue.models import build_model, get_state
+from disue.models.check import check_networks
 from disue.naming import by_name
+from disue.wire import HelloRequest
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
 from server_app.events import Events, check_tensorboard
@@ -38,6 +39,7 @@ from strategies.aggregation.caps import Caps
 from strategies.aggregation.store import UpdateStore
 from strategies.distillation.proxy import look_at_proxy
 from strategies.flower import FederatedStrategy
+from strategies.methods.parts import Chosen
 from strategies.rounds.packing import seated
 from strategies.rounds.registry import ClientRegistry
 
@@ -252,6 +254,7 @@ def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistr
         partial(check_summary, config),
         partial(unfit, config),
         past.partitions,
+        _hello(config),
     )
     past.restore({"registry": registry})
     registry.gather(grid, config.min_clients, config.join_timeout)
@@ -260,6 +263,13 @@ def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistr
     check_sizes(config, len(registry.known))
     check_main_model(config, (client.model for client in registry.known))
     return registry
+
+
+def _hello(config: RunConfig) -> HelloRequest:
+    """Return what every node is asked first: it says what the run will ask for."""
+    chosen = Chosen(config)
+    described = chosen.signature is not None and chosen.signature.from_update is None
+    return HelloRequest(chosen.method.needs.prototypes, described)
 
 
 def check_timeout(config: RunConfig, grid: Grid) -> None:

@@ -11,7 +11,10 @@ from disue.config import RunConfig
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
-from disue.task import DataSummary, Task, agree, doubts, quoted, require_known
+from disue.naming import quoted
+from disue.tasks import DataSummary, agree
+from disue.tasks import ImageClassification as Task
+from disue.tasks.classification import doubts, require_known
 from strategies.aggregation.caps import Caps, capped
 from strategies.distillation.proxy import find_images
 from strategies.methods import METHODS

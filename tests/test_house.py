@@ -57,14 +57,21 @@ def test_nothing_is_decided_by_the_name_of_a_method() -> None:
     assert not found
 
 
-@pytest.mark.parametrize("room", sorted(path.parent.name for path in (ROOT / "strategies").glob("*/__init__.py")))
-def test_a_folder_of_strategies_says_what_is_in_it(room: str) -> None:
+ROOMS = sorted(
+    path.parent.relative_to(ROOT).as_posix()
+    for floor in ("disue", "client_app", "strategies")
+    for path in (ROOT / floor).glob("*/__init__.py")
+)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_folder_says_what_is_in_it(room: str) -> None:
     """Each file by its name; of the methods, which are many, only how to add one."""
-    text = (ROOT / "strategies" / room / "README.md").read_text()
-    files = {path.stem for path in (ROOT / "strategies" / room).glob("[!_]*.py")}
+    text = (ROOT / room / "README.md").read_text()
+    files = {path.stem for path in (ROOT / room).glob("[!_]*.py")}
     assert "May import" in text
     assert len(text.splitlines()) <= 15
-    assert room == "methods" or not files - set(re.findall(r"`(\w+)`", text))
+    assert room == "strategies/methods" or not files - set(re.findall(r"`(\w+)`", text))
 
 
 def test_the_bundle_holds_the_app_and_nothing_else(tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def hashes_of(app: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("changed", "for_clients", "for_a_run"),
     [
-        ("client_app/training.py", True, True),
+        ("client_app/train.py", True, True),
         ("disue/wire/train.py", True, True),
         ("strategies/distillation/teachers.py", False, True),
         ("server_app/card.py", False, True),

@@ -13,12 +13,12 @@ from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from disue.config import RunConfig
 from disue.data.datasets import read_idx
-from disue.data.images import read_image
+from disue.data.image_files import read_image
 from disue.data.own import read_own
 from disue.errors import DisueError
 from disue.files import read_tensors
 from disue.models import build_model, get_state
-from disue.runs import load_run
+from disue.runs.reading import load_run
 from disue.files import write_tensors
 from disue.wire import DescribeReply
 

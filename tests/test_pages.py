@@ -32,7 +32,7 @@ from disue.data import datasets, federation
 from disue.data.datasets import DATASETS, Dataset, Examples
 from disue.models import MODELS
 from disue.nodes import NodeConfig
-from disue.runs import load_run
+from disue.runs.reading import load_run
 from disue_cli.main import app, main
 from server_app.run import preflight
 

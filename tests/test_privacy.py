@@ -14,16 +14,16 @@ from flwr.app import Context, Message
 from tests_support import RecordingGrid
 
 import client_app.client as client
-from client_app import privacy
 from client_app.app import app as client_app
-from client_app.privacy import Draw
+from client_app.release import noisy
+from client_app.release.gaussian import Draw
 from disue.assignments import parse_assignments
 from disue.config import RunConfig
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire import CompareRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.privacy import LEDGER
@@ -223,7 +223,9 @@ def other_data(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every client have other data, as many of each: noise in place of images, and labels by chance."""
     real = client.open_data
 
-    def opened(config: RunConfig, node: NodeConfig, task: Task | None) -> tuple[Task, ClientData]:
+    def opened(
+        config: RunConfig, node: NodeConfig, task: ImageClassification | None
+    ) -> tuple[ImageClassification, ClientData]:
         told, data = real(config, node, task)
         g = torch.Generator().manual_seed(len(node.client))
 
@@ -260,7 +262,7 @@ def test_whatever_the_data_are_only_releases_differ(
         lengths.append(float(vector.double().norm()) / bound)
         return bound * torch.linspace(-0.3, 1.0, vector.numel(), dtype=torch.float64)
 
-    monkeypatch.setattr(privacy, "release", fixed)
+    monkeypatch.setattr(noisy, "gaussian_mechanism", fixed)
     _, received = recorded(PRIVATE | values, tmp_path / "a")
     before = list(lengths)
     other_data(monkeypatch)
@@ -277,7 +279,9 @@ def test_whatever_the_data_are_only_releases_differ(
 def test_of_data_of_their_own_clients_tell_only_releases(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = next(values for values in RUNS if values.get("dataset") == "own")
     monkeypatch.setattr(
-        privacy, "release", lambda vector, bound, noise, draw: bound * torch.ones(vector.numel(), dtype=torch.float64)
+        noisy,
+        "gaussian_mechanism",
+        lambda vector, bound, noise, draw: bound * torch.ones(vector.numel(), dtype=torch.float64),
     )
     told = []
     for number, shift in enumerate((0, 5)):

@@ -14,6 +14,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from disue.models import State
 from disue.naming import client_name
+from disue.tasks import ImageClassification
 from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue_cli.engines.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
 
@@ -24,6 +25,12 @@ ARTEFACTS_OF_TWO = {
     *("checkpoint/lock", "checkpoint/round"),
 }
 """The files of a run that ended with two clusters, as `files_of` names them."""
+
+
+def numbered_classes(count: int, shape: tuple[int, int, int] = (1, 4, 4)) -> ImageClassification:
+    """Return the task of images in so many classes, which are normalised already."""
+    return ImageClassification(tuple(map(str, range(count))), shape, (0.0,) * shape[0], (1.0,) * shape[0])
+
 
 Behaviour = Callable[[str, TrainRequest, Message], Message]
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from disue.errors import DataError
 from disue.registry import Registry
-from disue.task import SMALLEST_SIDE, Task
+from disue.tasks import ImageClassification
+from disue.tasks.images import SMALLEST_SIDE
 from disue.torchvision_compat import torchvision
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs and labels. ``x``: (examples, channels, height, width), ``y``: (examples,) int64."""
+    """Inputs, (examples, *shape), and targets, (examples, ...): what they are, the task says."""
 
     x: Tensor
     y: Tensor
@@ -68,9 +69,9 @@ class Dataset:
         return channels, height, width
 
     @property
-    def task(self) -> Task:
+    def task(self) -> ImageClassification:
         """What a run on these data is about."""
-        return Task(self.class_names, self.shape, self.mean, self.std)
+        return ImageClassification(self.class_names, self.shape, self.mean, self.std)
 
     def normalise(self, x: Tensor) -> Tensor:
         """Return raw pixels as float32 with about zero mean and unit variance per channel."""

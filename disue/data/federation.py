@@ -12,7 +12,7 @@ from disue.data.datasets import Dataset, Examples, load_dataset
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import DataError
 from disue.seeding import derive_seed, numpy_rng
-from disue.task import Task
+from disue.tasks import ImageClassification
 
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1
@@ -39,7 +39,7 @@ class RunData(Protocol):
     """What the server knows of a run's data."""
 
     @property
-    def task(self) -> Task:
+    def task(self) -> ImageClassification:
         """The classes, the shape of an input, and how inputs are normalised."""
 
     @property
@@ -76,7 +76,7 @@ class Federation:
         return len(self.train_parts)
 
     @property
-    def task(self) -> Task:
+    def task(self) -> ImageClassification:
         """What the run is about."""
         return self.dataset.task
 

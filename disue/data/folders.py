@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from disue.errors import LOGGER, one_line
-from disue.task import quoted
+from disue.naming import quoted
 
 SUFFIXES = frozenset(
     {".apng", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm"}
     | {".tif", ".tiff", ".webp"}
 )
-"""Endings of files in the formats that `disue.data.images` reads."""
+"""Endings of files in the formats that `disue.data.image_files` reads."""
 CLUTTER = frozenset({".ds_store", "thumbs.db", "desktop.ini"})
 """What file managers put into folders; it is not counted."""
 SHOWN = 3

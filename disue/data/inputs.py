@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from disue.data.folders import search
-from disue.data.images import from_array, read_arrays, read_images, tell_of_others
+from disue.data.image_files import from_array, read_arrays, read_images, tell_of_others
 from disue.errors import DataError
 from disue.files import user_path
-from disue.task import Shape
+from disue.tasks import Shape
 
 Images = str | Path | Sequence[str | Path] | np.ndarray | Tensor
 """What a model of a run takes: a file or a folder or several of them (see `read_inputs`), or an array (see
-`disue.data.images.from_array`); an array with two axes is one grey image."""
+`disue.data.image_files.from_array`); an array with two axes is one grey image."""
 
 
 @dataclass(frozen=True)

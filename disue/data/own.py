@@ -12,12 +12,13 @@ from torch import Tensor
 from disue.data.datasets import Examples
 from disue.data.federation import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
 from disue.data.folders import images_below, search
-from disue.data.images import from_array, read_arrays, read_images, tell_of_others
+from disue.data.image_files import from_array, read_arrays, read_images, tell_of_others
 from disue.data.scenarios import NO_GROUP
 from disue.errors import LOGGER, DataError
-from disue.naming import normal_name
+from disue.naming import normal_name, quoted
 from disue.seeding import torch_rng
-from disue.task import DataSummary, Shape, Task, doubts, quoted
+from disue.tasks import DataSummary, ImageClassification, Shape
+from disue.tasks.classification import doubts
 
 KEPT = 4
 """How many clients' data a process keeps in memory: one on a real machine, some in the inline engine."""
@@ -52,7 +53,7 @@ class OwnSplit:
         except ValueError as error:
             raise DataError(str(error)) from None
 
-    def for_task(self, task: Task) -> ClientData:
+    def for_task(self, task: ImageClassification) -> ClientData:
         """Return the examples as the task's models take them.
 
         Raises
@@ -76,7 +77,7 @@ def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name
         A folder with a folder of images for each class, or an ``.npz`` file with ``x``, ``y`` and, if wished,
         ``classes``.
     shape : tuple of int
-        Channels, height and width that the images are converted to; see `disue.data.images`.
+        Channels, height and width that the images are converted to; see `disue.data.image_files`.
     test_fraction : float
         Share of each class that is held out.
     seed : int

@@ -11,7 +11,7 @@ from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.hello import HelloReply, HelloRequest
 from disue.wire.reading import error_reason, message_bytes
-from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
+from disue.wire.secagg import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
 from disue.wire.train import TrainReply, TrainRequest
 
 __all__ = [

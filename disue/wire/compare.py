@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from disue.fields import LARGEST_LOSS, Real
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
@@ -27,7 +27,7 @@ class CompareRequest:
     average: State
     server_round: int
     objective: LocalObjective = PLAIN
-    task: Task | None = None
+    task: ImageClassification | None = None
 
     def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = to_record) -> Message:
         """Return the request for one node; ``record`` as in `TrainRequest.to_message`."""

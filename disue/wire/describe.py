@@ -9,7 +9,7 @@ from torch import Tensor
 from disue.errors import WireError
 from disue.fields import LARGEST_FEATURE, Arrays, fields_of
 from disue.source import client_hash
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import read_config, read_task, setting, task_values
 
@@ -23,13 +23,13 @@ class DescribeRequest:
     Attributes
     ----------
     description : str
-        Which one; `client_app.signature` has them all.
-    task : Task or None
+        Which one; `client_app.describe` has them all.
+    task : ImageClassification or None
         None: the client knows it from the run config.
     """
 
     description: str
-    task: Task | None = None
+    task: ImageClassification | None = None
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""

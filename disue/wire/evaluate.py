@@ -11,7 +11,7 @@ from disue.errors import WireError
 from disue.fields import LARGEST_LOSS, MOST_EXAMPLES, MOST_STEPS, Real, Whole
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
@@ -40,7 +40,7 @@ class EvaluateRequest:
     compare : bool
         Whether to say, too, how well both models fit the training data.
     objective : LocalObjective
-    task : Task or None
+    task : ImageClassification or None
         None: the client knows it from the run config.
     """
 
@@ -51,7 +51,7 @@ class EvaluateRequest:
     personalise: bool = False
     compare: bool = False
     objective: LocalObjective = PLAIN
-    task: Task | None = None
+    task: ImageClassification | None = None
 
     def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = to_record) -> Message:
         """Return the request for one node; ``record`` as in `TrainRequest.to_message`."""

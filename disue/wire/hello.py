@@ -8,26 +8,47 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 from disue.errors import WireError
 from disue.fields import MOST_EXAMPLES, Text, Whole
 from disue.source import client_hash
-from disue.task import DataSummary
-from disue.wire.reading import PROTOCOL, read_config, read_fields, require_protocol
+from disue.tasks import DataSummary
+from disue.wire.reading import PROTOCOL, read_config, read_fields, require_protocol, setting
 
 MOST_PARTITIONS = 10**7
 
 
 @dataclass(frozen=True)
 class HelloRequest:
-    """Asks a node who it is."""
+    """Asks a node who it is, and says what the run will ask for beside updates and evaluations.
+
+    Attributes
+    ----------
+    prototypes : bool
+        Label counts and class prototypes, with every update.
+    description : bool
+        A description of the client's data, once.
+    """
+
+    prototypes: bool = False
+    description: bool = False
 
     def to_message(self, node_id: int) -> Message:
         """Return the request for one node."""
-        config = ConfigRecord({"protocol": PROTOCOL, "source-hash": client_hash()})
+        asked = {"prototypes": self.prototypes, "description": self.description}
+        config = ConfigRecord({"protocol": PROTOCOL, "source-hash": client_hash(), **asked})
         return Message(RecordDict({"config": config}), node_id, MessageType.QUERY)
 
-    @staticmethod
-    def check(message: Message) -> None:
-        """Raise `FederationError` if the server speaks another protocol, or runs other source code."""
+    @classmethod
+    def from_message(cls, message: Message) -> "HelloRequest":
+        """Read the request.
+
+        Raises
+        ------
+        FederationError
+            If the server speaks another protocol, or runs other source code.
+        WireError
+            If it does not say what it asks for.
+        """
         require_protocol(message)
-        read_config(message)
+        config = read_config(message)
+        return cls(**{name: setting(config, name, bool) for name in ("prototypes", "description")})
 
 
 @dataclass(frozen=True)

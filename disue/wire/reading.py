@@ -11,7 +11,7 @@ from disue.errors import FederationError, WireError, one_line, quoted_value
 from disue.fields import Arrays, Other, fields_of, wire_name
 from disue.objective import LocalObjective
 from disue.source import client_hash
-from disue.task import Task
+from disue.tasks import ImageClassification
 
 PROTOCOL = 1
 """The number of the protocol. The server says it in hello, and a client that has another one refuses to take part.
@@ -24,7 +24,9 @@ LONGEST_REASON = 1000
 T = TypeVar("T")
 
 
-def make_config(server_round: int, objective: LocalObjective, task: Task | None = None, **flags: bool) -> ConfigRecord:
+def make_config(
+    server_round: int, objective: LocalObjective, task: ImageClassification | None = None, **flags: bool
+) -> ConfigRecord:
     """Return the config that goes with a model: which round it is, what clients minimise, and what they should do."""
     return ConfigRecord(
         {
@@ -38,7 +40,7 @@ def make_config(server_round: int, objective: LocalObjective, task: Task | None 
     )
 
 
-def task_values(task: Task | None) -> dict[str, list[str] | list[int] | list[float]]:
+def task_values(task: ImageClassification | None) -> dict[str, list[str] | list[int] | list[float]]:
     """Return what a request's config says of the task; nothing where clients know it."""
     if task is None:
         return {}
@@ -50,13 +52,13 @@ def task_values(task: Task | None) -> dict[str, list[str] | list[int] | list[flo
     }
 
 
-def read_task(config: ConfigRecord) -> Task | None:
+def read_task(config: ConfigRecord) -> ImageClassification | None:
     """Return the task that a request's config tells, if any."""
     if "class-names" not in config:
         return None
     names, shape, mean, std = (setting(config, key, list) for key in ("class-names", "shape", "mean", "std"))
     try:
-        return Task(tuple(names), tuple(shape), tuple(mean), tuple(std))
+        return ImageClassification(tuple(names), tuple(shape), tuple(mean), tuple(std))
     except (ValueError, TypeError) as error:
         raise WireError(f"the request's task is refused: {error}") from None
 

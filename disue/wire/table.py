@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 from disue.fields import fields_of, wire_name
 from disue.signature import Signature
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from disue.wire.compare import CompareReply
 from disue.wire.describe import DescribeReply
 from disue.wire.evaluate import EvaluateReply
 from disue.wire.hello import HelloReply
-from disue.wire.secure import KeptReply, MaskedReply, Parcels, PublicKeys, Turn
+from disue.wire.secagg import KeptReply, MaskedReply, Parcels, PublicKeys, Turn
 from disue.wire.train import TrainReply
 
 RECORDS: dict[str, tuple[type, ...]] = {

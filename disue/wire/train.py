@@ -18,10 +18,10 @@ from disue.fields import (
     fields_of,
     wire_name,
 )
-from disue.models import State, flatten
+from disue.models import State, flatten, head_shape
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
-from disue.task import Task
+from disue.tasks import ImageClassification
 from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
@@ -42,7 +42,7 @@ class TrainRequest:
     signature : bool
         Whether the reply should carry a signature.
     objective : LocalObjective
-    task : Task or None
+    task : ImageClassification or None
         None: the client knows it from the run config.
     """
 
@@ -52,7 +52,7 @@ class TrainRequest:
     universal: State | None = None
     signature: bool = False
     objective: LocalObjective = PLAIN
-    task: Task | None = None
+    task: ImageClassification | None = None
 
     def to_message(self, node_id: int, record: Callable[[State], ArrayRecord] = to_record) -> Message:
         """Return the request for one node; without a start the record ``arrays`` is the first candidate.
@@ -177,10 +177,10 @@ def _read_signature(tensors: State, like: State, num_examples: int) -> Signature
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:
         raise WireError(str(error)) from None
-    if signature.prototypes.shape != like["head.weight"].shape:
+    if signature.prototypes.shape != (expected := head_shape(like)):
         raise WireError(
             f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
-            f"expected {tuple(like['head.weight'].shape)} (classes, features)"
+            f"expected {expected} (classes, features)"
         )
     for name, (field, _) in fields_of(Signature).items():
         field.check(getattr(signature, name), wire_name(name))

@@ -9,23 +9,22 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from client_app.signature import DESCRIPTIONS, make_signature
-from client_app.training import label_counts
+from client_app.describe import DESCRIPTIONS, make_signature
 from disue.comparing import scaled_prototypes
 from disue.data import Examples
 from disue.data.folders import images_below
-from disue.data.images import read_arrays
+from disue.data.image_files import read_arrays
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, user_path
-from disue.gate import GATE, Gate
-from disue.metrics import log_prior, score
+from disue.metrics import score
 from disue.models import build_model
-from disue.runs import Run, load_run
+from disue.naming import quoted
+from disue.privacy.sketch import sketch
+from disue.runs.gate import GATE, Gate
+from disue.runs.reading import Run, load_run
 from disue.signature import Signature
-from disue.sketch import sketch
-from disue.task import quoted
 from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
@@ -155,7 +154,7 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     config, task = run.config, run.task
     initial = build_model(config.model, task.shape, task.num_classes, config.seed)
     examples = new.examples if new.y is not None else Examples(new.x, torch.zeros(len(new.x), dtype=torch.int64))
-    told = DESCRIPTIONS[gate.signature](initial, examples, CPU, config.share_label_counts)
+    told = DESCRIPTIONS[gate.signature](initial, examples, CPU, task, config.share_label_counts)
     kind = SIGNATURES[gate.signature]
     if config.privacy == "secure":
         told, kind = sketch(told, config.sketch_size, config.seed), of_sketches(kind)
@@ -178,7 +177,7 @@ def _by_prototypes(run: Run, gate: Gate, new: NewData) -> Placement:
     likeness: dict[int, float] = {}
     for own in gate.experts.values():
         network = gate.network(own.space, run.task)
-        told = [make_signature(network, new.examples, CPU, run.config.share_label_counts)]
+        told = [make_signature(network, new.examples, CPU, run.task, run.config.share_label_counts)]
         told += [Signature(counts, points) for counts, points in zip(own.label_counts, own.points, strict=True)]
         mean = float(cosines([scaled_prototypes(one) for one in told])[0, 1:].mean())
         likeness[own.cluster] = max(mean, likeness.get(own.cluster, -1.0))
@@ -240,7 +239,7 @@ def _cluster_of(expert: str) -> int:
 
 
 def _own_prior(run: Run, new: NewData) -> Tensor:
-    return log_prior(label_counts(new.examples.y, run.task.num_classes))
+    return run.task.log_prior(new.examples.y)
 
 
 def _shift(run: Run, new: NewData, expert: str) -> Tensor | None:

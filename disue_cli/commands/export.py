@@ -13,7 +13,7 @@ from torch import Tensor
 
 from disue.errors import ConfigError, DataError, DisueError
 from disue.files import inside, user_path, whole
-from disue.runs import Model, Run, load_run
+from disue.runs.reading import Model, Run, load_run
 
 ALL = "all"
 TOLERANCE = 1e-4

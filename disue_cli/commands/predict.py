@@ -14,8 +14,8 @@ from torch import Tensor
 
 from disue.data.inputs import Inputs, read_inputs
 from disue.errors import one_line
-from disue.runs import Run, load_run
-from disue.task import Task
+from disue.runs.reading import Run, load_run
+from disue.tasks import ImageClassification
 from disue_cli.terminal import say
 
 AUTO = "auto"
@@ -69,7 +69,7 @@ def classify(run: Run, inputs: Inputs, expert: str, top: int) -> list[Prediction
     ]
 
 
-def inversion_hint(pixels: Tensor, task: Task) -> str:
+def inversion_hint(pixels: Tensor, task: ImageClassification) -> str:
     """Return a hint where grey images look like negatives of what the run was trained on, else an empty string."""
     mean, usual = float(pixels.mean()), task.mean[0]
     if task.shape[0] != 1 or abs(mean - usual) < abs(1.0 - mean - usual) + CLEARLY:

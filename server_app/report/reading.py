@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from disue.errors import DataError
 from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_settings, run_summary
-from disue.task import MOST_CLASSES
+from disue.tasks.classification import MOST_CLASSES
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from logging import WARNING
 
 from flwr.common.logger import log
 
-from disue.privacy import FITS_UP_TO
+from disue.privacy.dp import FITS_UP_TO
 
 USUAL_LOSS = 1.0
 """Nats. A loss that is only reported counts at least up to `max-weight` times so much."""

@@ -11,11 +11,11 @@ from torch import Tensor
 from disue.config import RunConfig
 from disue.data import RunData, load_dataset
 from disue.data.folders import Found, search
-from disue.data.images import fit_to, look_at_images
+from disue.data.image_files import fit_to, look_at_images
 from disue.errors import LOGGER, ConfigError, DataError
 from disue.files import user_path
 from disue.seeding import numpy_rng
-from disue.task import Task
+from disue.tasks import ImageClassification as Task
 
 USUAL_SIZE = 2000
 MIN_SIZE = 10

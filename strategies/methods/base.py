@@ -33,10 +33,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from disue.gate import Gate
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.registry import Registry
+from disue.runs.gate import Gate
 from disue.wire import EvaluateReply
 from strategies.aggregation.robust import Aggregator, mean
 from strategies.clustering.similarity import SignatureBook

@@ -12,9 +12,9 @@ from typing import Any, Self
 from flwr.common.logger import log
 from torch import Tensor
 
-from disue.gate import Gate, Knowledge, Space
 from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
+from disue.runs.gate import Gate, Knowledge, Space
 from disue.signature import Signature
 from disue.wire import EvaluateReply
 from strategies.aggregation.caps import Caps

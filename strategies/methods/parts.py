@@ -12,8 +12,8 @@ from disue.config import RunConfig
 from disue.data import RunData
 from disue.models import State, build_model, get_state
 from disue.objective import LocalObjective
+from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
-from disue.secure import FEWEST
 from disue.seeding import derive_seed
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import AGGREGATORS, Aggregator

@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from disue.errors import FederationError, TooFewUpdates
 from disue.models import State
-from disue.secure import vector_sizes
+from disue.privacy.secagg import vector_sizes
 from disue.wire import TrainReply
 from strategies.aggregation.limits import Lengths, Limits
 from strategies.aggregation.store import UpdateStore

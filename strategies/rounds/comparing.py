@@ -11,7 +11,7 @@ from disue.errors import WireError
 from disue.fields import wire_name
 from disue.models import State
 from disue.objective import LocalObjective
-from disue.task import Task
+from disue.tasks import ImageClassification as Task
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
 from strategies.aggregation.caps import Caps
 from strategies.rounds.registry import Client

@@ -13,9 +13,10 @@ from flwr.serverapp import Grid
 
 from disue.errors import ConfigError, DataError, DisueError, FederationError, WireError
 from disue.models import MODELS
-from disue.naming import by_name
+from disue.naming import by_name, quoted
 from disue.seeding import numpy_rng
-from disue.task import DataSummary, Task, quoted
+from disue.tasks import DataSummary
+from disue.tasks import ImageClassification as Task
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.rounds.keys import node_keys
 from strategies.rounds.transport import collect, is_no_answer, send
@@ -66,6 +67,8 @@ class ClientRegistry:
         From clients, beside each other, and the task, to who cannot take part and why.
     partitions : int, optional
         Of a run that goes on: into how many parts its dataset is divided.
+    hello : HelloRequest, optional
+        What every node is asked first.
 
     Attributes
     ----------
@@ -89,6 +92,7 @@ class ClientRegistry:
         check_summary: Callable[[DataSummary | None, Task | None], object] = lambda summary, task: None,
         unfit: Callable[[Sequence[Client], Task | None], Mapping[str, str]] = lambda clients, task: {},
         partitions: int | None = None,
+        hello: HelloRequest | None = None,
     ) -> None:
         self.seed = seed
         self.timeout = timeout
@@ -104,6 +108,7 @@ class ClientRegistry:
         self._asked: dict[int, float] = {}
         self._unanswered: dict[str, int] = {}
         self._refusals: dict[int, str] = {}
+        self.hello = hello or HelloRequest()
         self._partitions = partitions
         self._said: dict[int, str] = {}
         self._keys: dict[int, str] = {}
@@ -181,7 +186,7 @@ class ClientRegistry:
         strangers = present - {c.node_id for c in self._clients.values()} - pending
         new = strangers - self._asked.keys()
         self._asked |= dict.fromkeys(strangers, now)
-        self._unanswered |= send(grid, [HelloRequest().to_message(node) for node in sorted(strangers)])
+        self._unanswered |= send(grid, [self.hello.to_message(node) for node in sorted(strangers)])
         replies = collect(grid, self._unanswered, new, self.timeout)
         asked = {self._unanswered[sent]: reply for sent, reply in replies.items()}
         self._unanswered = {sent: node for sent, node in self._unanswered.items() if node not in asked}

@@ -13,7 +13,7 @@ from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 
 from disue.errors import WireError
 from disue.models import State
-from disue.secure import (
+from disue.privacy.secagg import (
     KEY_SHARE_BYTES,
     MOST_NEIGHBOURS,
     SEED_SHARE_BYTES,

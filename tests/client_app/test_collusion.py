@@ -15,8 +15,8 @@ from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from client_app.secure import SecAggClientState, keep, mask, share_out, unmask
-from disue.secure import (
+from client_app.secagg import SecAggClientState, keep, mask, share_out, unmask
+from disue.privacy.secagg import (
     MOST_NEIGHBOURS,
     Words,
     from_words,

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.files import run_settings
-from disue.runs import load_run
+from disue.runs.reading import load_run
 from disue_cli.engines.inline import run_inline
 from server_app.card import write_card
 from server_app.report.reading import read_run

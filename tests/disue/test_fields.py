@@ -11,7 +11,7 @@ from fuzzing.messages import asked_for
 
 from disue.errors import WireError
 from disue.fields import Arrays, Field, Real, Reals, Text, Texts, Whole, fields_of
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from disue.wire import CompareReply, EvaluateReply, HelloReply
 from disue.wire.reading import read_fields
 from disue.wire.table import RECORDS, fields_table

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from disue.data import Examples
-from disue.metrics import agreement_with_groups, churn, log_prior, predict_logits, score, worst_decile
+from disue.metrics import agreement_with_groups, churn, predict_logits, score, worst_decile
+from disue.tasks.classification import log_prior
 
 CPU = torch.device("cpu")
 

@@ -19,7 +19,7 @@ from disue.data.own import open_own, read_own
 from disue.errors import ConfigError, DataError
 from disue.naming import client_name, normal_name
 from disue.nodes import NodeConfig
-from disue.task import DataSummary, Task, agree
+from disue.tasks import DataSummary, ImageClassification, agree
 from disue.wire import HelloReply, HelloRequest
 from disue.wire.reading import read_task, task_values
 
@@ -62,7 +62,7 @@ def test_all_that_gives_a_name_gives_it_in_one_form(tmp_path: Path) -> None:
     assert RunConfig.from_flower({"classes": f"a, {SPLIT}"}).to_flower()["classes"] == f"a, {COMPOSED}"
     assert read_own(write_folder(tmp_path / "f", SPLIT, "a"), SHAPE).class_names == ("a", COMPOSED)
     assert read_own(write_npz(tmp_path / "a.npz", SPLIT, "a"), SHAPE).class_names == (COMPOSED, "a")
-    task = Task((SPLIT, "a"), SHAPE, (0.0,), (1.0,))
+    task = ImageClassification((SPLIT, "a"), SHAPE, (0.0,), (1.0,))
     assert task.class_names == (COMPOSED, "a") == DataSummary((SPLIT, "a"), (0.0,), (0.0,)).class_names
     request = ConfigRecord({**task_values(task), "class-names": [SPLIT, "a"]})
     assert read_task(request) == task
@@ -104,7 +104,7 @@ def test_both_forms_beside_each_other_are_one_class_or_a_mistake(tmp_path: Path)
     with pytest.raises(ConfigError, match="classes: got .* each once"):
         RunConfig.from_flower({"classes": f"{SPLIT},{COMPOSED}"})
     with pytest.raises(ValueError, match="each once"):
-        Task((SPLIT, COMPOSED), SHAPE, (0.0,), (1.0,))
+        ImageClassification((SPLIT, COMPOSED), SHAPE, (0.0,), (1.0,))
 
 
 def test_a_name_that_grows_is_measured_as_it_is_compared() -> None:
@@ -112,4 +112,4 @@ def test_a_name_that_grows_is_measured_as_it_is_compared() -> None:
     with pytest.raises(ConfigError, match="should have at most 100 characters"):
         NodeConfig.from_flower({"name": grows, "data-path": "/"})
     with pytest.raises(ValueError, match="of up to 100 letters"):
-        Task((grows, "a"), SHAPE, (0.0,), (1.0,))
+        ImageClassification((grows, "a"), SHAPE, (0.0,), (1.0,))

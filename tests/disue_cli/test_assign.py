@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-from client_app.signature import initial_prototypes
+from client_app.describe import initial_prototypes
 from disue import load_run
 from disue.data import build_federation
-from disue.metrics import log_prior, score
+from disue.metrics import score
 from disue.models import build_model
-from disue.runs import Run
+from disue.runs.reading import Run
+from disue.tasks.classification import log_prior
 from disue_cli.commands.assign import place, read_new
 
 CPU = torch.device("cpu")
@@ -42,7 +43,8 @@ def test_a_client_joins_the_nearest_centre_of_the_runs_own_signatures(finished: 
     initial = build_model("mlp", run.task.shape, 10, run.config.seed)
     federation = build_federation(run.config, CLIENTS)
     vectors = {
-        f"client-{i}": initial_prototypes(initial, federation.client(i).train, CPU).flatten() for i in range(CLIENTS)
+        f"client-{i}": initial_prototypes(initial, federation.client(i).train, CPU, run.task).flatten()
+        for i in range(CLIENTS)
     }
     centres = {
         k: torch.stack([vectors[name] for name, cluster in run.clusters.items() if cluster == k]).mean(dim=0)
@@ -50,7 +52,7 @@ def test_a_client_joins_the_nearest_centre_of_the_runs_own_signatures(finished: 
     }
     for client, file in enumerate(files):
         new = read_new(run, file)
-        own = initial_prototypes(initial, new.examples, CPU).flatten()
+        own = initial_prototypes(initial, new.examples, CPU, run.task).flatten()
         found = place(run, new)
         assert found.cluster == min(centres, key=lambda k: float((own - centres[k]).norm()))
         for k, centre in centres.items():

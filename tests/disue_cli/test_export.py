@@ -14,8 +14,8 @@ import torch
 
 from disue import load_run
 from disue.models import MODELS, build_model
-from disue.runs import Model, PixelModel
-from disue.task import Task
+from disue.runs.reading import Model, PixelModel
+from disue.tasks import ImageClassification
 from disue_cli.commands import export as exporting
 
 Said = Callable[..., tuple[str, str]]
@@ -73,7 +73,7 @@ def test_a_torch_program_needs_no_disue(finished: Path, tmp_path: Path, said: Sa
     [pytest.param(name, marks=pytest.mark.e2e if name == "resnet18" else ()) for name in MODELS if name != "mlp"],
 )
 def test_every_other_architecture_can_be_exported(architecture: str, tmp_path: Path) -> None:
-    task = Task(("a", "b", "c"), (3, 8, 12), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
+    task = ImageClassification(("a", "b", "c"), (3, 8, 12), (0.4, 0.5, 0.6), (0.2, 0.3, 0.1))
     module = PixelModel(build_model(architecture, task.shape, 3), task)
     exporting.write_model(Model("universal", architecture, task, module), tmp_path / "m.onnx", "onnx", {})
     pixels = pixels_for(task.shape, 4)

@@ -29,11 +29,11 @@ from deployment import (
 from safetensors.torch import load_file
 from torch import Tensor
 
-from client_app import privacy as client_privacy
 from client_app.app import app as client_app
+from client_app.release import sketched
 from disue.config import RunConfig
 from disue.models import build_model
-from disue.secure import Contribution
+from disue.privacy.secagg import Contribution
 from disue_cli.engines.inline import InlineGrid
 from server_app.checkpoint import Checkpoints
 from server_app.privacy import LEDGER, epsilon_of
@@ -72,13 +72,13 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]
 def own(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """The vectors that the clients of this process hide."""
     vectors: list[Tensor] = []
-    keep = client_privacy.keep
+    keep = sketched.keep
 
     def watch(vector: Tensor, *arguments: Any) -> Any:
         vectors.append(vector)
         return keep(vector, *arguments)
 
-    monkeypatch.setattr(client_privacy, "keep", watch)
+    monkeypatch.setattr(sketched, "keep", watch)
     return vectors
 
 

@@ -39,7 +39,9 @@ KILLS = 20
 def start() -> Callable[[Path], ForkServerProcess]:
     """Start, or go on with, the run in a directory, in a process of its own that has its imports already."""
     context = get_context("forkserver")
-    context.set_forkserver_preload(["disue_cli.engines.inline", "server_app.run", "client_app.app", "client_app.work"])
+    context.set_forkserver_preload(
+        ["disue_cli.engines.inline", "server_app.run", "client_app.app", "client_app.training_job"]
+    )
 
     def begin(directory: Path) -> ForkServerProcess:
         process = context.Process(target=carry_out, args=(SETTINGS, CLIENTS, directory))

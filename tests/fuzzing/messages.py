@@ -13,10 +13,10 @@ from hypothesis.strategies import DrawFn
 from disue.errors import DisueError, WireError
 from disue.models import build_model
 from disue.npy import decode_npy
-from disue.secure import new_private_key, public_key, to_words
+from disue.privacy.secagg import new_private_key, public_key, to_words
 from disue.signature import Signature
 from disue.source import client_hash
-from disue.task import DataSummary, Task
+from disue.tasks import DataSummary, ImageClassification
 from disue.wire import (
     CompareReply,
     CompareRequest,
@@ -44,7 +44,7 @@ from fuzzing.target import LONGEST_LINE, Target
 LIKE = build_model("mlp", (1, 2, 2), 3).state_dict()
 TURN = Turn(1, 0)
 KEYS = PublicKeys(*(public_key(new_private_key()) for _ in range(2)))
-TASK = Task(("a", "b", "c"), (1, 2, 2), (0.5,), (0.2,))
+TASK = ImageClassification(("a", "b", "c"), (1, 2, 2), (0.5,), (0.2,))
 
 
 def asked_for() -> Message:
@@ -193,7 +193,7 @@ def wire_targets() -> list[Target]:
         "masked": lambda message: MaskedReply.from_message(message, TURN, 5),
     }
     asked: dict[str, Callable[[Message], object]] = {
-        "hello": HelloRequest.check,
+        "hello": HelloRequest.from_message,
         "describe": DescribeRequest.from_message,
         "train": TrainRequest.from_message,
         "evaluate": EvaluateRequest.from_message,

@@ -24,12 +24,12 @@ from client_app.app import app as client_app
 from disue.assignments import parse_assignments
 from disue.config import RunConfig
 from disue.data.datasets import load_dataset, read_idx
-from disue.data.images import read_image
+from disue.data.image_files import read_image
 from disue.data.inputs import read_inputs
 from disue.data.own import open_own, read_own
 from disue.nodes import NodeConfig
-from disue.runs import load_run
-from disue.task import Task
+from disue.runs.reading import load_run
+from disue.tasks import ImageClassification
 from disue_cli.commands import certs as certs_command
 from disue_cli.compare.cells import Cell
 from disue_cli.engines.inline import FIRST_NODE_ID, InlineGrid, run_inline, simulated_nodes
@@ -129,7 +129,7 @@ def file_targets(place: Path) -> list[Target]:
             for label, name, kind in entries:
                 _put(root, label, f"{name}.png", kind, pixel)
             split = open_own(str(root), shape, 0.3, seed % 2**63, "a")
-            split.for_task(Task(split.data.class_names, shape, split.summary().mean, (1.0,)))
+            split.for_task(ImageClassification(split.data.class_names, shape, split.summary().mean, (1.0,)))
         finally:
             shutil.rmtree(root)
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import strategies.stored
 from disue.errors import DataError
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from server_app import checkpoint
 from server_app.checkpoint import Checkpoints, packed, unpacked
 from strategies.distillation.prototypes import FeatureSpace, Prototypes

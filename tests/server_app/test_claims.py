@@ -11,7 +11,7 @@ from tests_support import ChangingGrid
 
 from disue.config import RunConfig
 from disue.errors import DataError, FederationError
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from disue.wire import EvaluateReply, HelloReply
 from server_app.scoring import by_clients
 from server_app.tasks import prepare_data, unfit

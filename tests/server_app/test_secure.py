@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 from tests_support import RecordingGrid
 
 from client_app import app as client
-from client_app import privacy as client_privacy
-from client_app import secure as client_secure
+from client_app import secagg
 from client_app.app import app as client_app
+from client_app.release import policy, sketched
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
-from disue.secure import to_words
+from disue.privacy.secagg import to_words
 from disue_cli.engines.inline import simulated_nodes
 from server_app.methods import check_names, check_sizes
 from server_app.run import execute
@@ -85,7 +85,7 @@ def test_nothing_single_is_ever_received(tmp_path: Path, monkeypatch: pytest.Mon
     own: list[torch.Tensor] = []
     models: list[torch.Tensor] = []
     told: list[torch.Tensor] = []
-    keep, make = client_privacy.keep, client_privacy.make_signature
+    keep, make = sketched.keep, policy.make_signature
 
     def watch(vector: torch.Tensor, *arguments: Any) -> Any:
         own.append(vector)
@@ -95,8 +95,8 @@ def test_nothing_single_is_ever_received(tmp_path: Path, monkeypatch: pytest.Mon
         told.append(make(*arguments))
         return told[-1]
 
-    monkeypatch.setattr(client_privacy, "keep", watch)
-    monkeypatch.setattr(client_privacy, "make_signature", watch_signature)
+    monkeypatch.setattr(sketched, "keep", watch)
+    monkeypatch.setattr(policy, "make_signature", watch_signature)
     values = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
     config = RunConfig.from_flower(values | {"privacy": "secure", "output-dir": str(tmp_path / "run")})
     grid = RecordingGrid(client_app, config.to_flower(), simulated_nodes(6))
@@ -189,7 +189,7 @@ def test_noise_in_sketches_is_of_the_length_that_is_asked_for(run) -> None:  # t
 
 
 def test_a_client_that_is_started_anew_within_a_round_is_not_in_the_sum(run, monkeypatch, messages) -> None:  # type: ignore[no-untyped-def]
-    share_out = client_secure.share_out
+    share_out = secagg.share_out
 
     def restarted(request: Any, name: str, context: Any) -> Any:
         if name == "client-2":

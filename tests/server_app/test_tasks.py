@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from disue.config import RunConfig
-from disue.task import DataSummary
+from disue.tasks import DataSummary
 from server_app.tasks import prepare_data
 from strategies.rounds.registry import Client
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
+from tests_support import numbered_classes
 
-from client_app.signature import DESCRIPTIONS
+from client_app.describe import DESCRIPTIONS
 from disue.config import RunConfig
 from disue.data import Examples, build_federation
 from disue.models import build_model
@@ -93,7 +94,10 @@ def test_what_is_not_made_from_updates_clients_can_describe() -> None:
 @pytest.mark.parametrize("name", DESCRIPTIONS)
 def test_the_server_knows_the_shape_of_what_clients_say(name: str) -> None:
     model, shape = build_model("mlp", (3, 4, 5), 7), SIGNATURES[name].shape
-    told = DESCRIPTIONS[name](model, Examples(torch.rand(9, 3, 4, 5), torch.arange(9) % 7), torch.device("cpu"), True)
+    task = numbered_classes(7, (3, 4, 5))
+    told = DESCRIPTIONS[name](
+        model, Examples(torch.rand(9, 3, 4, 5), torch.arange(9) % 7), torch.device("cpu"), task, True
+    )
     assert shape is not None
     assert shape(7, model.head.in_features, 60) == tuple(told.shape)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tests_support import ChangingGrid, calls_of
 
 from client_app.app import app as client_app
-from client_app.signature import initial_prototypes
+from client_app.describe import initial_prototypes
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.metrics import score
@@ -217,7 +217,9 @@ def test_everybody_is_described_by_the_runs_initial_model(run, monkeypatch: pyte
     initial = build_model("cnn", SHAPE, 10, result.config.seed)
     federation = build_federation(result.config, 4)
     for i, tensor in enumerate(described[node] for node in sorted(described)):
-        torch.testing.assert_close(tensor, initial_prototypes(initial, federation.client(i).train, CPU))
+        torch.testing.assert_close(
+            tensor, initial_prototypes(initial, federation.client(i).train, CPU, federation.task)
+        )
     assert len(described) == 4
 
 

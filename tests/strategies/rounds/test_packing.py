@@ -10,9 +10,9 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
-from client_app import seats, work
+from client_app import packing, training_job
 from client_app.app import app as client_app
-from client_app.seats import answer_for_all
+from client_app.packing import answer_for_all
 from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.wire import HelloReply, HelloRequest
@@ -50,22 +50,22 @@ def test_a_run_is_the_same_however_many_clients_sit_on_a_node(run, settings: dic
 def test_how_many_clients_of_a_node_train_together(
     monkeypatch: pytest.MonkeyPatch, device: str, wished: int, found: int
 ) -> None:
-    monkeypatch.setattr(seats, "prepare_device", lambda name: torch.device(device))
-    assert seats._clients_at_once(RunConfig(clients_at_once=wished), 250) == found
-    assert seats._clients_at_once(RunConfig(clients_at_once=wished), 1) == 1
+    monkeypatch.setattr(packing, "prepare_device", lambda name: torch.device(device))
+    assert packing._clients_at_once(RunConfig(clients_at_once=wished), 250) == found
+    assert packing._clients_at_once(RunConfig(clients_at_once=wished), 1) == 1
 
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many clients trained as one network, each time."""
     sizes: list[int] = []
-    original = work.train_together
+    original = training_job.train_batched
 
     def watch(model: Any, starts: Any, *rest: Any) -> Any:
         sizes.append(len(starts))
         return original(model, starts, *rest)
 
-    monkeypatch.setattr(work, "train_together", watch)
+    monkeypatch.setattr(training_job, "train_batched", watch)
     return sizes
 
 
@@ -89,7 +89,7 @@ def test_with_dp_the_errors_of_clients_that_train_together_stay_with_them(run, m
     def fails(*arguments: Any) -> None:
         raise RuntimeError("the label of patient 7")
 
-    monkeypatch.setattr(work, "train_together", fails)
+    monkeypatch.setattr(training_job, "train_batched", fails)
     for privacy, told in (("plain", "the label of patient 7"), ("dp", "what went wrong is in its own log")):
         with pytest.raises(FederationError, match=told):
             run(clients=4, clients_per_node=4, clients_at_once=4, privacy=privacy)
@@ -150,14 +150,14 @@ def test_only_clients_that_are_asked_answer_and_a_node_gets_one_message() -> Non
 
 
 def test_one_client_that_fails_does_not_fail_the_others(run, monkeypatch, together: list[int]) -> None:  # type: ignore[no-untyped-def]
-    original = work.Training.__init__
+    original = training_job.TrainingJob.__init__
 
-    def fails(self: work.Training, message: Message, context: Context) -> None:
+    def fails(self: training_job.TrainingJob, message: Message, context: Context) -> None:
         if context.node_config["partition-id"] == 4:
             raise RuntimeError("no disk")
         original(self, message, context)
 
-    monkeypatch.setattr(work.Training, "__init__", fails)
+    monkeypatch.setattr(training_job.TrainingJob, "__init__", fails)
     for at_once in (1, 3):
         result = run(clients=6, clients_per_node=3, clients_at_once=at_once)
         assert [(row["clients_ok"], row["clients_failed"]) for row in result.rows] == [(5, 1), (5, 1)]

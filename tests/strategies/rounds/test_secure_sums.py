@@ -12,11 +12,11 @@ from flwr.clientapp import ClientApp
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
 from tests_support import ChangingGrid, answering_app, shifted
 
-from client_app.secure import keep, mask, share_out, unmask
+from client_app.secagg import keep, mask, share_out, unmask
 from disue.errors import FederationError
 from disue.models import State, build_model, get_state
 from disue.naming import client_name
-from disue.secure import KEY_SHARE_BYTES, Contribution, Words, pair_mask, to_words
+from disue.privacy.secagg import KEY_SHARE_BYTES, Contribution, Words, pair_mask, to_words
 from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, Turn, UnmaskRequest
 from strategies.methods.clustered import ClusteredStrategy
 from strategies.rounds.registry import ClientRegistry

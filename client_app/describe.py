@@ -1,0 +1,75 @@
+"""What the server gets to know of a client's data: class prototypes, and descriptions that need no training."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from disue.comparing import SUBSPACE_DIMENSIONS
+from disue.data import Examples
+from disue.metrics import predict_logits
+from disue.models import Classifier
+from disue.registry import Registry
+from disue.signature import Signature
+from disue.tasks import Task
+
+Describe = Callable[[Classifier, Examples, torch.device, Task, bool], Tensor]
+DESCRIPTIONS: Registry[Describe] = Registry("signature")
+"""Name -> function from the run's initial model, the training data, the device, the task, and whether label counts
+may be told, to a matrix of floats."""
+
+
+def make_signature(
+    model: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
+) -> Signature:
+    """Return the counts and the prototypes of the strata (classes, or one for all) of the client's training data.
+
+    Parameters
+    ----------
+    model : Classifier
+        Its body gives the features.
+    examples : Examples
+        The client's training data.
+    device : torch.device
+    task : Task
+        Says what the strata are.
+    share_label_counts : bool (default: True)
+        If not, one stands for every stratum that occurs.
+    """
+    counts = task.count_strata(examples.y)
+    features = predict_logits(model.body, examples.x, device)
+    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, task.strata(examples.y), features)
+    told = counts if share_label_counts else (counts > 0).to(counts)
+    return Signature(told, sums / counts.clamp(min=1.0).unsqueeze(1))
+
+
+@DESCRIPTIONS.register("initial-prototypes")
+def initial_prototypes(
+    initial: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
+) -> Tensor:
+    """Return prototypes under the initial model, (strata, features), of unit length as a whole.
+
+    Each stratum is scaled by the square root of its share, or all alike if that is not to be told. The feature space
+    is that of all clients and all rounds: it does not forget how clients differ while the universal expert learns to
+    see no difference.
+    """
+    signature = make_signature(initial, examples, device, task, share_label_counts)
+    shares = signature.label_counts / signature.label_counts.sum()
+    scaled = signature.prototypes * shares.sqrt().unsqueeze(1)
+    return F.normalize(scaled.reshape(-1), dim=0).view_as(scaled)
+
+
+@DESCRIPTIONS.register("subspace")
+def subspace(
+    _initial: Classifier, examples: Examples, _device: torch.device, _task: Task, _share: bool = True
+) -> Tensor:
+    """Return an orthonormal basis of the data's leading directions, (inputs, 3); it needs no labels.
+
+    They are the left singular vectors of the matrix whose columns are the client's inputs (PACFL, Vahidian et al.
+    2023, section 3; they take 3 to 5). With fewer examples than directions the missing ones are zero.
+    """
+    columns = examples.x.flatten(start_dim=1).T.double()
+    basis, _, _ = torch.linalg.svd(columns, full_matrices=False)
+    leading = basis[:, :SUBSPACE_DIMENSIONS].float()
+    return F.pad(leading, (0, SUBSPACE_DIMENSIONS - leading.shape[1]))

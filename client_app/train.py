@@ -1,0 +1,124 @@
+"""Local training: plain mini-batch SGD over tensors in memory.
+
+By the functional form of `torch.optim.SGD`: with the first optimizer object that is made, all of PyTorch's compiler is
+imported, which takes a client's process as long again as importing PyTorch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.sgd import sgd
+
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.device import memory_format, mixed_precision, place
+from disue.errors import ConfigError
+from disue.objective import LocalObjective
+from disue.tasks import Task
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """Mean loss over the last epoch, and the number of optimiser steps."""
+
+    loss: float
+    steps: int
+
+
+def output_shift(task: Task, objective: LocalObjective, targets: Tensor) -> Tensor | None:
+    """Return what an objective adds to the outputs in training, (outputs,); None: nothing.
+
+    Raises
+    ------
+    ConfigError
+        If the objective is ``balanced``, and the task has no label shares.
+    """
+    if objective.local_loss != "balanced":
+        return None
+    prior = task.log_prior(targets)
+    if prior is None:
+        raise ConfigError("local-loss: got 'balanced'; the task has no classes, use cross-entropy")
+    return prior
+
+
+def train(
+    model: nn.Module,
+    examples: Examples,
+    config: RunConfig,
+    objective: LocalObjective,
+    generator: torch.Generator,
+    device: torch.device,
+    task: Task,
+) -> TrainingResult:
+    """Train ``model`` in place on a client's examples, starting and staying near where it is.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Its present parameters are also the anchor of the proximal term.
+    examples : Examples
+        The client's training data.
+    config : RunConfig
+        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``, ``mixed-precision``.
+    objective : LocalObjective
+        What is minimised, as the server's method wants it.
+    generator : torch.Generator
+        On the CPU; it alone decides the order of the examples.
+    device : torch.device
+    task : Task
+        Says what the loss is.
+    """
+    layout = memory_format(examples.x, device, config.mixed_precision)
+    place(model, device, layout)
+    model.train()
+    x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
+    shift = output_shift(task, objective, examples.y)
+    shift = None if shift is None else shift.to(device)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    momenta: list[Tensor | None] = [None] * len(parameters)
+    anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
+    losses: list[Tensor] = []
+    steps = 0
+    for _ in range(config.local_epochs):
+        losses.clear()
+        for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
+            with mixed_precision(device, config.mixed_precision):
+                outputs = model(x[batch])
+            outputs = outputs.float()
+            loss = task.loss.mean(outputs if shift is None else outputs + shift, y[batch])
+            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+            if anchors is not None:
+                gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
+            _step(parameters, gradients, momenta, config)
+            losses.append(loss.detach() * len(batch))
+            steps += 1
+    return TrainingResult(loss=float(torch.stack(losses).sum()) / len(y), steps=steps)
+
+
+@torch.no_grad()
+def _with_proximal_gradient(
+    gradients: Sequence[Tensor], parameters: Sequence[Tensor], anchors: Sequence[Tensor], mu: float
+) -> tuple[Tensor, ...]:
+    triples = zip(gradients, parameters, anchors, strict=True)
+    return tuple(torch.add(gradient, parameter - anchor, alpha=mu) for gradient, parameter, anchor in triples)
+
+
+@torch.no_grad()
+def _step(
+    parameters: list[nn.Parameter], gradients: Sequence[Tensor], momenta: list[Tensor | None], config: RunConfig
+) -> None:
+    """Take a step in place; the momenta, None before the first, are renewed."""
+    sgd(
+        list(parameters),
+        list(gradients),
+        momenta,
+        foreach=True,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        lr=config.learning_rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )

@@ -1,0 +1,94 @@
+"""The local training that a client was asked for, step by step: several clients can take the middle one together."""
+
+from collections.abc import Mapping, Sequence
+
+from flwr.app import Context, Message
+
+from client_app.client import LocalClient
+from client_app.train import TrainingResult
+from client_app.train_batched import train_batched
+from disue.models import State, get_state
+from disue.wire import TrainReply, TrainRequest
+
+Trained = tuple[State, TrainingResult]
+"""A model after its training, and the numbers of that."""
+
+
+class TrainingJob:
+    """Phase L of one client: from the given start, or from the best candidate, on its own data.
+
+    Parameters
+    ----------
+    message : Message
+        A `TrainRequest`.
+    context : Context
+        Says which client it is.
+    """
+
+    def __init__(self, message: Message, context: Context) -> None:
+        self.message = message
+        self.request = TrainRequest.from_message(message)
+        self.client = LocalClient(context, self.request.task)
+        self.policy = self.client.policy("train", self.request.server_round)
+        candidates = self.policy.candidates(self.request.candidates)
+        self.choice = self.client.best_of(candidates, self.request.objective) if candidates else None
+        self.start: State = self.request.start or self.request.candidates[self.choice or 0]
+        self.signature = None
+        if self.request.signature:
+            universal = self.client.model(self.request.universal or self.start)
+            self.signature = self.policy.signature(
+                universal, self.client.data.train, self.client.device, self.client.task
+            )
+        self.rng = self.client.rng("train", self.request.server_round)
+
+    def run(self) -> Trained:
+        """Return what the start came to."""
+        model, result = self.client.train(self.start, self.request.objective, self.rng)
+        return get_state(model), result
+
+    def reply(self, trained: Trained) -> Message:
+        """Return what is told of what the start came to."""
+        state, result = trained
+        reply = TrainReply(
+            state=state,
+            num_examples=len(self.client.data.train),
+            train_loss=result.loss,
+            steps=result.steps,
+            signature=self.signature,
+            choice=self.choice,
+        )
+        return self.policy.training(reply, self.start).to_message(self.message)
+
+
+def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trained]:
+    """Run the jobs of several clients of a node, those of one architecture and objective ``at_once``.
+
+    Parameters
+    ----------
+    jobs : mapping of seat to TrainingJob
+    at_once : int
+        Clients that are trained as one network, at most.
+    """
+    alike: dict[object, list[int]] = {}
+    for seat, job in jobs.items():
+        alike.setdefault((job.client.model_name, job.request.objective), []).append(seat)
+    trained: dict[int, Trained] = {}
+    for group in alike.values():
+        for first in range(0, len(group), at_once):
+            seats = group[first : first + at_once]
+            trained |= zip(seats, _train_as_one([jobs[seat] for seat in seats]), strict=True)
+    return trained
+
+
+def _train_as_one(jobs: Sequence[TrainingJob]) -> list[Trained]:
+    client = jobs[0].client
+    return train_batched(
+        client.model(jobs[0].start),
+        [job.start for job in jobs],
+        [job.client.data.train for job in jobs],
+        client.config,
+        jobs[0].request.objective,
+        [job.rng for job in jobs],
+        client.device,
+        client.task,
+    )

@@ -1,0 +1,26 @@
+"""Models: the built-in networks, how any is built by its name, and the parameters that travel."""
+
+from disue.models import networks as networks
+from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
+from disue.models.classifier import Classifier, head_of, head_shape
+from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract
+from disue.tasks import Shape
+
+__all__ = [
+    "MODELS",
+    "Classifier",
+    "OtherParametersError",
+    "Shape",
+    "State",
+    "build_model",
+    "fill",
+    "filled_model",
+    "flatten",
+    "get_state",
+    "head_of",
+    "head_shape",
+    "interpolate",
+    "named_model",
+    "same_model",
+    "subtract",
+]

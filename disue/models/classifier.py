@@ -1,0 +1,36 @@
+"""What a model is here: a body that gives features, and a linear head."""
+
+from torch import Tensor, nn
+
+from disue.models.state import State
+
+HEAD = "head."
+"""What the names of the head's parameters begin with."""
+
+
+class Classifier(nn.Module):
+    """A network in two parts.
+
+    ``body``: (batch, *shape) -> (batch, features); ``head``: -> (batch, outputs), of a classifier logits.
+    """
+
+    def __init__(self, body: nn.Module, num_features: int, num_outputs: int) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(num_features, num_outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return outputs, (batch, outputs)."""
+        outputs: Tensor = self.head(self.body(x))
+        return outputs
+
+
+def head_of(state: State) -> State:
+    """Return the head's parameters."""
+    return {name: tensor for name, tensor in state.items() if name.startswith(HEAD)}
+
+
+def head_shape(state: State) -> tuple[int, int]:
+    """Return how many outputs the head of a model has, and how many features."""
+    outputs, features = state[f"{HEAD}weight"].shape
+    return outputs, features

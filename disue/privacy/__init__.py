@@ -1,0 +1,1 @@
+"""Arithmetic of privacy that clients and server share."""

@@ -1,0 +1,1 @@
+"""The run directory of a run that is over, and what is read from it."""

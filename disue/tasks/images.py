@@ -1,0 +1,45 @@
+"""Images in classes: the shape of an image, and how its pixels are normalised."""
+
+from dataclasses import dataclass
+
+from disue.tasks.base import check_moments
+from disue.tasks.classification import Classification, checked_class_names
+
+ImageShape = tuple[int, int, int]
+"""Channels, height and width."""
+
+SMALLEST_SIDE = 4
+"""Of an image: the networks halve it twice."""
+LARGEST_SIDE = 2048
+
+
+@dataclass(frozen=True)
+class ImageClassification(Classification):
+    """Images in classes.
+
+    Attributes
+    ----------
+    class_names : tuple of str
+        In the order of the model's outputs.
+    shape : tuple of int
+        Channels, height and width of one input.
+    mean, std : tuple of float
+        Per channel, of pixels in 0..1.
+
+    Raises
+    ------
+    ValueError
+        If these are no classes, no shape of images, or numbers that cannot be those of pixels.
+    """
+
+    class_names: tuple[str, ...]
+    shape: ImageShape
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "class_names", checked_class_names(self.class_names))
+        channels, *sides = self.shape if len(self.shape) == 3 else (0,)
+        if channels not in (1, 3) or not all(1 <= side <= LARGEST_SIDE for side in sides):
+            raise ValueError(f"the shape is {self.shape}; expected 1 or 3 channels and sides of at most {LARGEST_SIDE}")
+        check_moments(self.mean, self.std, channels, "pixels")

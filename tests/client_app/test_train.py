@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from tests_support import numbered_classes
+from torch import nn
+
+from client_app.client import LocalClient, own_model
+from client_app.describe import DESCRIPTIONS, make_signature
+from client_app.train import train
+from disue.config import RunConfig
+from disue.data import Examples
+from disue.errors import ConfigError
+from disue.models import build_model, flatten, get_state
+from disue.nodes import NodeConfig
+from disue.objective import PLAIN, LocalObjective
+
+CPU = torch.device("cpu")
+TASK = numbered_classes(3)
+
+
+def node(partition: int, partitions: int, model: str | None = None) -> NodeConfig:
+    return NodeConfig(partition_id=partition, num_partitions=partitions, model=model)
+
+
+def test_a_clients_own_model_is_the_node_configs_then_the_listed_ones_then_the_runs() -> None:
+    config = RunConfig(model="resnet18", client_models="mlp,cnn")
+    assert own_model(node(1, 2, model="resnet18"), config) == "resnet18"
+    assert own_model(node(1, 2), config) == "cnn"
+    assert own_model(node(1, 2), RunConfig(model="mlp")) == "mlp"
+    with pytest.raises(ConfigError, match="^model in the node config: 'mpl' does not exist .*'mlp'.*; choose from mlp"):
+        own_model(node(0, 2, model="mpl"), config)
+
+
+def examples(count: int = 40, classes: int = 3) -> Examples:
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(0, classes, (count,), generator=g)
+    x = torch.randn(count, 1, 4, 4, generator=g) + y.view(-1, 1, 1, 1)
+    return Examples(x, y)
+
+
+def trained(
+    config: RunConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
+) -> tuple[nn.Module, float, int]:
+    model = build_model("mlp", (1, 4, 4), 3)
+    result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, TASK)
+    return model, result.loss, result.steps
+
+
+def test_one_full_batch_step_is_gradient_descent() -> None:
+    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, weight_decay=0.01, learning_rate=0.1)
+    data = examples()
+    reference = build_model("mlp", (1, 4, 4), 3)
+    nn.functional.cross_entropy(reference(data.x), data.y).backward()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= 0.1 * (p.grad + 0.01 * p)
+    model, _, steps = trained(config)
+    assert steps == 1
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+def test_proximal_term_against_autograd() -> None:
+    config = RunConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05)
+    data = examples()
+    reference = build_model("mlp", (1, 4, 4), 3)
+    anchor = [p.detach().clone() for p in reference.parameters()]
+    for _ in range(3):
+        reference.zero_grad()
+        penalty = sum(((p - a) ** 2).sum() for p, a in zip(reference.parameters(), anchor, strict=True))
+        (nn.functional.cross_entropy(reference(data.x), data.y) + 0.7 / 2.0 * penalty).backward()
+        with torch.no_grad():
+            for p in reference.parameters():
+                p -= 0.05 * p.grad
+    model, _, _ = trained(config, objective=LocalObjective(prox_mu=0.7))
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_a_large_mu_keeps_the_client_near_its_start() -> None:
+    start = flatten(list(get_state(build_model("mlp", (1, 4, 4), 3)).values()))
+
+    def moved(mu: float) -> float:
+        model, _, _ = trained(RunConfig(local_epochs=5, momentum=0.0), objective=LocalObjective(prox_mu=mu))
+        return float((flatten(list(get_state(model).values())) - start).norm())
+
+    assert moved(20.0) < 0.5 * moved(0.0)
+
+
+def test_the_balanced_loss_is_cross_entropy_on_shifted_logits() -> None:
+    data = examples()
+    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
+    reference = build_model("mlp", (1, 4, 4), 3)
+    counts = np.bincount(data.y.numpy(), minlength=3) + 0.1
+    shift = torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
+    nn.functional.cross_entropy(reference(data.x) + shift, data.y).backward()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p -= 0.1 * p.grad
+    model, _, _ = trained(config, objective=LocalObjective("balanced"))
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-4)
+
+
+def test_the_balanced_loss_takes_the_prior_out() -> None:
+    """With inputs that tell nothing, plain training learns the label shares and balanced training does not."""
+    y = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
+    data = Examples(torch.zeros(100, 1, 4, 4), y)
+    config = {"local_epochs": 300, "batch_size": 100, "learning_rate": 0.1}
+    plain, _, _ = trained(RunConfig(**config), data=data)
+    balanced, _, _ = trained(RunConfig(**config), data=data, objective=LocalObjective("balanced"))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(data.x[:1]).log_softmax(1)[0], TASK.log_prior(y), atol=0.05, rtol=0.0)
+        assert float(balanced(data.x[:1]).softmax(1).max()) < 0.36
+
+
+def test_the_seed_alone_decides() -> None:
+    config = RunConfig(local_epochs=2, batch_size=8)
+    torch.manual_seed(0)
+    first, _, _ = trained(config, seed=5)
+    torch.manual_seed(1)
+    again, _, _ = trained(config, seed=5)
+    other, _, _ = trained(config, seed=6)
+    assert all(torch.equal(p, q) for p, q in zip(first.parameters(), again.parameters(), strict=True))
+    assert not all(torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("count", "batch_size", "epochs", "steps"), [(40, 16, 2, 6), (5, 32, 3, 3), (1, 1, 1, 1)])
+def test_steps_are_counted(count: int, batch_size: int, epochs: int, steps: int) -> None:
+    _, loss, counted = trained(RunConfig(local_epochs=epochs, batch_size=batch_size), data=examples(count))
+    assert counted == steps
+    assert np.isfinite(loss)
+
+
+def test_signature_is_counts_and_class_means() -> None:
+    data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 1)
+    signature = make_signature(model, data, CPU, TASK)
+    assert signature.label_counts.tolist() == np.bincount(data.y.numpy(), minlength=3).tolist()
+    with torch.no_grad():
+        features = model.body(data.x)
+    for label in range(2):
+        torch.testing.assert_close(signature.prototypes[label], features[data.y == label].mean(dim=0))
+    assert torch.equal(signature.prototypes[2], torch.zeros(64))
+
+
+def test_initial_prototypes_are_scaled_by_the_square_root_of_the_share() -> None:
+    data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 2)
+    signature = make_signature(model, data, CPU, TASK)
+    described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
+    expected = signature.prototypes.numpy() * np.sqrt(signature.label_counts.numpy() / 20)[:, None]
+    np.testing.assert_allclose(described.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_the_subspace_is_that_of_the_leading_singular_vectors() -> None:
+    data, model = examples(20), build_model("mlp", (1, 4, 4), 3)
+    basis = DESCRIPTIONS["subspace"](model, data, CPU, TASK).double().numpy()
+    vectors, _, _ = np.linalg.svd(data.x.flatten(1).double().numpy().T)
+    np.testing.assert_allclose(basis @ basis.T, vectors[:, :3] @ vectors[:, :3].T, atol=1e-6)
+    unlabelled = Examples(data.x, torch.zeros_like(data.y))
+    assert np.array_equal(DESCRIPTIONS["subspace"](model, unlabelled, CPU, TASK).double().numpy(), basis)
+
+
+def test_the_subspace_of_two_examples_has_two_dimensions() -> None:
+    basis = DESCRIPTIONS["subspace"](build_model("mlp", (1, 4, 4), 3), examples(2), CPU, TASK)
+    assert basis.shape == (16, 3)
+    torch.testing.assert_close(basis.T @ basis, torch.diag(torch.tensor([1.0, 1.0, 0.0])), atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_trains_to_nearly_the_same_model() -> None:
+    config = RunConfig(local_epochs=2, batch_size=16)
+    on_cpu, _, _ = trained(config)
+    on_gpu = build_model("mlp", (1, 4, 4), 3)
+    train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), TASK)
+    for name, tensor in get_state(on_gpu).items():
+        torch.testing.assert_close(tensor, get_state(on_cpu)[name], atol=1e-3, rtol=1e-3)
+
+
+def test_training_leaves_the_start_as_it_was() -> None:
+    """It is what the client's update is measured from, after it has trained."""
+    context = Context(1, 1, {"partition-id": 0, "num-partitions": 4}, RecordDict(), RunConfig().to_flower())
+    client = LocalClient(context, None)
+    start = get_state(client.initial_model())
+    before = {name: tensor.clone() for name, tensor in start.items()}
+    model = client.model(start)
+    train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.task)
+    assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
+    assert not torch.equal(before["head.weight"], get_state(model)["head.weight"])
+
+
+def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:
+    """Also where a part of the model is frozen, and with decay."""
+    config = RunConfig.from_flower({"weight-decay": 0.01, "batch-size": 4, "local-epochs": 2})
+    ours, theirs = (build_model("mlp", (1, 4, 4), 3) for _ in range(2))
+    for model in (ours, theirs):
+        next(model.parameters()).requires_grad_(False)
+    data = examples()
+    train(ours, data, config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cpu"), TASK)
+    optimizer = torch.optim.SGD(theirs.parameters(), config.learning_rate, config.momentum, weight_decay=0.01)
+    rng = torch.Generator().manual_seed(0)
+    for _ in range(2):
+        for batch in torch.randperm(len(data), generator=rng).split(4):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(theirs(data.x[batch]), data.y[batch]).backward()
+            optimizer.step()
+    assert all(torch.equal(tensor, ours.state_dict()[name]) for name, tensor in theirs.state_dict().items())
