@@ -105,9 +105,9 @@ def trimmed_mean(updates: Sequence[Weighted], wrong_share: float) -> State:
 def krum(updates: Sequence[Weighted], wrong_share: float) -> State:
     """Return the model that lies nearest to those nearest to it, of equally near ones the first; of few, the `median`.
 
-    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017. Their
-    proof needs 2 f + 3 models where f may be wrong. Of fewer, Krum would leave out an honest model for its distance
-    alone.
+    Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017. Of n
+    models, f of them maybe wrong, a model's score is over its n - f - 2 nearest. Where that is none, as of three, there
+    is no score.
     """
     wrong = wrong_models(len(updates), wrong_share)
     return _mean_of(_most_central(updates, wrong)[:1]) if _enough(updates, wrong) else median(updates, wrong_share)
@@ -143,8 +143,8 @@ def geometric_median(updates: Sequence[Weighted], wrong_share: float) -> State:
 
 
 def _enough(updates: Sequence[Weighted], wrong: int) -> bool:
-    """Return whether there are as many models as Krum's proof needs."""
-    return len(updates) >= 2 * wrong + 3
+    """Return whether Krum has a score: whether it is over one neighbour at least."""
+    return len(updates) - wrong - 2 >= 1
 
 
 def _most_central(updates: Sequence[Weighted], wrong: int) -> list[Weighted]:

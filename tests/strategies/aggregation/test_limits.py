@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Message
 from hypothesis import given
 from hypothesis import strategies as st
-from tests_support import ChangingGrid, answering_app, honest, shifted
+from tests_support import ChangingGrid, answering_app, calls_of, honest, shifted
 
 from disue.config import RunConfig
 from disue.data import build_federation
@@ -19,9 +19,14 @@ from disue.wire import TrainReply, TrainRequest
 from server_app.methods import make_strategy
 from strategies.aggregation.caps import Caps, capped
 from strategies.aggregation.limits import Lengths, Limits
-from strategies.methods.clustered import ClusteredStrategy
+from strategies.flower import FederatedStrategy
+from strategies.methods.base import MethodState, Step
+from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.disue import DisUE
 from strategies.methods.fedavg import FedAvg
+from strategies.rounds.collecting import PlainCollector
 from strategies.rounds.registry import ClientRegistry
+from strategies.rounds.round import Round
 from strategies.rounds.stats import Participation
 from strategies.updates import ClientUpdate
 
@@ -102,15 +107,15 @@ def test_an_implausible_client_is_named_counted_and_touches_no_model(
         return TrainReply(shifted(request.start, amount), examples, 9.0, 7).to_message(message)
 
     grid = ChangingGrid(answering_app(train), {}, [{"name": f"client-{i}"} for i in range(4)])
-    roster = ClientRegistry(seed=0)
-    roster.gather(grid, 4, 1.0)
-    strategy = FedAvg(roster, Participation(num_rounds=1))
-    strategy.limits = Limits(max_examples=10, max_norm=10.0)
+    registry = ClientRegistry(seed=0)
+    registry.gather(grid, 4, 1.0)
+    collector = PlainCollector(Limits(max_examples=10, max_norm=10.0))
+    strategy = FederatedStrategy(registry, Participation(num_rounds=1), FedAvg("mlp"), collector)
     strategy.start(grid, ArrayRecord({"w": torch.zeros(3), "b": torch.zeros(2, 2)}), num_rounds=1)
-    assert strategy.universal["w"].tolist() == [1.0, 1.0, 1.0]
-    outcome = strategy.outcome
-    assert (outcome.clients_ok, outcome.clients_failed, outcome.clients_rejected) == (3, 0, 1)
-    assert (outcome.train_loss, outcome.client_steps) == (0.5, 3)
+    assert strategy.reached().universals["mlp"]["w"].tolist() == [1.0, 1.0, 1.0]
+    stats = strategy.stats
+    assert (stats.clients_ok, stats.clients_failed, stats.clients_rejected) == (3, 0, 1)
+    assert (stats.train_loss, stats.client_steps) == (0.5, 3)
     assert [said for said in messages if said.startswith("client-2: update rejected: ") and reason in said]
 
 
@@ -155,11 +160,13 @@ def test_who_fits_much_worse_than_the_others_can_be_let_count(messages: list[str
     assert messages == [said.format("d", 4), said.format("e", 9)]
 
 
-@pytest.mark.parametrize("privacy", ["plain", "secure"])
-def test_the_caps_of_a_run_are_its_settings(privacy: str) -> None:
-    config = RunConfig.from_flower({"privacy": privacy, "max-weight": 3.0, "max-fit": 7.0})
-    caps = make_strategy(config, ClientRegistry(0), build_federation(config, 4), torch.device("cpu")).limits.caps
-    assert (caps.max_weight, caps.max_fit) == (3.0 * (privacy == "plain"), 7.0)
+def test_the_caps_of_a_run_are_its_settings() -> None:
+    config = RunConfig.from_flower({"max-weight": 3.0, "max-fit": 7.0})
+    strategy = make_strategy(config, ClientRegistry(0), build_federation(config, 4), torch.device("cpu"))
+    assert isinstance(strategy.method, DisUE)
+    assert isinstance(strategy.collector, PlainCollector)
+    for caps in (strategy.method.caps, strategy.collector.limits.caps):
+        assert (caps.max_weight, caps.max_fit) == (3.0, 7.0)
 
 
 def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_proportion(  # type: ignore[no-untyped-def]
@@ -183,15 +190,11 @@ def test_an_update_that_claims_too_much_counts_for_less_with_its_labels_in_propo
     assert [line for line in messages if "client-2" in line] == once
 
 
-class InGivenClusters(ClusteredStrategy):
-    """Keeps what it is handed, of clients in two clusters."""
+class InGivenClusters(ClusteredMethod[MethodState]):
+    """Clients are in two clusters."""
 
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
-        return {update.name: int(update.name < "d") for update in updates}
-
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, torch.Tensor]:
-        self.handed = {update.name: update.num_examples for update in updates}
-        return super().aggregate(server_round, updates)
+    def assign(self, state: MethodState, updates: Sequence[ClientUpdate], round: Round) -> Step[MethodState]:
+        return Step(replace(state, clusters={update.name: int(update.name < "d") for update in updates}))
 
 
 @pytest.mark.parametrize(
@@ -203,18 +206,20 @@ class InGivenClusters(ClusteredStrategy):
     ],
     ids=["a cluster of small clients", "of two", "an honest federation"],
 )
-def test_a_claim_is_measured_by_the_clients_of_its_cluster_too(told: dict[str, int], counted: dict[str, int]) -> None:
+def test_a_claim_is_measured_by_the_clients_of_its_cluster_too(
+    monkeypatch: pytest.MonkeyPatch, told: dict[str, int], counted: dict[str, int]
+) -> None:
     def train(name: str, request: TrainRequest, message: Message) -> Message:
         assert request.start is not None
         return TrainReply(request.start, told[name], 0.5, 1).to_message(message)
 
     grid = ChangingGrid(answering_app(train), {}, [{"name": name} for name in told])
-    roster = ClientRegistry(seed=0)
-    roster.gather(grid, len(told), 1.0)
-    strategy = InGivenClusters(roster, Participation(num_rounds=1))
-    strategy.limits = Limits(caps=Caps(10.0))
+    registry = ClientRegistry(seed=0)
+    registry.gather(grid, len(told), 1.0)
+    steps, collector = calls_of(monkeypatch, InGivenClusters, "step"), PlainCollector(Limits(caps=Caps(10.0)))
+    strategy = FederatedStrategy(registry, Participation(num_rounds=1), InGivenClusters("mlp"), collector)
     strategy.start(grid, ArrayRecord({"w": torch.zeros(3)}), num_rounds=1, timeout=10.0)
-    assert strategy.handed == told | counted
+    assert {update.name: update.num_examples for update in steps[0].given["updates"]} == told | counted
 
 
 def test_honest_clients_with_much_more_data_than_most_are_not_rejected(run) -> None:  # type: ignore[no-untyped-def]

@@ -11,9 +11,9 @@ from strategies.distillation.teachers import (
     TEACHERS,
     TeacherInputs,
     estimated_log_priors,
-    lesson,
     log_priors_of,
     teacher_logits,
+    vote_summary,
 )
 
 K, N, C = 3, 7, 4
@@ -143,7 +143,7 @@ def test_the_estimated_prior_is_the_prior_of_an_expert_that_sees_only_noise() ->
 def test_who_taught_what_against_a_loop(evidence: TeacherInputs, teacher: str) -> None:
     weights = TEACHERS[teacher](evidence)
     targets = teacher_logits(evidence, weights)
-    told = lesson(["7", "0", "3-mlp"], weights, targets)
+    told = vote_summary(["7", "0", "3-mlp"], weights, targets)
     mean, counts = told.by_class(C)
     assert told.experts == ["7", "0", "3-mlp"]
     for c in range(C):

@@ -2,7 +2,8 @@
 
 import pickle
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,11 +19,15 @@ from disue.models import State, build_model, get_state
 from disue.naming import client_name
 from disue.privacy.secagg import KEY_SHARE_BYTES, Contribution, Words, pair_mask, to_words
 from disue.wire import KeptReply, Parcels, ShareRequest, TrainRequest, Turn, UnmaskRequest
-from strategies.methods.clustered import ClusteredStrategy
+from strategies.flower import FederatedStrategy
+from strategies.methods.base import MethodState, Step
+from strategies.methods.clustered import ClusteredMethod
+from strategies.rounds.collecting import SecureCollector
 from strategies.rounds.registry import ClientRegistry
+from strategies.rounds.round import Round
 from strategies.rounds.secure_sums import SecAggGroup, SecureSums
-from strategies.rounds.stats import Participation
-from strategies.updates import ClientUpdate
+from strategies.rounds.stats import Participation, RoundStats
+from strategies.updates import ClientSketch, GroupSum
 
 STAGES = ("train", "share", "mask", "unmask")
 START: State = get_state(build_model("mlp", (1, 4, 4), 3))
@@ -78,20 +83,47 @@ def keeping_app(change: Reply = lambda stage, name, reply: None) -> ClientApp:
     return app
 
 
-class Given(ClusteredStrategy):
-    """Clusters that are given; it keeps the updates that it is handed."""
+class Given(ClusteredMethod[MethodState]):
+    """Clusters that are given; it keeps the sums that it is handed."""
 
-    def __init__(self, roster: ClientRegistry, participation: Participation, clusters: dict[str, int]) -> None:
-        super().__init__(roster, participation)
+    def __init__(self, clusters: dict[str, int]) -> None:
+        super().__init__("mlp")
         self.given = clusters
-        self.handed: list[Sequence[ClientUpdate]] = []
+        self.handed: list[Sequence[GroupSum]] = []
 
-    def group(self, server_round: int, updates: Sequence[ClientUpdate]) -> dict[str, int]:
-        return self.given
+    def assign(self, state: MethodState, updates: Sequence[ClientSketch], round: Round) -> Step[MethodState]:
+        return Step(replace(state, clusters=self.given))
 
-    def aggregate(self, server_round: int, updates: Sequence[ClientUpdate]) -> State:
+    def step(self, state: MethodState, updates: Sequence[Any], round: Round) -> Step[MethodState]:
         self.handed.append(updates)
-        return super().aggregate(server_round, updates)
+        return super().step(state, updates, round)
+
+
+class Run(NamedTuple):
+    """Secure rounds over a grid."""
+
+    strategy: FederatedStrategy
+    method: Given
+    sums: SecureSums
+
+    @property
+    def stats(self) -> RoundStats:
+        return self.strategy.stats
+
+    @property
+    def handed(self) -> list[Sequence[GroupSum]]:
+        return self.method.handed
+
+    @property
+    def experts(self) -> dict[int, State]:
+        return self.strategy.reached().experts_of("mlp")
+
+    @classmethod
+    def over(
+        cls, registry: ClientRegistry, participation: Participation, clusters: dict[str, int], threshold: float
+    ) -> "Run":
+        method, sums = Given(clusters), SecureSums(threshold)
+        return cls(FederatedStrategy(registry, participation, method, SecureCollector(sums)), method, sums)
 
 
 class Recording(ChangingGrid):
@@ -120,22 +152,21 @@ def rounds(
     min_success_fraction: float = 0.1,
     threshold: float = 0.6,
     between: Callable[[Recording, int], None] = lambda grid, server_round: None,
-) -> tuple[Given, Recording]:
+) -> tuple[Run, Recording]:
     """Run some rounds with clusters of these sizes, of clients in the order of their numbers."""
     clusters = [cluster for cluster, size in enumerate(sizes) for _ in range(size)]
     names = [f"client-{i}" for i in range(len(clusters))]
     grid = Recording(keeping_app(change), {}, [{"name": name} for name in names])
-    roster = ClientRegistry(seed=0, timeout=60.0)
-    roster.gather(grid, len(names), 1.0)
+    registry = ClientRegistry(seed=0, timeout=60.0)
+    registry.gather(grid, len(names), 1.0)
     participation = Participation(num_rounds=count, min_success_fraction=min_success_fraction)
-    strategy = Given(roster, participation, dict(zip(names, clusters, strict=True)))
-    strategy.sums = SecureSums(threshold)
+    run = Run.over(registry, participation, dict(zip(names, clusters, strict=True)), threshold)
     arrays = ArrayRecord(START)
     for server_round in range(1, count + 1):
-        result = strategy.start(grid, arrays, num_rounds=server_round, timeout=60.0, first_round=server_round)
+        result = run.strategy.start(grid, arrays, num_rounds=server_round, timeout=60.0, first_round=server_round)
         arrays = result.arrays
         between(grid, server_round)
-    return strategy, grid
+    return run, grid
 
 
 def mean_shift(names: Iterable[str]) -> float:
@@ -155,18 +186,18 @@ def named(*numbers: int) -> list[str]:
 
 @pytest.mark.parametrize("sizes", [(3,), (5, 4, 3)], ids=str)
 def test_the_sum_of_a_cluster_is_the_weighted_mean_of_its_clients(sizes: tuple[int, ...]) -> None:
-    strategy, _ = rounds(sizes=sizes, count=2 if len(sizes) > 1 else 1)
+    run, _ = rounds(sizes=sizes, count=2 if len(sizes) > 1 else 1)
     first = 0
-    for update, size in zip(strategy.handed[0], sizes, strict=True):
+    for update, size in zip(run.handed[0], sizes, strict=True):
         own = named(*range(first, first + size))
         first += size
         assert (update.name, update.clients, update.steps) == (own[0], size, 2 * size)
         assert update.num_examples == sum(number(name) + 1 for name in own)
         assert shift_of(update.state) == pytest.approx(mean_shift(own), abs=1e-6)
-    assert (strategy.outcome.clients_ok, strategy.outcome.clients_failed) == (first, 0)
-    assert strategy.outcome.train_loss == pytest.approx(0.5)
+    assert (run.stats.clients_ok, run.stats.clients_failed) == (first, 0)
+    assert run.stats.train_loss == pytest.approx(0.5)
     if len(sizes) > 1:  # in the second round each starts from its own cluster's model
-        assert shift_of(strategy.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
+        assert shift_of(run.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
 
 
 def test_vectors_are_summed_as_they_come(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,14 +243,14 @@ def drops(at: str, who: Sequence[str]) -> Reply:
 @pytest.mark.parametrize(("stage", "size"), [*((stage, 5) for stage in STAGES), ("mask", 30)])
 def test_drop_outs_within_the_threshold_are_survived(stage: str, size: int) -> None:
     gone = named(0, 3) if size == 5 else named(0, 1, 2, 11, 20, 21)
-    strategy, _ = rounds(drops(stage, gone), sizes=(size,))
+    run, _ = rounds(drops(stage, gone), sizes=(size,))
     everybody = named(*range(size))
     left = everybody if stage == "unmask" else [name for name in everybody if name not in gone]
-    (update,) = strategy.handed[0]
+    (update,) = run.handed[0]
     assert update.clients == len(left)
     assert shift_of(update.state) == pytest.approx(mean_shift(left), abs=1e-6)
-    assert (strategy.outcome.clients_ok, strategy.outcome.clients_failed) == (len(left), size - len(left))
-    assert strategy.outcome.extra["clusters_lost"] == 0
+    assert (run.stats.clients_ok, run.stats.clients_failed) == (len(left), size - len(left))
+    assert run.stats.metrics["clusters_lost"] == 0
 
 
 @pytest.mark.parametrize(
@@ -238,14 +269,14 @@ def test_beyond_the_threshold_the_cluster_goes_without_the_round(stage: str, rea
         if step == stage and name in broken:
             raise RuntimeError("gone")
 
-    strategy, _ = rounds(change, (5, 4), count=2, between=lambda grid, number: broken.extend(named(0, 1, 2)))
+    run, _ = rounds(change, (5, 4), count=2, between=lambda grid, number: broken.extend(named(0, 1, 2)))
     assert any(f"cluster 0 goes without this round: {reason}" in message for message in messages)
-    (update,) = strategy.handed[1]
+    (update,) = run.handed[1]
     assert (update.name, update.clients) == ("client-5", 4)
-    assert shift_of(strategy.experts[0]) == pytest.approx(mean_shift(named(0, 1, 2, 3, 4)), abs=1e-6)
-    assert shift_of(strategy.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
-    assert strategy.outcome.extra["clusters_lost"] == 1
-    assert (strategy.outcome.clients_ok, strategy.outcome.clients_failed) == (4, 5)
+    assert shift_of(run.experts[0]) == pytest.approx(mean_shift(named(0, 1, 2, 3, 4)), abs=1e-6)
+    assert shift_of(run.experts[1]) == pytest.approx(2 * mean_shift(named(5, 6, 7, 8)), abs=1e-5)
+    assert run.stats.metrics["clusters_lost"] == 1
+    assert (run.stats.clients_ok, run.stats.clients_failed) == (4, 5)
 
 
 def test_clients_in_no_sum_count_among_those_of_whom_enough_must_answer() -> None:
@@ -261,11 +292,11 @@ def test_a_round_of_too_small_sums_is_repeated() -> None:
             left.remove(name)
             raise RuntimeError("gone")
 
-    strategy, _ = rounds(change, (5, 4), min_success_fraction=0.5)
-    outcome = strategy.outcome
-    assert (outcome.repeats, outcome.clients_ok, outcome.clients_failed) == (1, 9, 5)
-    assert [update.clients for update in strategy.handed[-1]] == [5, 4]
-    assert shift_of(strategy.experts[0]) == pytest.approx(mean_shift(named(0, 1, 2, 3, 4)), abs=1e-6)
+    run, _ = rounds(change, (5, 4), min_success_fraction=0.5)
+    stats = run.stats
+    assert (stats.repeats, stats.clients_ok, stats.clients_failed) == (1, 9, 5)
+    assert [update.clients for update in run.handed[-1]] == [5, 4]
+    assert shift_of(run.experts[0]) == pytest.approx(mean_shift(named(0, 1, 2, 3, 4)), abs=1e-6)
 
 
 def test_sums_that_were_seen_are_not_taken_again() -> None:
@@ -283,8 +314,8 @@ def test_sums_that_were_seen_are_not_taken_again() -> None:
 
 
 def test_a_cluster_of_two_has_no_sum(messages: list[str]) -> None:
-    strategy, grid = rounds(sizes=(3, 2))
-    assert [update.name for update in strategy.handed[0]] == ["client-0"]
+    run, grid = rounds(sizes=(3, 2))
+    assert [update.name for update in run.handed[0]] == ["client-0"]
     assert any("cluster 1 goes without this round: 2 of its 2 members take part" in message for message in messages)
     masked = [reply for kind, reply in grid.received if kind == "query.mask"]
     assert len(masked) == 3
@@ -300,7 +331,7 @@ class Late(Recording):
         return replies
 
 
-def silent_after_sharing(kind: type[Recording]) -> tuple[Given, Recording, ArrayRecord]:
+def silent_after_sharing(kind: type[Recording]) -> tuple[Run, Recording, ArrayRecord]:
     """Run a round of four clients in which the second falls silent before it is asked for its vector."""
 
     def change(stage: str, name: str, reply: Message) -> None:
@@ -309,37 +340,35 @@ def silent_after_sharing(kind: type[Recording]) -> tuple[Given, Recording, Array
 
     everybody = named(0, 1, 2, 3)
     grid = kind(keeping_app(change), {}, [{"name": name} for name in everybody])
-    roster = ClientRegistry(seed=0, timeout=60.0)
-    roster.gather(grid, 4, 1.0)
-    strategy = Given(roster, Participation(num_rounds=2), dict.fromkeys(everybody, 0))
-    strategy.sums = SecureSums(0.6)
-    arrays = strategy.start(grid, ArrayRecord(START), num_rounds=1, timeout=60.0).arrays
-    (update,) = strategy.handed[0]
+    registry = ClientRegistry(seed=0, timeout=60.0)
+    registry.gather(grid, 4, 1.0)
+    run = Run.over(registry, Participation(num_rounds=2), dict.fromkeys(everybody, 0), 0.6)
+    arrays = run.strategy.start(grid, ArrayRecord(START), num_rounds=1, timeout=60.0).arrays
+    (update,) = run.handed[0]
     assert update.clients == 3
     assert shift_of(update.state) == pytest.approx(mean_shift(named(0, 2, 3)), abs=1e-6)
-    return strategy, grid, arrays
+    return run, grid, arrays
 
 
 def test_a_client_that_falls_silent_comes_back_under_another_node_id() -> None:
-    strategy, grid, arrays = silent_after_sharing(Recording)
+    run, grid, arrays = silent_after_sharing(Recording)
     grid.forget(1001)
     grid.add_node({"name": "client-1"})
-    strategy.start(grid, arrays, num_rounds=2, timeout=60.0, first_round=2)
-    assert strategy.handed[1][0].clients == 4
+    run.strategy.start(grid, arrays, num_rounds=2, timeout=60.0, first_round=2)
+    assert run.handed[1][0].clients == 4
 
 
 def test_a_vector_that_comes_too_late_stays_hidden() -> None:
     """The server takes the client's masks with the others off, and the client's own is left."""
-    strategy, grid, _ = silent_after_sharing(Late)
+    run, grid, _ = silent_after_sharing(Late)
     (late,) = [reply for kind, reply in grid.received if kind == "query.mask" and reply.metadata.src_node_id == 1001]
     words = late.content["arrays"].to_torch_state_dict()["masked"].numpy().view(np.uint64)
     given = [reply.content["config"] for kind, reply in grid.received if kind == "query.unmask"]
     shares = [dict(zip(one["members"], one["bytes"], strict=True))["client-1"] for one in given]
     assert {len(share) for share in shares} == {KEY_SHARE_BYTES}  # and none of its seed
     key = combine_shares(shares)
-    assert strategy.sums is not None
     for i, name in enumerate(named(0, 2, 3)):
-        pair = pair_mask(key, strategy.sums._members[name].keys.mask, len(words))
+        pair = pair_mask(key, run.sums._members[name].keys.mask, len(words))
         words = words + pair if i == 0 else words - pair
     true = to_words(contribution("client-1", START).to_vector())
     assert not (words == true).any()
@@ -421,14 +450,14 @@ BAD: dict[str, tuple[str, Callable[[Message], None], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_message_is_rejected_with_the_clients_name_and_the_round_goes_on(case: str, messages: list[str]) -> None:
     stage, change, reason = BAD[case]
-    strategy, _ = rounds(altered(stage, "client-2", change))
+    run, _ = rounds(altered(stage, "client-2", change))
     kind = "update" if stage == "train" else "secure message"
     assert any(message.startswith(f"client-2: {kind} rejected: {reason}") for message in messages), messages
     left = named(0, 1, 2, 3, 4) if stage == "unmask" else named(0, 1, 3, 4)
-    (update,) = strategy.handed[0]
+    (update,) = run.handed[0]
     assert shift_of(update.state) == pytest.approx(mean_shift(left), abs=1e-6)
-    outcome = strategy.outcome
-    assert (outcome.clients_ok, outcome.clients_failed, outcome.clients_rejected) == (len(left), 0, 5 - len(left))
+    stats = run.stats
+    assert (stats.clients_ok, stats.clients_failed, stats.clients_rejected) == (len(left), 0, 5 - len(left))
 
 
 @pytest.mark.parametrize(
