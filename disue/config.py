@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from disue.errors import ConfigError
 from disue.naming import normal_name
 from disue.registry import suggestion
-from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE, ImageShape
+from disue.tasks import ImageShape
+from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE
 
 
 def _to_kebab(name: str) -> str:

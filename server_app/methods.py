@@ -144,7 +144,7 @@ def make_strategy(
     ConfigError
         If the method cannot work with the clients' models.
     """
-    check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
+    check_task = partial(check_networks, shape=data.task.shape, num_outputs=data.task.num_outputs)
     check_task({config.model, *(client.model for client in registry.known)})
     check_name = registry.check_model
 
@@ -157,12 +157,13 @@ def make_strategy(
         log(WARNING, doubt)
     parts = Parts(config, data, device)
     method = METHODS[config.method].build(parts)
+    num_strata = data.task.num_strata if method.needs.prototypes else 0
     if config.privacy == "secure":
         sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        collector: Collector = SecureCollector(sums)
+        collector: Collector = SecureCollector(sums, num_strata)
     else:
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
-        collector = PlainCollector(limits, store)
+        collector = PlainCollector(limits, store, num_strata)
     described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
     return FederatedStrategy(registry, _participation(config), method, collector, described_as)
 
@@ -171,9 +172,9 @@ def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int
     """Return the shape of what clients say of their data."""
     if config.privacy == "secure":
         return 1, config.sketch_size
-    shape = SIGNATURES[signature].shape
-    head = build_model(config.model, data.task.shape, data.task.num_classes, config.seed).head
-    return shape and shape(head.out_features, head.in_features, math.prod(data.task.shape))
+    shape, task = SIGNATURES[signature].shape, data.task
+    head = build_model(config.model, task.shape, task.num_outputs, config.seed).head
+    return shape and shape(task.num_strata, head.in_features, math.prod(task.shape))
 
 
 def _participation(config: RunConfig) -> Participation:

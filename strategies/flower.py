@@ -165,7 +165,7 @@ class FederatedStrategy(Strategy):
             a usable update. The state is as it was then.
         """
         attempt, state = self._under_way()
-        stats, method, prototypes = attempt.stats, self.method, self.method.needs.prototypes
+        stats, method = attempt.stats, self.method
         updates = self._accepted(attempt, self.replies.answers(replies, stats, "local"))
         attempt.require_enough({update.name for update in updates})
         round = self._round(attempt, state)
@@ -174,7 +174,7 @@ class FederatedStrategy(Strategy):
         stats.metrics |= assigned.metrics
         like = method.universal(state, method.main)
         clusters = dict(assigned.state.clusters)
-        contributions = self.collector.contributions(updates, clusters, attempt, like, prototypes)
+        contributions = self.collector.contributions(updates, clusters, attempt, like)
         step: Step[Any] = method.step(assigned.state, contributions, round)
         stats.metrics |= step.metrics
         stats.sheet, stats.clusters = step.sheet, clusters
@@ -319,7 +319,7 @@ class FederatedStrategy(Strategy):
                 self.replies.tell_problem(f"{name} failed: {error_reason(message)}")
                 continue
             try:
-                read[name] = self.collector.read(message, attempt.sent[name], self.method.needs.prototypes)
+                read[name] = self.collector.read(message, attempt.sent[name])
             except WireError as error:
                 rejected[name] = str(error)
         accepted = self.collector.accept([read[name] for name in by_name(read)])
@@ -332,7 +332,12 @@ class FederatedStrategy(Strategy):
         return list(accepted.updates)
 
     def _fitted_better_by_average(
-        self, attempt: Attempt, taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps
+        self,
+        attempt: Attempt,
+        taught: Mapping[str, State],
+        averages: Mapping[str, State],
+        caps: Caps,
+        loss_unit: float,
     ) -> set[str]:
         """Ask the clients that are sampled for evaluation; see `Round`."""
         number = attempt.stats.server_round
@@ -345,4 +350,5 @@ class FederatedStrategy(Strategy):
             self.method.objective,
             self.registry.task,
             caps,
+            loss_unit,
         )

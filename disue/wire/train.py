@@ -18,7 +18,7 @@ from disue.fields import (
     fields_of,
     wire_name,
 )
-from disue.models import State, flatten, head_shape
+from disue.models import State, flatten, num_features
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.tasks import ImageClassification
@@ -143,11 +143,22 @@ class TrainReply:
         cls,
         message: Message,
         like: State,
-        wants_signature: bool,
+        num_strata: int,
         num_candidates: int = 0,
         max_examples: int | None = None,
     ) -> "TrainReply":
         """Read and check the reply.
+
+        Parameters
+        ----------
+        message : Message
+        like : State
+            A model of the client's architecture.
+        num_strata : int
+            Of the signature that was asked for; 0: none was.
+        num_candidates : int (default: 0)
+            That the client chose from.
+        max_examples : int, optional
 
         Raises
         ------
@@ -165,22 +176,25 @@ class TrainReply:
             told["choice"] = None
         elif told["choice"] is None or told["choice"] >= num_candidates:
             raise WireError(f"choice is {quoted_value(told['choice'])}; there were {num_candidates} candidates")
-        tensors = read_state(message, "signature") if wants_signature else None
-        signature = None if tensors is None else _read_signature(tensors, like, told["num_examples"])
+        tensors = read_state(message, "signature") if num_strata else None
+        signature = (
+            None
+            if tensors is None
+            else _read_signature(tensors, (num_strata, num_features(like)), told["num_examples"])
+        )
         return cls(state=state, signature=signature, **told)
 
 
-def _read_signature(tensors: State, like: State, num_examples: int) -> Signature:
+def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int) -> Signature:
     try:
         signature = Signature(**{name: tensors[wire_name(name)] for name in fields_of(Signature)})
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:
         raise WireError(str(error)) from None
-    if signature.prototypes.shape != (expected := head_shape(like)):
+    if signature.prototypes.shape != shape:
         raise WireError(
-            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
-            f"expected {expected} (classes, features)"
+            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; expected {shape} (classes, features)"
         )
     for name, (field, _) in fields_of(Signature).items():
         field.check(getattr(signature, name), wire_name(name))

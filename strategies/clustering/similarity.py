@@ -71,7 +71,7 @@ class SignatureKind:
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     shape : callable or None
-        From the numbers of classes, features and inputs to the shape of a description; None: it cannot be known.
+        From the numbers of strata, features and inputs to the shape of a description; None: it cannot be known.
     """
 
     from_update: Callable[[Any], Tensor] | None = None
@@ -84,9 +84,9 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
-SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda classes, features, inputs: (classes, features)))
+SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda strata, features, inputs: (strata, features)))
 SIGNATURES.register("subspace")(
-    SignatureKind(gram=subspace_affinity, shape=lambda classes, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
+    SignatureKind(gram=subspace_affinity, shape=lambda strata, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
 )
 
 

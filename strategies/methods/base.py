@@ -216,7 +216,7 @@ class Method(ABC, Generic[S]):
         What it takes of a run.
     supports : Supports
         What goes with it.
-    proxy : (samples, channels, height, width) tensor or None
+    proxy : (samples, *shape) tensor or None
         The proxy set, where the method has one that stays the same.
     """
 

@@ -114,7 +114,7 @@ def contributions() -> list[Contribution]:
 def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> None:
     made = contributions()
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
-    together = Contribution.from_vector(total, made[0].state, with_signature=True)
+    together = Contribution.from_vector(total, made[0].state, num_strata=3)
     n = [one.num_examples for one in made]
     assert (together.num_examples, together.steps) == (sum(n), 7 * 6)
     assert together.train_loss == pytest.approx(np.average([one.train_loss for one in made], weights=n))
@@ -148,4 +148,4 @@ def test_a_sum_that_no_clients_can_have_is_refused(position: int, value: float, 
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
     total[position] = value
     with pytest.raises(ValueError, match=reason):
-        Contribution.from_vector(total, made[0].state, with_signature=True)
+        Contribution.from_vector(total, made[0].state, num_strata=3)

@@ -15,7 +15,7 @@ from disue import load_run
 from disue.config import RunConfig
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model
 from strategies.distillation.prototypes import Prototypes, in_common_units
 from strategies.distillation.teachers import TeacherInputs, prototype_weights
@@ -100,7 +100,8 @@ def test_a_run_without_experts_has_no_gate(run) -> None:  # type: ignore[no-unty
     assert loaded.experts == []
     test = build_federation(result.config, 4).global_test()
     network = loaded.universal.module.network
-    assert score(network, test, torch.device("cpu")).accuracy == result.summary["universal_accuracy"]
+    found = evaluate(loaded.task, network, test, torch.device("cpu"))
+    assert found.metrics["accuracy"] == result.summary["universal_accuracy"]
     with pytest.raises(
         ConfigError, match=r"'auto' needs a gate and this run \(method 'fedavg'\) has none; .*universal"
     ):

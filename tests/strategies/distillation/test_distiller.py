@@ -1,5 +1,6 @@
 import pytest
 import torch
+from tests_support import numbered_classes
 from torch.nn import functional as F
 
 from disue.device import mixed_precision
@@ -8,6 +9,7 @@ from disue.models import Classifier, build_model, get_state
 from strategies.distillation.distiller import Distilled, Distiller
 
 CPU = torch.device("cpu")
+TASK = numbered_classes(3)
 
 
 def problem(seed: int = 0) -> tuple[Classifier, torch.Tensor, torch.Tensor]:
@@ -20,7 +22,7 @@ def problem(seed: int = 0) -> tuple[Classifier, torch.Tensor, torch.Tensor]:
 
 def distil(distiller: Distiller, seed: int = 0) -> Distilled:
     student, x, targets = problem()
-    return distiller.distil(student, x, targets, torch.Generator().manual_seed(seed), CPU)
+    return distiller.distil(TASK, student, x, targets, torch.Generator().manual_seed(seed), CPU)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -53,7 +55,7 @@ def test_the_guard_keeps_the_average_when_the_student_is_not_better() -> None:
 
 def test_the_guard_keeps_the_average_when_the_teacher_is_not_a_number() -> None:
     student, x, targets = problem()
-    result = Distiller(steps=20).distil(student, x, targets * float("nan"), torch.Generator().manual_seed(0), CPU)
+    result = Distiller(steps=20).distil(TASK, student, x, targets * float("nan"), torch.Generator().manual_seed(0), CPU)
     assert result.kept_average
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.state.values())
 
@@ -87,7 +89,7 @@ def test_the_guard_believes_other_evidence_than_the_teacher() -> None:
     student, x, targets = problem()
     believed = predict_logits(student, x, CPU).argmax(dim=1)
     before = get_state(student)
-    result = Distiller(steps=60).distil(student, x, targets, torch.Generator().manual_seed(0), CPU, believed)
+    result = Distiller(steps=60).distil(TASK, student, x, targets, torch.Generator().manual_seed(0), CPU, believed)
     assert result.student_loss < result.average_loss
     assert result.kept_average
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.state.items())
@@ -99,7 +101,7 @@ def test_the_evidence_against_a_count() -> None:
     held_out = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:40].tolist()
     before = predict_logits(student, x, CPU).argmax(dim=1).tolist()
     result = Distiller(steps=40, student_share=0.5).distil(
-        student, x, targets, torch.Generator().manual_seed(0), CPU, believed
+        TASK, student, x, targets, torch.Generator().manual_seed(0), CPU, believed
     )
     assert result.average_evidence == pytest.approx(sum(before[i] == int(believed[i]) for i in held_out) / 40)
     if not result.kept_average:
@@ -120,5 +122,5 @@ def test_on_a_gpu_the_student_learns_as_much_in_mixed_precision() -> None:
     device = torch.device("cuda")
     with mixed_precision(device):
         assert student.to(device)(x.to(device)).dtype == torch.bfloat16
-    on_gpu = Distiller(steps=100).distil(student, x, targets, torch.Generator().manual_seed(0), device)
+    on_gpu = Distiller(steps=100).distil(TASK, student, x, targets, torch.Generator().manual_seed(0), device)
     assert on_gpu.student_loss == pytest.approx(distil(Distiller(steps=100)).student_loss, rel=0.1)
