@@ -19,8 +19,6 @@ from strategies.distillation.proxy import find_images
 from strategies.methods import METHODS
 from strategies.rounds.registry import Client, ClientRegistry
 
-"""Methods that need a proxy set."""
-
 MORE_CLASSES, FEW_CLASSES = 10.0, 10.0
 """A client may have so many times as many classes as the others in the middle, counted as at least so many."""
 

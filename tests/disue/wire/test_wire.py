@@ -240,6 +240,15 @@ def test_train_reply_round_trip() -> None:
     assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
 
 
+def test_prototypes_are_one_for_each_stratum_however_many_outputs_there_are() -> None:
+    sent = TrainReply(state(), 9, 0.5, 3, Signature(torch.tensor([9.0]), torch.randn(1, 3)))
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=1)
+    assert got.signature is not None
+    assert got.signature.prototypes.shape == (1, 3)
+    with pytest.raises(WireError, match=r"prototypes are \(1, 3\); expected \(2, 3\)"):
+        TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
+
+
 def signature_record(**changes: torch.Tensor) -> ArrayRecord:
     tensors = {"label_counts": torch.ones(2), "prototypes": torch.ones(2, 3)}
     return ArrayRecord({key.replace("_", "-"): value for key, value in (tensors | changes).items()})

@@ -1,12 +1,15 @@
 import pytest
 import torch
 from tests_support import numbered_classes
+from torch import nn
 from torch.nn import functional as F
 
 from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import Classifier, build_model, get_state
+from disue.tasks import Regression
 from strategies.distillation.distiller import Distilled, Distiller
+from strategies.distillation.teachers import TEACHERS, TeacherInputs, teacher_logits
 
 CPU = torch.device("cpu")
 TASK = numbered_classes(3)
@@ -124,3 +127,28 @@ def test_on_a_gpu_the_student_learns_as_much_in_mixed_precision() -> None:
         assert student.to(device)(x.to(device)).dtype == torch.bfloat16
     on_gpu = Distiller(steps=100).distil(TASK, student, x, targets, torch.Generator().manual_seed(0), device)
     assert on_gpu.student_loss == pytest.approx(distil(Distiller(steps=100)).student_loss, rel=0.1)
+
+
+def test_of_quantities_the_student_learns_the_mean_of_two_linear_experts() -> None:
+    """Of equal parts of two linear functions the mean is linear, with the mean of their coefficients."""
+    task = Regression(("a", "b"), (6,), (0.0,) * 6, (1.0,) * 6, (0.0,) * 2, (1.0,) * 2)
+    g = torch.Generator().manual_seed(0)
+    first, second = (Classifier(nn.Identity(), 6, 2) for _ in range(2))
+    student, x = Classifier(nn.Identity(), 6, 2), torch.randn(300, 6, generator=g)
+    outputs = torch.stack([predict_logits(expert, x, CPU) for expert in (first, second)])
+    vote = TeacherInputs(outputs, torch.ones(2, 1), torch.zeros(2, 300, 1))
+    targets = teacher_logits(vote, TEACHERS["mean"](vote))
+    distiller = Distiller(steps=600, learning_rate=0.02, temperature=3.0)
+    result = distiller.distil(task, student, x, targets, torch.Generator().manual_seed(0), CPU)
+    assert not result.kept_average
+    assert result.student_loss < 1e-4 < result.average_loss
+    assert result.average_evidence == result.result_evidence == 1.0
+    for name in ("head.weight", "head.bias"):
+        mean = (first.state_dict()[name] + second.state_dict()[name]) / 2.0
+        torch.testing.assert_close(result.state[name], mean, atol=0.02, rtol=0.0)
+
+
+def test_of_quantities_the_divergence_is_the_mean_squared_difference() -> None:
+    task = Regression(("a", "b"), (6,), (0.0,) * 6, (1.0,) * 6, (0.0,) * 2, (1.0,) * 2)
+    first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 4.0]])
+    assert float(task.divergence(first, second, 7.0)) == pytest.approx((4.0 + 9.0) / 4)
