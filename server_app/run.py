@@ -129,6 +129,8 @@ def _carry_out(
     strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
     method = strategy.method
     past.restore({"strategy": strategy})
+    if past.saved and method.needs.memory:
+        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
     build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
     start = get_state(build(config.model))
     test, caps = data.global_test(), Caps(config.max_weight)
