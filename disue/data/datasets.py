@@ -171,6 +171,8 @@ MOST_IDX_BYTES = 2**30
 def read_idx(path: Path) -> Tensor:
     """Read an idx file of unsigned bytes, plain or gzipped (http://yann.lecun.com/exdb/mnist).
 
+    torchvision's reader takes any size that the header says, and checks neither that nor what follows.
+
     Raises
     ------
     DataError
