@@ -51,10 +51,11 @@ def evaluate(
 
 def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
     """Return how many examples of each class (row) were taken for each class (column), (classes, classes) int64."""
+    from sklearn.metrics import confusion_matrix  # here, as below
+
     logits = predict_logits(model, examples.x, device)
-    classes = logits.shape[1]
-    pairs = examples.y * classes + logits.argmax(dim=1)
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    classes = range(logits.shape[1])
+    return torch.from_numpy(confusion_matrix(examples.y.numpy(), logits.argmax(dim=1).numpy(), labels=classes))
 
 
 def agreement_with_groups(clusters: Sequence[int], groups: Sequence[int]) -> tuple[float, float] | None:

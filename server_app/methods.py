@@ -1,5 +1,7 @@
 """From config values to a strategy."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -18,6 +20,7 @@ from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch
+from server_app.resume import CHANGEABLE
 from strategies.aggregation.limits import Limits
 from strategies.aggregation.robust import AGGREGATORS
 from strategies.aggregation.store import UpdateStore
@@ -165,7 +168,14 @@ def make_strategy(
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
         collector = PlainCollector(limits, store, num_strata)
     described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    return FederatedStrategy(registry, _participation(config), method, collector, described_as)
+    run = _run_name(config) if method.needs.memory else ""
+    return FederatedStrategy(registry, _participation(config), method, collector, described_as, run)
+
+
+def _run_name(config: RunConfig) -> str:
+    """Return 16 hexadecimal digits that tell a run by what it computes."""
+    told = {key: value for key, value in config.to_flower().items() if key not in CHANGEABLE}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:

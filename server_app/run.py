@@ -129,6 +129,8 @@ def _carry_out(
     strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
     method = strategy.method
     past.restore({"strategy": strategy})
+    if past.saved and method.needs.memory:
+        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
     task = data.task
     build = partial(build_model, shape=task.shape, num_outputs=task.num_outputs, seed=config.seed)
     start = get_state(build(config.model))

@@ -43,6 +43,9 @@ class FederatedStrategy(Strategy):
         How updates come to the server; by default one by one.
     described_as : tuple of int, optional
         The shape of what clients say of their data, where it is known.
+    run : str (default: "")
+        What clients keep their memory of this run by, 16 hexadecimal digits, where the method lets them have one. A run
+        that goes on after a break has the one that it had.
 
     Attributes
     ----------
@@ -58,7 +61,7 @@ class FederatedStrategy(Strategy):
         Called with the round and the name of a phase of the server as it begins.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("state", "stats", "descriptions")
+    stateful: ClassVar[tuple[str, ...]] = ("state", "stats", "descriptions", "run")
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class FederatedStrategy(Strategy):
         method: Method[Any],
         collector: Collector | None = None,
         described_as: tuple[int, ...] | None = None,
+        run: str = "",
     ) -> None:
         self.registry = registry
         self.participation = participation
@@ -77,6 +81,7 @@ class FederatedStrategy(Strategy):
         self.state: MethodState | None = None
         self.averages: dict[str, State] = {}
         self.stats = RoundStats(server_round=0)
+        self.run = run
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self._attempt: Attempt | None = None
 
@@ -200,6 +205,7 @@ class FederatedStrategy(Strategy):
                 expert_prior=self.method.prior(state, client),
                 personalise=self._is_personal(server_round),
                 compare=self.method.needs.fits,
+                forget=self.run if self.method.needs.memory and self._is_last(server_round) else "",
                 objective=self.method.objective,
                 task=self.registry.task,
             )
@@ -302,6 +308,9 @@ class FederatedStrategy(Strategy):
             candidates=sent.candidates,
             universal=sent.universal if needs else None,
             signature=self.method.needs.prototypes,
+            memory=self.method.needs.memory,
+            run=self.run,
+            shared=self.method.shared(self.reached()),
             objective=self.method.objective,
             task=self.registry.task,
         )

@@ -3,7 +3,7 @@
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
 from disue.models.classifier import Classifier, head_of, num_features
-from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract
+from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten
 from disue.tasks import Shape
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "num_features",
     "same_model",
     "subtract",
+    "unflatten",
 ]

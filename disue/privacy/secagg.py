@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from disue.fields import LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
-from disue.models import State, num_features
+from disue.models import State, num_features, unflatten
 from disue.signature import Signature
 
 Words = NDArray[np.uint64]
@@ -197,11 +197,7 @@ class Contribution:
             signature = Signature(counts.float(), means.float())
             if counts.sum() > n:
                 raise ValueError(f"it counts the labels of {float(counts.sum()):g} examples, of {float(n):g}")
-        parts = weights.split([tensor.numel() for tensor in like.values()])
-        state = {
-            name: (part / n).view_as(tensor).to(tensor.dtype)
-            for part, (name, tensor) in zip(parts, like.items(), strict=True)
-        }
+        state = {name: part.to(like[name].dtype) for name, part in unflatten(weights / n, like).items()}
         _require_usual(state, signature, float(loss / n))
         return cls(int(n), float(loss / n), int(steps), state, signature)
 
