@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.files import RUN_FORMAT
 from disue.nodes import NodeConfig
@@ -20,6 +19,7 @@ from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
 from disue_cli.config_table import config_table
 from disue_cli.engines.flower import copy_app
+from server_app.config import RunConfig
 from server_app.methods import check_names
 from server_app.resume import CHANGEABLE
 from strategies.methods import METHODS
@@ -151,7 +151,7 @@ def test_the_page_lists_the_keys_that_may_change_when_a_run_goes_on() -> None:
 
 def test_every_part_that_a_key_can_name_is_in_the_table_of_keys_and_checked_before_a_run() -> None:
     lines = {line.split("`")[1]: line for line in config_table().splitlines() if line.startswith("| `")}
-    assert lines.keys() == RunConfig().to_flower().keys()
+    assert lines.keys() == RunConfig.from_flower({}).to_flower().keys()
     found = registries()
     assert len(found) >= 8
     for registry in found:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch, tomli_w
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from disue.config import RunConfig
+from server_app.config import RunConfig
 from disue.data.datasets import read_idx
 from disue.data.image_files import read_image
 from disue.data.own import read_own
@@ -73,7 +73,7 @@ def run_of_huge_inputs():
     run = place / "run"
     run.mkdir()
     task = {"classes": ["a", "b"], "input-shape": "3x2048x2048", "mean": [0.5] * 3, "std": [0.5] * 3}
-    (run / "config.toml").write_text(tomli_w.dumps({"run": RunConfig().to_flower(), "task": task}))
+    (run / "config.toml").write_text(tomli_w.dumps({"run": RunConfig.from_flower({}).to_flower(), "task": task}))
     (run / "summary.json").write_text('{"status": "completed"}')
     (run / "clients.csv").write_text("client,cluster\\n")
     write_tensors(run / "universal.safetensors", get_state(build_model("mlp", (1, 8, 8), 2)), {"model": "mlp"})

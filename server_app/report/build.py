@@ -10,9 +10,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 import disue
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue.files import write_whole
+from server_app.config import RunConfig
 from server_app.report import comparison
 from server_app.report.charts import charts, worst_count
 from server_app.report.command import command_of
@@ -176,7 +176,7 @@ def _gain(client: ClientRow) -> Cell:
 
 
 def _config(record: RunRecord) -> dict[str, Any]:
-    defaults = RunConfig().to_flower()
+    defaults = RunConfig.from_flower({}).to_flower()
     entries = [
         {"key": key, "value": _shown(value), "set": defaults.get(key) != value} for key, value in record.config.items()
     ]

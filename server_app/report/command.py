@@ -4,8 +4,8 @@ import shlex
 from typing import Any
 
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.naming import client_name
+from server_app.config import RunConfig
 from server_app.report.reading import RunRecord
 
 PLACES = ("output-dir", "resume-from")
@@ -16,7 +16,7 @@ def command_of(record: RunRecord) -> str:
 
     Keys at their defaults are left out, and so is where the run was written.
     """
-    defaults = RunConfig().to_flower()
+    defaults = RunConfig.from_flower({}).to_flower()
     settings = {key: value for key, value in record.config.items() if key not in PLACES and defaults.get(key) != value}
     clients = record.client_names
     if clients == [client_name({"partition-id": i}) for i in range(len(clients))]:

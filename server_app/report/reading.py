@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from disue.errors import DataError
-from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_settings, run_summary
+from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_summary
 from disue.tasks.classification import MOST_CLASSES
+from server_app.config import stored_settings
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ def read_run(directory: Path) -> RunRecord:
     """
     if not directory.is_dir():
         raise DataError(f"'{directory}' is no directory; name the directory of a run")
-    settings = _read_required(directory / "config.toml", run_settings)
+    settings = _read_required(directory / "config.toml", stored_settings)
     rows = _read_required(directory / "metrics.jsonl", metrics_rows)
     record = RunRecord(
         directory=directory,
@@ -183,7 +184,7 @@ def _baselines(directory: Path) -> dict[str, tuple[Row, Row]]:
     places = [path.parent for path in sorted(directory.glob("*/summary.json"))]
     found = {
         place.name: (
-            read_text(place / "config.toml", run_settings),
+            read_text(place / "config.toml", stored_settings),
             read_text(place / "summary.json", _baseline_summary),
         )
         for place in places

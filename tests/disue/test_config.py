@@ -4,19 +4,19 @@ from pathlib import Path
 import pytest
 
 from disue.assignments import parse_assignments, parse_seeds
-from disue.config import RunConfig
 from disue.errors import ConfigError
+from server_app.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 
 
 def test_pyproject_declares_every_key_with_the_same_default() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert declared == RunConfig().to_flower()
+    assert declared == RunConfig.from_flower({}).to_flower()
 
 
 def test_flower_round_trip_keeps_every_value() -> None:
-    config = RunConfig(seed=3, scenario="rotation", alpha=0.5, prior_correction=False)
+    config = RunConfig.from_flower({"seed": 3, "scenario": "rotation", "alpha": 0.5, "prior-correction": False})
     assert RunConfig.from_flower(config.to_flower()) == config
 
 

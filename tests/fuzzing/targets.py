@@ -22,7 +22,6 @@ from rich.live import Live
 
 from client_app.app import app as client_app
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.data.datasets import load_dataset, read_idx
 from disue.data.image_files import read_image
 from disue.data.inputs import read_inputs
@@ -42,6 +41,7 @@ from fuzzing.spoiling import NAMES, SCALARS, SIZES, VALUES, WRITERS, any_image, 
 from fuzzing.target import LONGEST_LINE, Target
 from server_app.card import card
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.report.build import comparison_page, report_page
 from server_app.report.reading import read_run
 from server_app.resume import look_back
@@ -168,7 +168,8 @@ def setting_targets() -> list[Target]:
     def dict_of(value: object) -> bool:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
-    keys = st.sampled_from([*RunConfig().to_flower(), "nothing", ""])
+    defaults = RunConfig.from_flower({}).to_flower()
+    keys = st.sampled_from([*defaults, "nothing", ""])
     settings = st.one_of(VALUES, st.sampled_from([0, 1, 5, 0.5, True, "1x9x9", "a,b", "path:.", "universal"]))
     nodes = st.one_of(
         spoiling.spoilt_structure({"name": "a", "data-path": "/data", "model": "mlp"}),
@@ -196,7 +197,12 @@ def setting_targets() -> list[Target]:
         _check_script(certs_command.commands(Path("/keys", directory.replace("\0", "")), hosts, 2))
 
     return [
-        Target("run-config", spoiling.spoilt_structure(RunConfig().to_flower(), settings).filter(dict_of), config, 8),
+        Target(
+            "run-config",
+            spoiling.spoilt_structure(defaults, settings).filter(dict_of),
+            config,
+            8,
+        ),
         Target("node-config", nodes, NodeConfig.from_flower, 8),
         Target("assignments", words, lambda words: RunConfig.from_flower(parse_assignments(words)), 8),
         Target("hosts", st.tuples(st.lists(hosts, min_size=1, max_size=3), NAMES), certificates, 4),
