@@ -342,7 +342,7 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
 
 
 def _highlights(record: RunRecord) -> list[tuple[str, object]]:
-    defaults = RunConfig.from_flower({}).to_flower()
+    defaults = RunConfig().to_flower()
     return [
         (key, value)
         for key, value in record.config.items()

@@ -55,9 +55,15 @@ class OutputSettings(Settings):
 class RunConfig(StrategyConfig, RobustSettings, OutputSettings, Settings):
     """One run, resolved.
 
-    Here are the keys of every run. `from_flower` adds those of the methods and clusterers there are: their classes
-    declare them, and give them with their types (``CFLSettings.of(config).cfl_eps1``).
+    Here are the keys of every run. An instance has those of all methods and clusterers, too: their own classes declare
+    them, and give them with their types (``CFLSettings.of(config).cfl_eps1``).
     """
+
+    def __new__(cls, **values: Any) -> Self:
+        """Return an instance of the complete class, as `pathlib.Path` does of the system's."""
+        complete: Any = cls.complete() if cls is RunConfig else cls
+        instance: Self = super().__new__(complete)
+        return instance
 
     @classmethod
     def complete(cls) -> "type[RunConfig]":

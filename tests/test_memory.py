@@ -73,7 +73,7 @@ def run_of_huge_inputs():
     run = place / "run"
     run.mkdir()
     task = {"classes": ["a", "b"], "input-shape": "3x2048x2048", "mean": [0.5] * 3, "std": [0.5] * 3}
-    (run / "config.toml").write_text(tomli_w.dumps({"run": RunConfig.from_flower({}).to_flower(), "task": task}))
+    (run / "config.toml").write_text(tomli_w.dumps({"run": RunConfig().to_flower(), "task": task}))
     (run / "summary.json").write_text('{"status": "completed"}')
     (run / "clients.csv").write_text("client,cluster\\n")
     write_tensors(run / "universal.safetensors", get_state(build_model("mlp", (1, 8, 8), 2)), {"model": "mlp"})

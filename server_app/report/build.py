@@ -176,7 +176,7 @@ def _gain(client: ClientRow) -> Cell:
 
 
 def _config(record: RunRecord) -> dict[str, Any]:
-    defaults = RunConfig.from_flower({}).to_flower()
+    defaults = RunConfig().to_flower()
     entries = [
         {"key": key, "value": _shown(value), "set": defaults.get(key) != value} for key, value in record.config.items()
     ]

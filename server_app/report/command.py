@@ -16,7 +16,7 @@ def command_of(record: RunRecord) -> str:
 
     Keys at their defaults are left out, and so is where the run was written.
     """
-    defaults = RunConfig.from_flower({}).to_flower()
+    defaults = RunConfig().to_flower()
     settings = {key: value for key, value in record.config.items() if key not in PLACES and defaults.get(key) != value}
     clients = record.client_names
     if clients == [client_name({"partition-id": i}) for i in range(len(clients))]:

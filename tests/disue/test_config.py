@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 def test_pyproject_declares_every_key_with_the_same_default() -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
-    assert declared == RunConfig.from_flower({}).to_flower()
+    assert declared == RunConfig().to_flower()
 
 
 def test_flower_round_trip_keeps_every_value() -> None:
-    config = RunConfig.from_flower({"seed": 3, "scenario": "rotation", "alpha": 0.5, "prior-correction": False})
+    config = RunConfig(seed=3, scenario="rotation", alpha=0.5, prior_correction=False)
     assert RunConfig.from_flower(config.to_flower()) == config
 
 

@@ -66,7 +66,7 @@ def test_a_number_of_any_size_is_refused_by_name_or_read_again(key: str) -> None
 
 
 def _values(key: str) -> st.SearchStrategy[Any]:
-    default = RunConfig.from_flower({}).to_flower()[key]
+    default = RunConfig().to_flower()[key]
     if key in NUMBERS:
         least, greatest = bounds(key)
         if isinstance(default, int):
@@ -79,7 +79,7 @@ def _values(key: str) -> st.SearchStrategy[Any]:
 
 
 @settings(max_examples=25)
-@given(st.fixed_dictionaries({key: _values(key) for key in RunConfig.from_flower({}).to_flower()}))
+@given(st.fixed_dictionaries({key: _values(key) for key in RunConfig().to_flower()}))
 def test_a_whole_config_of_any_values_is_read_again(values: dict[str, Any]) -> None:
     config = RunConfig.from_flower(values)
     assert config.to_flower() == values

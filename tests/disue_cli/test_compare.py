@@ -217,12 +217,12 @@ METHOD_KEYS = [key for key in RunConfig.complete().declared_keys() if key not in
 
 @pytest.mark.parametrize("key", METHOD_KEYS)
 def test_every_key_that_a_method_may_set_can_be_set(tmp_path: Path, key: str) -> None:
-    default = RunConfig.from_flower({}).to_flower()[key]
+    default = RunConfig().to_flower()[key]
     value = str(default).lower() if isinstance(default, bool) else default
     (cell,) = make_cells([f"disue:{key}={value}:teacher=mean"], ["rotation"], [0], ["digits"], 8, {}, tmp_path)
-    assert cell.config.to_flower() == RunConfig.from_flower(
-        {"scenario": "rotation", "teacher": "mean", "report": False}
-    ).to_flower() | ({} if key == "teacher" else {key: default})
+    assert cell.config.to_flower() == RunConfig(scenario="rotation", teacher="mean", report=False).to_flower() | (
+        {} if key == "teacher" else {key: default}
+    )
 
 
 def test_the_value_of_a_setting_may_have_a_colon(tmp_path: Path) -> None:
@@ -238,9 +238,9 @@ def test_a_directory_with_other_things_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_shared_by_all_methods_may_be_set_for_one() -> None:
-    keys = RunConfig.from_flower({}).to_flower().keys()
+    keys = RunConfig().to_flower().keys()
     assert keys >= shared_keys()
-    assert set(METHOD_KEYS) >= {"prototypes", "aggregator", "privacy", "teacher"}
+    assert set(METHOD_KEYS) >= {"prototypes", "aggregator", "privacy", "teacher", "proxy-size", "robust", "cfl-eps1"}
     assert not {"seed", "dataset", "alpha", "batch-size", "local-epochs", "fraction-train"} & set(METHOD_KEYS)
 
 

@@ -168,8 +168,7 @@ def setting_targets() -> list[Target]:
     def dict_of(value: object) -> bool:
         return isinstance(value, dict) and all(isinstance(key, str) for key in value)
 
-    defaults = RunConfig.from_flower({}).to_flower()
-    keys = st.sampled_from([*defaults, "nothing", ""])
+    keys = st.sampled_from([*RunConfig().to_flower(), "nothing", ""])
     settings = st.one_of(VALUES, st.sampled_from([0, 1, 5, 0.5, True, "1x9x9", "a,b", "path:.", "universal"]))
     nodes = st.one_of(
         spoiling.spoilt_structure({"name": "a", "data-path": "/data", "model": "mlp"}),
@@ -197,12 +196,7 @@ def setting_targets() -> list[Target]:
         _check_script(certs_command.commands(Path("/keys", directory.replace("\0", "")), hosts, 2))
 
     return [
-        Target(
-            "run-config",
-            spoiling.spoilt_structure(defaults, settings).filter(dict_of),
-            config,
-            8,
-        ),
+        Target("run-config", spoiling.spoilt_structure(RunConfig().to_flower(), settings).filter(dict_of), config, 8),
         Target("node-config", nodes, NodeConfig.from_flower, 8),
         Target("assignments", words, lambda words: RunConfig.from_flower(parse_assignments(words)), 8),
         Target("hosts", st.tuples(st.lists(hosts, min_size=1, max_size=3), NAMES), certificates, 4),

@@ -135,6 +135,14 @@ def test_a_run_is_read_where_its_method_is_not_installed(spoilt: Path, monkeypat
     assert StrategyConfig.of(config).clusterer == "agglomerative"
 
 
+def test_one_made_by_hand_has_the_keys_of_all_methods_too() -> None:
+    config = RunConfig(method="cfl", cfl_eps1=0.2)
+    assert config == RunConfig.from_flower({"method": "cfl", "cfl-eps1": 0.2})
+    assert CFLSettings.of(config).cfl_eps1 == 0.2
+    with pytest.raises(ValueError, match="cfl_eps3"):
+        RunConfig(cfl_eps3=0.2)
+
+
 def test_two_owners_of_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(Settings):
         """Method `other`."""
