@@ -30,6 +30,7 @@ from benchmarks.machine import machine
 from disue.device import mixed_precision, prepare_device
 from disue.models import Classifier, build_model, get_state
 from disue.seeding import torch_rng
+from disue.tasks import ImageClassification
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.server import Server
 
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="default: %(default)s")
     arguments = parser.parse_args()
     device, shape = prepare_device(arguments.device), (1, arguments.side, arguments.side)
-    server = Server(lambda name: build_model(name, shape, CLASSES), arguments.model, device, 0)
+    task = ImageClassification(tuple(map(str, range(CLASSES))), shape, (0.0,), (1.0,))
+    server = Server(task, arguments.model, device, 0)
     experts = [get_state(build_model(arguments.model, shape, CLASSES, seed)) for seed in range(arguments.experts)]
     x = torch.randn(arguments.samples, *shape, generator=torch_rng("proxy"))
     distiller = Distiller(steps=arguments.steps, patience=arguments.steps)  # none of its steps may be saved
@@ -97,7 +99,7 @@ def main() -> None:
 
     def ours() -> None:
         student = build_model(arguments.model, shape, CLASSES, seed=arguments.experts)
-        distiller.distil(student, x, targets, torch_rng("distil"), device)
+        distiller.distil(task, student, x, targets, torch_rng("distil"), device)
 
     def bare_loop() -> None:
         student = build_model(arguments.model, shape, CLASSES, seed=arguments.experts)

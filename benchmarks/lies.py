@@ -52,7 +52,7 @@ from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
 from disue.errors import FederationError
 from disue.fields import Other
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import filled_model
 from disue.runs.reading import load_run
 from disue.tasks.classification import log_prior
@@ -150,7 +150,9 @@ def honest_accuracies(directory: Path, liars: Iterable[int] = (0,)) -> Accuracie
 
     def accuracy(path: Path, test: Examples, shift: torch.Tensor | None = None) -> float:
         model = filled_model(config.model, task.shape, task.num_classes, load_file(path))
-        return score(model, test, torch.device("cpu"), shift).accuracy
+        found = evaluate(task, model, test, torch.device("cpu"), shift).metrics["accuracy"]
+        assert found is not None
+        return found
 
     experts: dict[int, float] = {}
     universal = directory / "universal.safetensors"

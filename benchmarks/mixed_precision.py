@@ -24,7 +24,7 @@ from benchmarks.machine import machine
 from client_app.train import train
 from disue.data import Examples
 from disue.device import prepare_device
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
@@ -52,7 +52,7 @@ def main() -> None:
     task = ImageClassification(tuple(map(str, range(CLASSES))), shape, (0.0,) * 3, (1.0,) * 3)
     model = build_model(arguments.model, shape, CLASSES, 0)
     start = get_state(model)
-    at_first = score(model, data, device).loss
+    at_first = evaluate(task, model, data, device).loss
     settings = {"local-epochs": 1, "batch-size": arguments.batch_size, "learning-rate": 0.01}
     clock = time.perf_counter if device.type == "cuda" else time.process_time
     seconds: dict[bool, list[float]] = {False: [], True: []}
@@ -64,7 +64,7 @@ def main() -> None:
             started = clock()
             train(model, data, config, PLAIN, torch_rng("train"), device, task)  # reads the loss: kernels are done
             seconds[mixed].append(clock() - started)
-            losses[mixed] = score(model, data, device).loss
+            losses[mixed] = evaluate(task, model, data, device).loss
     if not all(loss < at_first for loss in losses.values()):
         raise SystemExit(f"the loss was {at_first:.3f} before training, and after it {losses}")
     usual = {mixed: median(turns[1:]) for mixed, turns in seconds.items()}  # without the first, which warms up

@@ -126,6 +126,8 @@ def evaluate_locally(message: Message, context: Context) -> Message:
         universal_fit=universal_fit,
         expert_fit=expert_fit,
     )
+    if request.forget:
+        client.store(request.forget).forget()
     return client.policy("evaluate", request.server_round).evaluation(reply, client.task).to_message(message)
 
 

@@ -9,6 +9,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from client_app.data import open_data
+from client_app.memory import ClientStore
 from client_app.release import ReleasePolicy, choose_policy
 from client_app.train import TrainingResult, output_shift, train
 from disue.config import ClientConfig
@@ -46,10 +47,16 @@ class LocalClient:
         """Evaluate a model of the client's own architecture."""
         return evaluate(self.task, self.model(state), examples, self.device, shift)
 
-    def train(self, state: State, objective: LocalObjective, rng: torch.Generator) -> tuple[Classifier, TrainingResult]:
+    def train(
+        self, state: State, objective: LocalObjective, rng: torch.Generator, drift: State | None = None
+    ) -> tuple[Classifier, TrainingResult]:
         """Return what comes of a model when it is trained on this client's data."""
         model, data = self.model(state), self.data.train
-        return model, train(model, data, self.config, objective, rng, self.device, self.task)
+        return model, train(model, data, self.config, objective, rng, self.device, self.task, drift)
+
+    def store(self, run: str) -> ClientStore:
+        """Return where this client's memory of a run is."""
+        return ClientStore(self.context, self.name, run, self.node.state_path)
 
     def initial_model(self) -> Classifier:
         """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""

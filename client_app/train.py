@@ -15,6 +15,7 @@ from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import memory_format, mixed_precision, place
 from disue.errors import ConfigError
+from disue.models import State
 from disue.objective import LocalObjective
 from disue.tasks import Task
 
@@ -51,6 +52,7 @@ def train(
     generator: torch.Generator,
     device: torch.device,
     task: Task,
+    drift: State | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on a client's examples, starting and staying near where it is.
 
@@ -69,6 +71,8 @@ def train(
     device : torch.device
     task : Task
         Says what the loss is.
+    drift : State, optional
+        What is added to every gradient, by parameter.
     """
     layout = memory_format(examples.x, device, config.mixed_precision)
     place(model, device, layout)
@@ -79,6 +83,7 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     momenta: list[Tensor | None] = [None] * len(parameters)
     anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
+    drifts = [] if drift is None else [drift[n].to(device) for n, p in model.named_parameters() if p.requires_grad]
     losses: list[Tensor] = []
     steps = 0
     for _ in range(config.local_epochs):
@@ -91,6 +96,8 @@ def train(
             gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
             if anchors is not None:
                 gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
+            if drifts:
+                gradients = tuple(gradient + own for gradient, own in zip(gradients, drifts, strict=True))
             _step(parameters, gradients, momenta, config)
             losses.append(loss.detach() * len(batch))
             steps += 1

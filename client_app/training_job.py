@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from flwr.app import Context, Message
 
+from client_app import memory
 from client_app.client import LocalClient
+from client_app.memory import ClientStore, Prepared, memory_of
 from client_app.train import TrainingResult
 from client_app.train_batched import train_batched
 from disue.models import State, get_state
@@ -40,17 +42,36 @@ class TrainingJob:
                 universal, self.client.data.train, self.client.device, self.client.task
             )
         self.rng = self.client.rng("train", self.request.server_round)
+        self.memory = memory_of(self.request.memory) if self.request.memory else None
+        self.kept: State | None = None
+        self.prepared = Prepared(self.start)
+        if self.memory:
+            self.kept = self._store().read(self.request.memory, self.request.server_round)
+            self.prepared = self.memory.prepare(self.start, self.kept, self.request.shared)
 
     def run(self) -> Trained:
         """Return what the start came to."""
-        model, result = self.client.train(self.start, self.request.objective, self.rng)
+        model, result = self.client.train(self.prepared.start, self.request.objective, self.rng, self.prepared.drift)
         return get_state(model), result
+
+    def remember(self, trained: Trained) -> State:
+        """Keep what the client is to remember, and return the model that leaves."""
+        state, result = trained
+        if self.memory is None:
+            return state
+        own = memory.Trained(state, result.steps, self.client.config.learning_rate)
+        kept = self.memory.keep(self.start, own, self.kept, self.request.shared)
+        self._store().write(self.request.memory, self.request.server_round, kept)
+        return self.memory.told(self.start, state)
+
+    def _store(self) -> ClientStore:
+        return self.client.store(self.request.run)
 
     def reply(self, trained: Trained) -> Message:
         """Return what is told of what the start came to."""
-        state, result = trained
+        _, result = trained
         reply = TrainReply(
-            state=state,
+            state=self.remember(trained),
             num_examples=len(self.client.data.train),
             train_loss=result.loss,
             steps=result.steps,
@@ -63,6 +84,8 @@ class TrainingJob:
 def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trained]:
     """Run the jobs of several clients of a node, those of one architecture and objective ``at_once``.
 
+    A client whose memory adds something to its gradients trains alone.
+
     Parameters
     ----------
     jobs : mapping of seat to TrainingJob
@@ -70,9 +93,12 @@ def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trai
         Clients that are trained as one network, at most.
     """
     alike: dict[object, list[int]] = {}
-    for seat, job in jobs.items():
-        alike.setdefault((job.client.model_name, job.request.objective), []).append(seat)
     trained: dict[int, Trained] = {}
+    for seat, job in jobs.items():
+        if job.prepared.drift is None:
+            alike.setdefault((job.client.model_name, job.request.objective), []).append(seat)
+        else:
+            trained[seat] = job.run()
     for group in alike.values():
         for first in range(0, len(group), at_once):
             seats = group[first : first + at_once]
@@ -83,8 +109,8 @@ def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trai
 def _train_as_one(jobs: Sequence[TrainingJob]) -> list[Trained]:
     client = jobs[0].client
     return train_batched(
-        client.model(jobs[0].start),
-        [job.start for job in jobs],
+        client.model(jobs[0].prepared.start),
+        [job.prepared.start for job in jobs],
         [job.client.data.train for job in jobs],
         client.config,
         jobs[0].request.objective,

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from disue.data.datasets import Examples
 from disue.device import place
 from disue.tasks import Task
-from disue.tasks.classification import CROSS_ENTROPY, accuracy
 
 
 @dataclass(frozen=True)
@@ -19,14 +18,6 @@ class Evaluation:
 
     loss: float
     metrics: Mapping[str, float | None]
-
-
-@dataclass(frozen=True)
-class Score:
-    """Of a classifier: accuracy (share of examples that are right) and mean cross-entropy (nats)."""
-
-    accuracy: float
-    loss: float
 
 
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
@@ -52,27 +43,19 @@ def evaluate(
     shift : (outputs,) tensor, optional
         Added to the outputs: the log prior, for a model that was trained without one.
     """
-    outputs = _outputs(model, examples, device, shift)
-    return Evaluation(float(task.loss.mean(outputs.double(), examples.y)), task.metrics(outputs, examples.y))
-
-
-def score(model: nn.Module, examples: Examples, device: torch.device, logit_shift: Tensor | None = None) -> Score:
-    """Evaluate a classifier, whatever its classes are called; the parameters are those of `evaluate`."""
-    logits = _outputs(model, examples, device, logit_shift)
-    return Score(accuracy(logits, examples.y), float(CROSS_ENTROPY.mean(logits.double(), examples.y)))
-
-
-def _outputs(model: nn.Module, examples: Examples, device: torch.device, shift: Tensor | None) -> Tensor:
     outputs = predict_logits(model, examples.x, device)
-    return outputs if shift is None else outputs + shift
+    if shift is not None:
+        outputs = outputs + shift
+    return Evaluation(float(task.loss.mean(outputs.double(), examples.y)), task.metrics(outputs, examples.y))
 
 
 def confusion(model: nn.Module, examples: Examples, device: torch.device) -> Tensor:
     """Return how many examples of each class (row) were taken for each class (column), (classes, classes) int64."""
+    from sklearn.metrics import confusion_matrix  # here, as below
+
     logits = predict_logits(model, examples.x, device)
-    classes = logits.shape[1]
-    pairs = examples.y * classes + logits.argmax(dim=1)
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
+    classes = range(logits.shape[1])
+    return torch.from_numpy(confusion_matrix(examples.y.numpy(), logits.argmax(dim=1).numpy(), labels=classes))
 
 
 def agreement_with_groups(clusters: Sequence[int], groups: Sequence[int]) -> tuple[float, float] | None:

@@ -39,6 +39,7 @@ class NodeConfig(BaseModel):
 
     name: Name | None = None
     data_path: Text | None = None
+    state_path: Text | None = None
     partition_id: Annotated[int, Field(ge=0)] | None = None
     num_partitions: Annotated[int, Field(ge=1)] | None = None
     model: Text | None = None

@@ -21,8 +21,7 @@ from torch import Tensor
 from disue.errors import DataError
 from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
-from disue.tasks import DataSummary
-from disue.tasks import ImageClassification as Task
+from disue.tasks import DataSummary, ImageClassification
 from disue.wire import EvaluateReply
 from strategies.rounds.state import OTHER_VERSION, state_of
 from strategies.stored import STORED, stored
@@ -32,7 +31,7 @@ METADATA = "disue"
 FORMAT = 2
 KEPT = 2
 NOT_UNPACKED = (SafetensorError, RuntimeError, *NOT_PARSED)
-for _kind in (DataSummary, EvaluateReply, Task):  # of the ground floor, which knows of no checkpoint
+for _kind in (DataSummary, EvaluateReply, ImageClassification):  # of the ground floor, which knows of no checkpoint
     stored(_kind)
 COLLECTIONS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set, frozenset)}
 

@@ -1,4 +1,8 @@
-"""Who writes in a run directory: one process at a time."""
+"""Who writes in a run directory: one process at a time.
+
+By `fcntl` and not by filelock: a lock of that package follows links, which whoever made the run directory may have put
+there, and cannot be asked whether it is held without taking it.
+"""
 
 import fcntl
 import os

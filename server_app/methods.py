@@ -1,5 +1,7 @@
 """From config values to a strategy."""
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable
 from functools import partial
@@ -18,6 +20,7 @@ from disue.registry import Registry
 from server_app.config import RunConfig
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch
+from server_app.resume import CHANGEABLE
 from strategies.aggregation.limits import Limits
 from strategies.aggregation.robust import AGGREGATORS
 from strategies.aggregation.store import UpdateStore
@@ -144,7 +147,7 @@ def make_strategy(
     ConfigError
         If the method cannot work with the clients' models.
     """
-    check_task = partial(check_networks, shape=data.task.shape, num_classes=data.task.num_classes)
+    check_task = partial(check_networks, shape=data.task.shape, num_outputs=data.task.num_outputs)
     check_task({config.model, *(client.model for client in registry.known)})
     check_name = registry.check_model
 
@@ -157,23 +160,31 @@ def make_strategy(
         log(WARNING, doubt)
     parts = Parts(config, data, device)
     method = METHODS[config.method].build(parts)
+    num_strata = data.task.num_strata if method.needs.prototypes else 0
     if config.privacy == "secure":
         sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        collector: Collector = SecureCollector(sums)
+        collector: Collector = SecureCollector(sums, num_strata)
     else:
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
-        collector = PlainCollector(limits, store)
+        collector = PlainCollector(limits, store, num_strata)
     described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    return FederatedStrategy(registry, _participation(config), method, collector, described_as)
+    run = _run_name(config) if method.needs.memory else ""
+    return FederatedStrategy(registry, _participation(config), method, collector, described_as, run)
+
+
+def _run_name(config: RunConfig) -> str:
+    """Return 16 hexadecimal digits that tell a run by what it computes."""
+    told = {key: value for key, value in config.to_flower().items() if key not in CHANGEABLE}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:
     """Return the shape of what clients say of their data."""
     if config.privacy == "secure":
         return 1, config.sketch_size
-    shape = SIGNATURES[signature].shape
-    head = build_model(config.model, data.task.shape, data.task.num_classes, config.seed).head
-    return shape and shape(head.out_features, head.in_features, math.prod(data.task.shape))
+    shape, task = SIGNATURES[signature].shape, data.task
+    head = build_model(config.model, task.shape, task.num_outputs, config.seed).head
+    return shape and shape(task.num_strata, head.in_features, math.prod(task.shape))
 
 
 def _participation(config: RunConfig) -> Participation:

@@ -15,7 +15,7 @@ from safetensors.torch import save
 from sklearn.decomposition import KernelPCA
 from torch import Tensor
 
-from disue.data import Examples, Federation
+from disue.data import Examples, Federation, RunData
 from disue.files import append, write_whole
 from disue.metrics import confusion
 from disue.models import Classifier, State
@@ -80,7 +80,7 @@ class ReportData:
         universal: State,
         signatures: SignatureBook | None,
         groups: Mapping[str, int],
-        federation: object,
+        data: RunData,
         test: Examples | None,
         build: Callable[[str], Classifier],
         main: str,
@@ -96,10 +96,10 @@ class ReportData:
             What clients are compared by.
         groups : mapping of client to int
             Their planted groups.
-        federation : Federation or anything else
-            The data of a simulation tell the labels where the clients do not.
+        data : RunData
+            The run's task. The data of a simulation tell the labels where the clients do not.
         test : Examples or None
-            The server's test set, for the confusion matrix of the universal expert.
+            The server's test set, for the confusion matrix of the universal expert in a task of classes.
         build : callable
             From the name of an architecture to a model.
         main : str
@@ -117,11 +117,11 @@ class ReportData:
             tensors["map"] = torch.from_numpy(points).float()
             tensors["similarity"] = torch.from_numpy(gram[np.ix_(rows, rows)]).float()
             names |= {"map": mapped, "map-share": round(share, 6), "similarity": chosen}
-        labels, source = self._labels(federation)
+        labels, source = self._labels(data)
         if labels:
             tensors["labels"] = torch.stack(list(labels.values())).float()
             names |= {"labels": list(labels), "labels-source": source}
-        if test is not None:
+        if test is not None and data.task.scores_strata:
             model = build(main)
             model.load_state_dict(universal)
             tensors["confusion"] = confusion(model, test, device)
@@ -129,14 +129,14 @@ class ReportData:
         write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")
         write_whole(self.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
-    def _labels(self, federation: object) -> tuple[dict[str, Tensor], str]:
+    def _labels(self, data: RunData) -> tuple[dict[str, Tensor], str]:
         if self.label_counts:
             told = {name: self.label_counts[name] for name in by_name(self.label_counts)}
             return told, "told"
-        if isinstance(federation, Federation):
-            numbers = {client_name({"partition-id": i}): i for i in range(federation.num_clients)}
+        if isinstance(data, Federation):
+            numbers = {client_name({"partition-id": i}): i for i in range(data.num_clients)}
             if self.clusters.keys() <= numbers.keys():
-                return labels_of(federation), "scenario"
+                return labels_of(data), "scenario"
         return {}, ""
 
 
@@ -148,9 +148,9 @@ def _csv(rows: Iterable[Sequence[object]]) -> str:
 
 def labels_of(federation: Federation) -> dict[str, Tensor]:
     """Return the label counts, (classes,), of every client of a simulation."""
-    classes = federation.dataset.num_classes
+    task = federation.task
     return {
-        client_name({"partition-id": i}): torch.bincount(federation.client(i).train.y, minlength=classes)
+        client_name({"partition-id": i}): task.count_strata(federation.client(i).train.y)
         for i in range(federation.num_clients)
     }
 

@@ -7,13 +7,14 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
-from flwr.app import Message
+from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
-from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY, releases_of
+from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY
+from disue.wire.describe import DESCRIBE
 from server_app.config import RunConfig
 from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.methods import METHODS
@@ -167,10 +168,18 @@ class Ledger:
 
     def _enter(self, requests: list[Message]) -> None:
         for request in requests:
-            if count := releases_of(request):
+            if count := _releases_in(request):
                 name = self.name_of(request.metadata.dst_node_id)
                 self.releases[name] = self.releases.get(name, 0) + count
         write_whole(self.path, json.dumps(self.releases, indent=2) + "\n")
+
+
+def _releases_in(request: Message) -> int:
+    """Return how many releases are in the reply to a request."""
+    kind = request.metadata.message_type
+    if kind == MessageType.TRAIN:
+        return 2 if request.content["config"]["signature"] else 1
+    return 1 if kind in (DESCRIBE, MessageType.EVALUATE) else 0
 
 
 def _releases(text: str) -> dict[str, int]:

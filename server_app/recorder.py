@@ -29,11 +29,11 @@ from disue.files import (
     write_tensors,
     write_whole,
 )
-from disue.metrics import agreement_with_groups, churn, worst_decile
+from disue.metrics import Evaluation, agreement_with_groups, churn, worst_decile
 from disue.models import State
 from disue.naming import by_name
 from disue.runs.gate import Gate
-from disue.tasks import ImageClassification as Task
+from disue.tasks import Task
 from disue.wire import EvaluateReply
 from server_app.config import RunConfig
 from server_app.hold import LOCK
@@ -127,7 +127,7 @@ class Recorder:
     config : RunConfig
         Written resolved, with the package versions.
     task : Task
-        Its classes, and how inputs are made to what the models take.
+        What the models are for, and how inputs are made to what they take.
     clients : list of Client
         Everyone who said hello.
     on_round : callable, optional
@@ -149,18 +149,14 @@ class Recorder:
     ) -> None:
         self.directory = directory
         self.config = config
+        self.task = task
         self.on_round = on_round
         self.clients = {client.name: client for client in clients}
         self._rows: list[Row] = list(rows)
         self._clusters: dict[str, int] = {}
         settings = {
             "format": RUN_FORMAT,
-            "task": {
-                "classes": list(task.class_names),
-                "input-shape": "x".join(map(str, task.shape)),
-                "mean": list(task.mean),
-                "std": list(task.std),
-            },
+            "task": task.to_settings(),
             "run": config.to_flower() | {"output-dir": str(directory), "resume-from": ""},
             "versions": dict(_versions()),
             "federation": {
@@ -202,10 +198,14 @@ class Recorder:
         )
         row: Row = {
             "round": stats.server_round,
-            "universal_accuracy": scores.universal.accuracy if scores.universal else None,
+            **self._metrics("universal", scores.universal),
             "universal_loss": scores.universal.loss if scores.universal else None,
-            **{f"universal_accuracy_{model}": score.accuracy for model, score in scores.others.items()},
-            "average_accuracy": scores.average.accuracy if scores.average else None,
+            **{
+                f"{key}_{model}": value
+                for model, score in scores.others.items()
+                for key, value in self._metrics("universal", score).items()
+            },
+            **self._metrics("average", scores.average),
             "expert_accuracy": float(np.mean(experts)) if experts else None,
             "personal_accuracy": float(np.mean(personal)) if personal else None,
             "worst_decile_accuracy": worst_decile(experts) if experts else None,
@@ -257,7 +257,7 @@ class Recorder:
         """
         self._write_clients(state.clusters, evaluations)
         if state.votes is not None:
-            self._write_votes(state.votes, len(state.universals[main]["head.bias"]))
+            self._write_votes(state.votes)
         if gate.experts or gate.descriptions:
             gate.save(self.directory)
         experts = folder_inside(self.directory, "experts")
@@ -326,9 +326,13 @@ class Recorder:
                     + [f"{value:.4f}" if value is not None else "" for value in accuracies]
                 )
 
-    def _write_votes(self, last: VoteSummary, num_classes: int) -> None:
+    def _metrics(self, model: str, score: Evaluation | None) -> Row:
+        """Return the task's metrics of a model, as the keys of a row; None where they are not known."""
+        return {f"{model}_{name}": score.metrics[name] if score else None for name in self.task.metric_names}
+
+    def _write_votes(self, last: VoteSummary) -> None:
         """Write who taught what in the last round."""
-        weights, counts = last.by_class(num_classes)
+        weights, counts = last.by_stratum(self.task.num_strata)
         lines = ["expert,class,weight,samples\n"]
         for expert, row in zip(last.experts, weights.tolist(), strict=True):
             lines += [

@@ -81,7 +81,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
-        check_networks(config.models_of_clients, federation.task.shape, federation.task.num_classes)
+        check_networks(config.models_of_clients, federation.task.shape, federation.task.num_outputs)
         if config.proxy != "generator":
             look_at_proxy(config, federation)  # what there is to tell belongs into the run's own log
 
@@ -129,12 +129,15 @@ def _carry_out(
     strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
     method = strategy.method
     past.restore({"strategy": strategy})
-    build = partial(build_model, shape=data.task.shape, num_classes=data.task.num_classes, seed=config.seed)
+    if past.saved and method.needs.memory:
+        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
+    task = data.task
+    build = partial(build_model, shape=task.shape, num_outputs=task.num_outputs, seed=config.seed)
     start = get_state(build(config.model))
     test, caps = data.global_test(), Caps(config.max_weight)
     with _claimed(config, directory, past):
         forget_after(directory, past.rounds)
-        recorder = Recorder(directory, config, data.task, registry.known, on_round, past.rows)
+        recorder = Recorder(directory, config, task, registry.known, on_round, past.rows)
         warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
         portrait = ReportData(directory, past.moves)
         past.restore({"recorder": recorder, "portrait": portrait})
@@ -142,7 +145,7 @@ def _carry_out(
         progress = Progress(directory, config.num_server_rounds)
         strategy.on_phase = progress.phase
         ledger = Ledger(directory, config, registry.name_of, past.rounds)
-        events = Events(directory, method.proxy, past.rounds) if config.tensorboard else None
+        events = Events(directory, task, method.proxy, past.rounds) if config.tensorboard else None
         log(INFO, "run directory: %s", directory)
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
@@ -151,7 +154,7 @@ def _carry_out(
                 scores = by_clients(strategy.stats.evaluations, registry.models, config.model, caps, alike)
             else:
                 average = strategy.averages[config.model]
-                scores = on_test_set(strategy.reached().universals, average, build, config.model, test, device)
+                scores = on_test_set(task, strategy.reached().universals, average, build, config.model, test, device)
             portrait.after_round(strategy.stats)
             strategy.stats.metrics |= ledger.spent()
             row = recorder.record_round(strategy.stats, registry.known, scores)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from disue.data import Examples
-from disue.metrics import Score, score
+from disue.metrics import Evaluation, evaluate
 from disue.models import Classifier, State, same_model
+from disue.tasks import Task
 from disue.wire import EvaluateReply
 from strategies.aggregation.caps import Caps
 
@@ -20,12 +21,13 @@ class Scores:
     ``others``: of the universal models of other architectures.
     """
 
-    universal: Score | None
-    average: Score | None
-    others: Mapping[str, Score] = field(default_factory=dict)
+    universal: Evaluation | None
+    average: Evaluation | None
+    others: Mapping[str, Evaluation] = field(default_factory=dict)
 
 
 def on_test_set(
+    task: Task,
     universals: Mapping[str, State],
     average: State,
     build: Callable[[str], Classifier],
@@ -37,6 +39,7 @@ def on_test_set(
 
     Parameters
     ----------
+    task : Task
     universals : mapping of architecture to State
     average : State
         Of the run's own architecture.
@@ -48,14 +51,14 @@ def on_test_set(
     device : torch.device
     """
 
-    def evaluate(state: State, name: str) -> Score:
+    def score(state: State, name: str) -> Evaluation:
         model = build(name)
         model.load_state_dict(state)
-        return score(model, test, device)
+        return evaluate(task, model, test, device)
 
-    universal = evaluate(universals[main], main)
-    of_average = universal if same_model(average, universals[main]) else evaluate(average, main)
-    others = {name: evaluate(state, name) for name, state in universals.items() if name != main}
+    universal = score(universals[main], main)
+    of_average = universal if same_model(average, universals[main]) else score(average, main)
+    others = {name: score(state, name) for name, state in universals.items() if name != main}
     return Scores(universal, of_average, others)
 
 
@@ -84,9 +87,9 @@ def by_clients(
     for name in evaluations:
         teams.setdefault(models[name], []).append(name)
     means = {
-        model: Score(
-            _mean([(examples[name], evaluations[name].universal_accuracy) for name in names]),
+        model: Evaluation(
             _mean([(examples[name], losses[name]) for name in names if name in losses]),
+            {"accuracy": _mean([(examples[name], evaluations[name].universal_accuracy) for name in names])},
         )
         for model, names in sorted(teams.items())
     }

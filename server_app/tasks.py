@@ -11,16 +11,13 @@ from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.naming import quoted
-from disue.tasks import DataSummary, agree
-from disue.tasks import ImageClassification as Task
+from disue.tasks import DataSummary, ImageClassification, Task, agree
 from disue.tasks.classification import doubts, require_known
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps, capped
 from strategies.distillation.proxy import find_images
 from strategies.methods import METHODS
 from strategies.rounds.registry import Client, ClientRegistry
-
-"""Methods that need a proxy set."""
 
 MORE_CLASSES, FEW_CLASSES = 10.0, 10.0
 """A client may have so many times as many classes as the others in the middle, counted as at least so many."""
@@ -67,7 +64,7 @@ def check_own_data(config: RunConfig) -> None:
         load_dataset(where, config.data_dir)
 
 
-def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | None) -> None:
+def check_summary(config: RunConfig, summary: DataSummary | None, task: ImageClassification | None) -> None:
     """Raise `DataError` for a client whose data are not those that the run is about.
 
     Parameters
@@ -75,7 +72,7 @@ def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | N
     config : RunConfig
     summary : DataSummary or None
         What the client says of data that are its own.
-    task : Task or None
+    task : ImageClassification or None
         What the clients agreed on, once they have.
     """
     if config.dataset != OWN:
@@ -93,7 +90,7 @@ def check_summary(config: RunConfig, summary: DataSummary | None, task: Task | N
         require_known(summary.class_names, known)
 
 
-def unfit(config: RunConfig, clients: Sequence[Client], task: Task | None) -> dict[str, str]:
+def unfit(config: RunConfig, clients: Sequence[Client], task: ImageClassification | None) -> dict[str, str]:
     """Return who cannot take part beside the others, and why.
 
     Parameters
@@ -101,7 +98,7 @@ def unfit(config: RunConfig, clients: Sequence[Client], task: Task | None) -> di
     config : RunConfig
     clients : sequence of Client
         They said hello, and each of them is right by itself.
-    task : Task or None
+    task : ImageClassification or None
         What clients with their own data agreed on; who does not go with it is refused when it says hello.
     """
     if config.dataset != OWN:
@@ -150,7 +147,7 @@ def prepare_data(config: RunConfig, roster: ClientRegistry) -> RunData:
     return AgreedData(roster.task)
 
 
-def _warn_of_classes(config: RunConfig, task: Task, clients: list[Client]) -> None:
+def _warn_of_classes(config: RunConfig, task: ImageClassification, clients: list[Client]) -> None:
     """Log where there are nearly as many classes as examples: in all, or else at one of the clients."""
     told = [client for client in clients if client.summary is not None and client.num_examples > 0]
     if len(told) == len(clients) and (doubt := doubts(task.num_classes, sum(one.num_examples for one in told))):
@@ -161,7 +158,7 @@ def _warn_of_classes(config: RunConfig, task: Task, clients: list[Client]) -> No
                 log(WARNING, "%s has %s", client.name, doubt)
 
 
-def _agreed_task(config: RunConfig, roster: ClientRegistry) -> Task:
+def _agreed_task(config: RunConfig, roster: ClientRegistry) -> ImageClassification:
     clients = roster.clients
     told = {client.name: client.summary for client in clients if client.summary is not None}
     claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}

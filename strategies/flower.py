@@ -43,6 +43,9 @@ class FederatedStrategy(Strategy):
         How updates come to the server; by default one by one.
     described_as : tuple of int, optional
         The shape of what clients say of their data, where it is known.
+    run : str (default: "")
+        What clients keep their memory of this run by, 16 hexadecimal digits, where the method lets them have one. A run
+        that goes on after a break has the one that it had.
 
     Attributes
     ----------
@@ -58,7 +61,7 @@ class FederatedStrategy(Strategy):
         Called with the round and the name of a phase of the server as it begins.
     """
 
-    stateful: ClassVar[tuple[str, ...]] = ("state", "stats", "descriptions")
+    stateful: ClassVar[tuple[str, ...]] = ("state", "stats", "descriptions", "run")
 
     def __init__(
         self,
@@ -67,6 +70,7 @@ class FederatedStrategy(Strategy):
         method: Method[Any],
         collector: Collector | None = None,
         described_as: tuple[int, ...] | None = None,
+        run: str = "",
     ) -> None:
         self.registry = registry
         self.participation = participation
@@ -77,6 +81,7 @@ class FederatedStrategy(Strategy):
         self.state: MethodState | None = None
         self.averages: dict[str, State] = {}
         self.stats = RoundStats(server_round=0)
+        self.run = run
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
         self._attempt: Attempt | None = None
 
@@ -165,7 +170,7 @@ class FederatedStrategy(Strategy):
             a usable update. The state is as it was then.
         """
         attempt, state = self._under_way()
-        stats, method, prototypes = attempt.stats, self.method, self.method.needs.prototypes
+        stats, method = attempt.stats, self.method
         updates = self._accepted(attempt, self.replies.answers(replies, stats, "local"))
         attempt.require_enough({update.name for update in updates})
         round = self._round(attempt, state)
@@ -174,7 +179,7 @@ class FederatedStrategy(Strategy):
         stats.metrics |= assigned.metrics
         like = method.universal(state, method.main)
         clusters = dict(assigned.state.clusters)
-        contributions = self.collector.contributions(updates, clusters, attempt, like, prototypes)
+        contributions = self.collector.contributions(updates, clusters, attempt, like)
         step: Step[Any] = method.step(assigned.state, contributions, round)
         stats.metrics |= step.metrics
         stats.sheet, stats.clusters = step.sheet, clusters
@@ -200,6 +205,7 @@ class FederatedStrategy(Strategy):
                 expert_prior=self.method.prior(state, client),
                 personalise=self._is_personal(server_round),
                 compare=self.method.needs.fits,
+                forget=self.run if self.method.needs.memory and self._is_last(server_round) else "",
                 objective=self.method.objective,
                 task=self.registry.task,
             )
@@ -302,6 +308,9 @@ class FederatedStrategy(Strategy):
             candidates=sent.candidates,
             universal=sent.universal if needs else None,
             signature=self.method.needs.prototypes,
+            memory=self.method.needs.memory,
+            run=self.run,
+            shared=self.method.shared(self.reached()),
             objective=self.method.objective,
             task=self.registry.task,
         )
@@ -319,7 +328,7 @@ class FederatedStrategy(Strategy):
                 self.replies.tell_problem(f"{name} failed: {error_reason(message)}")
                 continue
             try:
-                read[name] = self.collector.read(message, attempt.sent[name], self.method.needs.prototypes)
+                read[name] = self.collector.read(message, attempt.sent[name])
             except WireError as error:
                 rejected[name] = str(error)
         accepted = self.collector.accept([read[name] for name in by_name(read)])
@@ -332,7 +341,12 @@ class FederatedStrategy(Strategy):
         return list(accepted.updates)
 
     def _fitted_better_by_average(
-        self, attempt: Attempt, taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps
+        self,
+        attempt: Attempt,
+        taught: Mapping[str, State],
+        averages: Mapping[str, State],
+        caps: Caps,
+        loss_unit: float,
     ) -> set[str]:
         """Ask the clients that are sampled for evaluation; see `Round`."""
         number = attempt.stats.server_round
@@ -345,4 +359,5 @@ class FederatedStrategy(Strategy):
             self.method.objective,
             self.registry.task,
             caps,
+            loss_unit,
         )

@@ -19,7 +19,7 @@ model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4)
 task = ImageClassification(("a", "b", "c"), (1, 4, 4), (0.0,), (1.0,))
 train(model, data, ClientConfig(), PLAIN, torch.Generator(), cpu, task)
 assert "torch._dynamo" not in sys.modules, "by a client"
-Distiller().distil(model, data.x, torch.randn(6, 3), torch.Generator(), cpu)
+Distiller().distil(task, model, data.x, torch.randn(6, 3), torch.Generator(), cpu)
 GeneratorTrainer(Generator((1, 4, 4), 3), lambda x: x, GeneratorOptions(), cpu)
 assert "torch._dynamo" not in sys.modules, "by the server"
 """

@@ -12,7 +12,7 @@ import numpy as np, torch, tomli_w
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from server_app.config import RunConfig
-from disue.data.datasets import read_idx
+from disue.data.idx import read_idx
 from disue.data.image_files import read_image
 from disue.data.own import read_own
 from disue.errors import DisueError

@@ -43,6 +43,7 @@ RUN_BY = {
     "python -c": "tests/disue_cli/test_predict.py::test_the_readmes_drawing_is_an_image_that_can_be_predicted",
     "python -m disue_cli.config_table": "tests/test_house.py::test_the_table_of_keys_is_up_to_date",
     "python -m disue.wire.table": "tests/disue/test_fields.py::test_the_page_lists_all_fields",
+    "python docs/draw_house.py": "tests/test_architecture.py::test_the_picture_is_drawn_from_the_imports",
     "python docker/demo_data.py": "tests/test_house.py::test_every_shell_block_about_deploying_is_run_by_a_test",
 }
 """Labels of blocks, pages and beginnings of commands, and what runs them."""

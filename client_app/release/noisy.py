@@ -19,7 +19,7 @@ from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError, FederationError
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, flatten, subtract
+from disue.models import Classifier, State, flatten, subtract, unflatten
 from disue.privacy.dp import COVERED_DESCRIPTIONS, FITS_UP_TO
 from disue.seeding import torch_rng
 from disue.signature import Signature
@@ -102,11 +102,8 @@ class NoisyRelease(ReleasePolicy):
         """Release the update; its loss does not leave."""
         update = flatten([tensor.double() for tensor in subtract(reply.state, start).values()])
         noisy = self._released(update, self.config.dp_clip)
-        parts = noisy.split([tensor.numel() for tensor in start.values()])
-        state = {
-            name: (tensor.double() + part.view_as(tensor)).to(tensor.dtype)
-            for part, (name, tensor) in zip(parts, start.items(), strict=True)
-        }
+        moved = unflatten(noisy, start)
+        state = {name: (tensor.double() + moved[name]).to(tensor.dtype) for name, tensor in start.items()}
         return replace(reply, state=state, train_loss=None)
 
     def evaluation(self, reply: EvaluateReply, task: Task) -> EvaluateReply:

@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 
 from disue.config.settings import Settings, words
 from disue.naming import normal_name
-from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE, ImageShape
+from disue.tasks import ImageShape
+from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE
 
 
 class DataSettings(Settings):

@@ -4,28 +4,23 @@
 downloaded by torchvision.
 """
 
-import gzip
-import logging
-import math
-import os
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from disue.data.downloads import cache_directory, download, given_directory
+from disue.data.idx import IDX_FILES, find_idx_files, read_idx
 from disue.errors import DataError
 from disue.registry import Registry
 from disue.tasks import ImageClassification
 from disue.tasks.images import SMALLEST_SIDE
 from disue.torchvision_compat import torchvision
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -104,22 +99,7 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
         If its files are neither there nor to be downloaded, or are damaged.
     """
     load = DATASETS[name]
-    return load(_directory(data_dir) if data_dir else None)
-
-
-def _directory(data_dir: str) -> Path:
-    try:
-        directory = Path(data_dir).expanduser()
-        readable = os.access(directory, os.R_OK | os.X_OK) and directory.is_dir()
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"data-dir: '{data_dir}' cannot be used ({error})") from None
-    if not readable:
-        raise DataError(f"data-dir: '{data_dir}' is not a directory that can be read")
-    return directory
-
-
-def _cache_directory(data_dir: Path | None) -> Path:
-    return data_dir or Path.home() / ".cache" / "disue"
+    return load(given_directory(data_dir) if data_dir else None)
 
 
 # --- own: not a dataset that could be loaded ------------------------------------------------------
@@ -158,48 +138,6 @@ def _digits(_data_dir: Path | None) -> Dataset:
 
 # --- idx files: mnist, fashion-mnist --------------------------------------------------------------
 
-_IDX_FILES = {
-    ("train", "x"): "train-images-idx3-ubyte",
-    ("train", "y"): "train-labels-idx1-ubyte",
-    ("test", "x"): "t10k-images-idx3-ubyte",
-    ("test", "y"): "t10k-labels-idx1-ubyte",
-}
-MOST_IDX_BYTES = 2**30
-"""Of data in one file; MNIST's training images have 47 million."""
-
-
-def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes, plain or gzipped (http://yann.lecun.com/exdb/mnist).
-
-    Raises
-    ------
-    DataError
-        If the file is not an idx file of unsigned bytes, or is cut short.
-    """
-    try:
-        with path.open("rb") as file:
-            return _read_idx(path, gzip.GzipFile(fileobj=file) if path.suffix == ".gz" else file)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
-
-
-def _read_idx(path: Path, file: BinaryIO | gzip.GzipFile) -> Tensor:
-    start = file.read(4)
-    if start[:3] != b"\x00\x00\x08" or len(start) < 4:
-        raise DataError(f"{path}: not an idx file of unsigned bytes")
-    sizes = file.read(4 * start[3])
-    if len(sizes) < 4 * start[3] or not sizes:
-        raise DataError(f"{path}: damaged; the header is cut short")
-    shape = np.frombuffer(sizes, dtype=">u4").astype(int).tolist()
-    announced = math.prod(shape)
-    if math.prod(max(size, 1) for size in shape) > MOST_IDX_BYTES:  # beside a 0, too: torch multiplies them
-        raise DataError(f"{path}: the header says {shape}; at most {MOST_IDX_BYTES} bytes are read")
-    content = file.read(announced + 1)
-    if len(content) != announced:
-        follow = str(len(content)) if len(content) < announced else "more"
-        raise DataError(f"{path}: damaged; the header says {announced} bytes, {follow} follow")
-    return torch.tensor(np.frombuffer(content, dtype=np.uint8)).view(shape)
-
 
 def _read_part(images: Path, labels: Path) -> Examples:
     x, y = read_idx(images), read_idx(labels)
@@ -208,19 +146,6 @@ def _read_part(images: Path, labels: Path) -> Examples:
     if y.ndim != 1 or not len(y):
         raise DataError(f"{labels}: has {tuple(y.shape)}; expected labels")
     return Examples(x.unsqueeze(1), y.long())
-
-
-def _find_idx_files(directories: list[Path]) -> dict[tuple[str, str], Path] | None:
-    for directory in directories:
-        found = {
-            key: path
-            for key, name in _IDX_FILES.items()
-            for path in (directory / f"{name}.gz", directory / name)
-            if path.is_file()
-        }
-        if len(found) == len(_IDX_FILES):
-            return found
-    return None
 
 
 def _idx_dataset(
@@ -233,15 +158,15 @@ def _idx_dataset(
     std: float,
     usual_places: tuple[Path, ...] = (),
 ) -> Dataset:
-    cache = _cache_directory(data_dir)
+    cache = cache_directory(data_dir)
     downloaded = cache / torchvision_class / "raw"
     places = [cache, downloaded] if data_dir else [*usual_places, downloaded]
-    files = _find_idx_files(places)
+    files = find_idx_files(places)
     if files is None:
-        wanted = ", ".join(f"{file}[.gz]" for file in _IDX_FILES.values())
+        wanted = ", ".join(f"{file}[.gz]" for file in IDX_FILES.values())
         dataset_class = getattr(torchvision().datasets, torchvision_class)
-        _download(name, lambda: dataset_class(cache, download=True), f"put {wanted}", places)
-        files = _find_idx_files([downloaded])
+        download(name, lambda: dataset_class(cache, download=True), f"put {wanted}", places)
+        files = find_idx_files([downloaded])
         if files is None:
             raise DataError(f"{name}: the download to {downloaded} is not complete")
     train, test = (_read_part(files[part, "x"], files[part, "y"]) for part in ("train", "test"))
@@ -254,18 +179,6 @@ def _idx_dataset(
                 f"up to {int(examples.y.max())}, {len(class_names)} classes"
             )
     return Dataset(name, class_names, train, test, (mean,), (std,))
-
-
-def _download(name: str, fetch: Callable[[], Any], advice: str, places: list[Path]) -> Any:
-    logger.info("%s: not found in %s; downloading", name, ", ".join(map(str, places)))
-    try:
-        return fetch()
-    except Exception as error:  # torchvision raises many kinds: URLError, RuntimeError, OSError, ...
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DataError(
-            f"{name}: no data files in {' or '.join(map(str, places))} and the download failed ({reason}); "
-            f"{advice} into a directory and name it with data-dir"
-        ) from error
 
 
 DATASETS.register("fashion-mnist")(
@@ -315,7 +228,7 @@ def _torchvision_dataset(
     mean: tuple[float, ...],
     std: tuple[float, ...],
 ) -> Dataset:
-    root = _cache_directory(data_dir)
+    root = cache_directory(data_dir)
     parts = {}
     class_names: tuple[str, ...] = ()
     for part in ("train", "test"):
@@ -323,7 +236,7 @@ def _torchvision_dataset(
         try:
             source = open_part(download=False)
         except RuntimeError:  # "Dataset not found or corrupted": torchvision checked the files' sums
-            source = _download(name, partial(open_part, download=True), advice, [root])
+            source = download(name, partial(open_part, download=True), advice, [root])
         x = np.ascontiguousarray(source.data)
         x = x if x.shape[1] == 3 else x.transpose(0, 3, 1, 2)
         labels = source.targets if hasattr(source, "targets") else source.labels

@@ -12,7 +12,7 @@ from disue.data.datasets import Dataset, Examples, load_dataset
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import DataError
 from disue.seeding import derive_seed, numpy_rng
-from disue.tasks import ImageClassification
+from disue.tasks import ImageClassification, Task
 
 MIN_TRAIN_EXAMPLES = 2
 MIN_TEST_EXAMPLES = 1
@@ -39,8 +39,8 @@ class RunData(Protocol):
     """What the server knows of a run's data."""
 
     @property
-    def task(self) -> ImageClassification:
-        """The classes, the shape of an input, and how inputs are normalised."""
+    def task(self) -> Task:
+        """What the run is about."""
 
     @property
     def has_groups(self) -> bool:
@@ -50,7 +50,7 @@ class RunData(Protocol):
         """Return the server's test set, or None where only the clients can test."""
 
     def proxy(self) -> torch.Tensor:
-        """Return unlabelled inputs of the task's own data, (proxy-size, channels, height, width)."""
+        """Return unlabelled inputs of the task's own data, (proxy-size, *shape)."""
 
 
 @dataclass(frozen=True)

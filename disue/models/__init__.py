@@ -2,8 +2,8 @@
 
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
-from disue.models.classifier import Classifier, head_of, head_shape
-from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract
+from disue.models.classifier import Classifier, head_of, num_features
+from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten
 from disue.tasks import Shape
 
 __all__ = [
@@ -18,9 +18,10 @@ __all__ = [
     "flatten",
     "get_state",
     "head_of",
-    "head_shape",
     "interpolate",
     "named_model",
+    "num_features",
     "same_model",
     "subtract",
+    "unflatten",
 ]

@@ -15,7 +15,7 @@ MODELS: Registry[Callable[[Shape, int], Classifier]] = Registry("model")
 """Name -> function from the shape of an input and the number of outputs to a model with fresh weights."""
 
 
-def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Classifier:
+def build_model(name: str, shape: Shape, num_outputs: int, seed: int = 0) -> Classifier:
     """Build a model with initial weights drawn from ``seed``; the global generator is left alone.
 
     Parameters
@@ -24,8 +24,8 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
         A name in `MODELS`.
     shape : tuple of int
         Of one input.
-    num_classes : int
-        Outputs: of a classifier, one for each class.
+    num_outputs : int
+        Of a classifier, one for each class.
     seed : int
         The run seed.
 
@@ -37,7 +37,7 @@ def build_model(name: str, shape: Shape, num_classes: int, seed: int = 0) -> Cla
     build = MODELS[name]
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(derive_seed(seed, "model"))  # the CPU's alone, which is forked
-        return build(shape, num_classes)
+        return build(shape, num_outputs)
 
 
 class OtherParametersError(ValueError):
@@ -61,7 +61,7 @@ def named_model(name: str) -> Callable[[Shape, int], Classifier]:
     return MODELS[name]
 
 
-def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Classifier:
+def filled_model(name: str, shape: Shape, num_outputs: int, state: State) -> Classifier:
     """Return a model that has the tensors of a state, which may come from anywhere, as its parameters.
 
     Nothing else is allocated: what is not as large as such a model's parameters is refused before.
@@ -74,10 +74,10 @@ def filled_model(name: str, shape: Shape, num_classes: int, state: State) -> Cla
         If these are not the parameters of such a model.
     """
     with torch.device("meta"):
-        model = named_model(name)(shape, num_classes)
+        model = named_model(name)(shape, num_outputs)
     if not alike(state, model.state_dict()):
         raise OtherParametersError(f"its parameters are not those of model '{name}' as it is here")
     if any(True for _ in model.buffers()):  # constants, which no state has
-        model = build_model(name, shape, num_classes)
+        model = build_model(name, shape, num_outputs)
     model.load_state_dict(state, assign=True)
     return model

@@ -15,10 +15,10 @@ from disue.models import MODELS, Classifier, Shape, build_model, filled_model, g
 NAME = r"[A-Za-z0-9][\w.-]{0,63}"
 """Of a model: files and columns are called by it."""
 ALONE = 1e-3
-"""Logits of an example alone may differ so much, relative to the largest, from those in a batch: by rounding."""
+"""Outputs of an example alone may differ so much, relative to the largest, from those in a batch: by rounding."""
 
 
-def check_networks(names: Iterable[str], shape: Shape, num_classes: int) -> None:
+def check_networks(names: Iterable[str], shape: Shape, num_outputs: int) -> None:
     """Raise `ConfigError` for the first of these models that no run could train; one line says why.
 
     Parameters
@@ -27,33 +27,33 @@ def check_networks(names: Iterable[str], shape: Shape, num_classes: int) -> None
         Names in `MODELS`.
     shape : tuple of int
         Of one input.
-    num_classes : int
+    num_outputs : int
     """
     for name in sorted(set(names)):
-        if wrong := _wrong_with(name, MODELS[name], shape, num_classes):
+        if wrong := _wrong_with(name, MODELS[name], shape, num_outputs):
             raise ConfigError(f"model: '{name}' {wrong}")
 
 
 @lru_cache(maxsize=32)
-def _wrong_with(name: str, build: Callable[[Shape, int], Classifier], shape: Shape, num_classes: int) -> str:
+def _wrong_with(name: str, build: Callable[[Shape, int], Classifier], shape: Shape, num_outputs: int) -> str:
     """Return why a model cannot be used; ``build`` is what the name stands for now."""
     if not re.fullmatch(NAME, name):
         return "cannot be called so; use letters, digits, '_', '.' and '-' in its name"
     try:
-        model, twin = (build_model(name, shape, num_classes) for _ in range(2))
+        model, twin = (build_model(name, shape, num_outputs) for _ in range(2))
     except Exception as error:  # whatever a person's own code may raise
-        return f"cannot be built for inputs {_sizes(shape)} and {num_classes} classes ({_said(error)})"
-    if wrong := _parts(model, num_classes) or _tensors(model):
+        return f"cannot be built for inputs {_sizes(shape)} and {num_outputs} outputs ({_said(error)})"
+    if wrong := _parts(model, num_outputs) or _tensors(model):
         return wrong
     if any(not torch.equal(tensor, twin.state_dict()[key]) for key, tensor in model.state_dict().items()):
         return "starts from other weights each time it is built; draw them from torch's own generator"
     try:
-        return _behaviour(name, model, shape, num_classes)
+        return _behaviour(name, model, shape, num_outputs)
     except Exception as error:
         return f"cannot be trained on inputs {_sizes(shape)} ({_said(error)})"
 
 
-def _parts(model: nn.Module, num_classes: int) -> str:
+def _parts(model: nn.Module, num_outputs: int) -> str:
     """Return what is wrong with body and head."""
     if not isinstance(model, nn.Module):
         return f"is a {type(model).__name__}; build a torch.nn.Module"
@@ -63,8 +63,8 @@ def _parts(model: nn.Module, num_classes: int) -> str:
     head = model.head
     if not isinstance(head, nn.Linear) or head.bias is None:
         return f"has a head that is a {type(head).__name__}; use a torch.nn.Linear with a bias"
-    if head.out_features != num_classes:
-        return f"has a head of {head.out_features} outputs; there are {num_classes} classes"
+    if head.out_features != num_outputs:
+        return f"has a head of {head.out_features} outputs; the task has {num_outputs}"
     return ""
 
 
@@ -97,13 +97,13 @@ def _tensors(model: nn.Module) -> str:
     return ""
 
 
-def _behaviour(name: str, model: Classifier, shape: Shape, num_classes: int) -> str:
+def _behaviour(name: str, model: Classifier, shape: Shape, num_outputs: int) -> str:
     """Return what is wrong with what the model computes, in training and when it is read from a file."""
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         logits, features = model.eval()(x), model.body(x)
-        if tuple(logits.shape) != (3, num_classes):
-            return f"gives outputs {_sizes(logits.shape)} for 3 inputs; {_sizes((3, num_classes))} is expected"
+        if tuple(logits.shape) != (3, num_outputs):
+            return f"gives outputs {_sizes(logits.shape)} for 3 inputs; {_sizes((3, num_outputs))} is expected"
         if tuple(features.shape) != (3, model.head.in_features):
             return (
                 f"has a body that gives features {_sizes(features.shape)} for 3 inputs; "
@@ -117,7 +117,7 @@ def _behaviour(name: str, model: Classifier, shape: Shape, num_classes: int) -> 
     with torch.random.fork_rng(devices=[]):
         torch.autograd.grad(model.train()(x).square().sum(), list(model.parameters()), materialize_grads=True)
     with torch.no_grad():
-        again = filled_model(name, shape, num_classes, get_state(model)).eval()
+        again = filled_model(name, shape, num_outputs, get_state(model)).eval()
         if not _alike(again(x), logits):
             return "computes something else when its parameters are read again; keep all that it uses in parameters"
     return ""

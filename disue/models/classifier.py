@@ -30,7 +30,6 @@ def head_of(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name.startswith(HEAD)}
 
 
-def head_shape(state: State) -> tuple[int, int]:
-    """Return how many outputs the head of a model has, and how many features."""
-    outputs, features = state[f"{HEAD}weight"].shape
-    return outputs, features
+def num_features(state: State) -> int:
+    """Return how many features the body of a model gives to its head."""
+    return state[f"{HEAD}weight"].shape[1]

@@ -16,7 +16,7 @@ LENET_SIDE = 28
 
 
 @MODELS.register("mlp")
-def _mlp(shape: Shape, num_classes: int) -> Classifier:
+def _mlp(shape: Shape, num_outputs: int) -> Classifier:
     body = nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(shape), 128),
@@ -24,11 +24,11 @@ def _mlp(shape: Shape, num_classes: int) -> Classifier:
         nn.Linear(128, 64),
         nn.ReLU(),
     )
-    return Classifier(body, 64, num_classes)
+    return Classifier(body, 64, num_outputs)
 
 
 @MODELS.register("cnn")
-def _cnn(shape: Shape, num_classes: int) -> Classifier:
+def _cnn(shape: Shape, num_outputs: int) -> Classifier:
     channels, height, width = shape
     body = nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
@@ -43,11 +43,11 @@ def _cnn(shape: Shape, num_classes: int) -> Classifier:
         nn.Linear(32 * (height // 4) * (width // 4), 64),
         nn.ReLU(),
     )
-    return Classifier(body, 64, num_classes)
+    return Classifier(body, 64, num_outputs)
 
 
 @MODELS.register("lenet")
-def _lenet(shape: Shape, num_classes: int) -> Classifier:
+def _lenet(shape: Shape, num_outputs: int) -> Classifier:
     """LeNet-5 with ReLU and max-pooling (LeCun et al. 1998), 44,426 parameters for MNIST; smaller images are padded."""
     channels, height, width = shape
     rows, columns = max(0, LENET_SIDE - height), max(0, LENET_SIDE - width)
@@ -66,14 +66,14 @@ def _lenet(shape: Shape, num_classes: int) -> Classifier:
         nn.Linear(120, 84),
         nn.ReLU(),
     )
-    return Classifier(body, 84, num_classes)
+    return Classifier(body, 84, num_outputs)
 
 
 @MODELS.register("resnet18")
-def _resnet18(shape: Shape, num_classes: int) -> Classifier:
+def _resnet18(shape: Shape, num_outputs: int) -> Classifier:
     """torchvision's ResNet-18 with GroupNorm and the stem for small images (He et al. 2016, section 4.2)."""
     body = torchvision().models.resnet18(norm_layer=lambda channels: nn.GroupNorm(32, channels))
     body.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     body.maxpool = nn.Identity()
     body.fc = nn.Identity()
-    return Classifier(body, 512, num_classes)
+    return Classifier(body, 512, num_outputs)

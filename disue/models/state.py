@@ -54,6 +54,12 @@ def same_model(first: State, second: State) -> bool:
     )
 
 
+def unflatten(vector: Tensor, like: State) -> State:
+    """Return the parts of a vector in the shapes of a model's parameters, and of the vector's type; see `flatten`."""
+    parts = vector.split([tensor.numel() for tensor in like.values()])
+    return {name: part.view_as(tensor) for part, (name, tensor) in zip(parts, like.items(), strict=True)}
+
+
 def flatten(states: Sequence[Tensor]) -> Tensor:
     """Return tensors as one vector."""
     return torch.cat([tensor.reshape(-1) for tensor in states])

@@ -7,10 +7,8 @@ coordinate. Whatever a client's data are, the vector is at most twice the bound 
 import math
 
 import numpy as np
-from flwr.app import Message, MessageType
 
 from disue.config import ClientConfig
-from disue.wire.describe import DESCRIBE
 
 SENSITIVITY = 2.0
 """In bounds: how far apart the vectors of two clients can be."""
@@ -62,11 +60,3 @@ def planned_releases(config: ClientConfig, prototypes: bool, description: bool) 
     """
     evaluations = math.ceil(config.num_server_rounds / config.evaluate_every)
     return config.num_server_rounds * (1 + prototypes) + evaluations + description
-
-
-def releases_of(request: Message) -> int:
-    """Return how many releases are in the reply to a request."""
-    kind = request.metadata.message_type
-    if kind == MessageType.TRAIN:
-        return 2 if request.content["config"]["signature"] else 1
-    return 1 if kind in (DESCRIBE, MessageType.EVALUATE) else 0

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from disue.fields import LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
-from disue.models import State, head_shape
+from disue.models import State, num_features, unflatten
 from disue.signature import Signature
 
 Words = NDArray[np.uint64]
@@ -169,31 +169,35 @@ class Contribution:
         return torch.cat(parts)
 
     @classmethod
-    def from_vector(cls, vector: Tensor, like: State, with_signature: bool) -> "Contribution":
+    def from_vector(cls, vector: Tensor, like: State, num_strata: int) -> "Contribution":
         """Return what several contributed together, of whose vectors this is the sum.
+
+        Parameters
+        ----------
+        vector : Tensor
+        like : State
+            A model of the clients' architecture.
+        num_strata : int
+            Of the signature; 0: there is none.
 
         Raises
         ------
         ValueError
             If no clients can have contributed this.
         """
-        sizes = vector_sizes(like, with_signature)
+        sizes = vector_sizes(like, num_strata)
         (n, loss, steps), told, weights = vector.split(sizes)
         if n < 1 or n != n.round():
             raise ValueError(f"it is of {float(n):g} examples")
         signature = None
-        if with_signature:
-            strata, features = head_shape(like)
-            counts, sums = told.split([strata, strata * features])
-            means = sums.view(strata, features) / counts.clamp(min=1e-12).unsqueeze(1)
+        if num_strata:
+            features = num_features(like)
+            counts, sums = told.split([num_strata, num_strata * features])
+            means = sums.view(num_strata, features) / counts.clamp(min=1e-12).unsqueeze(1)
             signature = Signature(counts.float(), means.float())
             if counts.sum() > n:
                 raise ValueError(f"it counts the labels of {float(counts.sum()):g} examples, of {float(n):g}")
-        parts = weights.split([tensor.numel() for tensor in like.values()])
-        state = {
-            name: (part / n).view_as(tensor).to(tensor.dtype)
-            for part, (name, tensor) in zip(parts, like.items(), strict=True)
-        }
+        state = {name: part.to(like[name].dtype) for name, part in unflatten(weights / n, like).items()}
         _require_usual(state, signature, float(loss / n))
         return cls(int(n), float(loss / n), int(steps), state, signature)
 
@@ -210,7 +214,9 @@ def _require_usual(state: State, signature: Signature | None, loss: float) -> No
         raise ValueError(f"its loss is {loss:g}")
 
 
-def vector_sizes(like: State, with_signature: bool) -> list[int]:
-    """Return the lengths of the parts of a vector: of three numbers, of what is told of the data, and of a model."""
-    strata, features = head_shape(like) if with_signature else (0, 0)
-    return [3, strata * (1 + features), sum(tensor.numel() for tensor in like.values())]
+def vector_sizes(like: State, num_strata: int) -> list[int]:
+    """Return the lengths of the parts of a vector: of three numbers, of what is told of the data, and of a model.
+
+    ``num_strata``: of the signature; 0: there is none.
+    """
+    return [3, num_strata * (1 + num_features(like)), sum(tensor.numel() for tensor in like.values())]

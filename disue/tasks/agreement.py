@@ -8,8 +8,9 @@ from typing import Annotated
 from disue.errors import DataError, WireError
 from disue.fields import Reals, Texts, fields_of
 from disue.naming import by_name, quoted
+from disue.tasks.base import ImageShape
 from disue.tasks.classification import MOST_CLASSES, checked_class_names, require_known
-from disue.tasks.images import ImageClassification, ImageShape
+from disue.tasks.images import ImageClassification
 
 SMALLEST_STD = 1e-3
 PIXELS = "part of all clients' mean and deviation, by which inputs are normalised; weighted as `num-examples` says"

@@ -11,6 +11,8 @@ from disue.tasks.losses import Loss
 
 Shape = tuple[int, ...]
 """Of one input: of an image channels, height and width, of a row of a table its columns."""
+ImageShape = tuple[int, int, int]
+"""Channels, height and width."""
 
 
 class Task(ABC):
@@ -29,6 +31,11 @@ class Task(ABC):
     shape: Shape
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    @property
+    def image_shape(self) -> ImageShape | None:
+        """Channels, height and width of inputs that are images; None: they are something else."""
+        return None
 
     @property
     @abstractmethod
@@ -54,6 +61,15 @@ class Task(ABC):
     def strata(self, targets: Tensor) -> Tensor:
         """Return the stratum of each example, (examples,) int64 from 0 to ``num_strata - 1``."""
 
+    @property
+    @abstractmethod
+    def scores_strata(self) -> bool:
+        """Whether outputs are logits of the strata, so that priors and evidence of these can be added to them."""
+
+    @abstractmethod
+    def predicted_strata(self, outputs: Tensor) -> Tensor:
+        """Return the stratum that outputs speak for, (examples,) int64."""
+
     @abstractmethod
     def log_prior(self, targets: Tensor) -> Tensor | None:
         """Return what to add to outputs that carry no prior, so that they carry these targets', (outputs,).
@@ -61,13 +77,33 @@ class Task(ABC):
         None: there are no priors in such a task.
         """
 
+    @property
+    @abstractmethod
+    def metric_names(self) -> tuple[str, ...]:
+        """What `metrics` returns, by name; the first is what models are compared by."""
+
     @abstractmethod
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
         """Return how good outputs are, by the names of the metrics; None: it cannot be said of these examples."""
 
+    @abstractmethod
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return how far a student's outputs are from its teacher's, a mean over the examples, at least 0.
+
+        Parameters
+        ----------
+        outputs, teacher : (examples, outputs) tensor
+        temperature : float (default: 1.0)
+            Softens both where they are distributions.
+        """
+
     def count_strata(self, targets: Tensor) -> Tensor:
         """Return the examples in each stratum, (strata,) float32."""
         return torch.bincount(self.strata(targets), minlength=self.num_strata).to(torch.float32)
+
+    def to_settings(self) -> dict[str, object]:
+        """Return what a run directory keeps of the task: texts, numbers and lists of these, by key."""
+        return {"input-shape": "x".join(map(str, self.shape)), "mean": list(self.mean), "std": list(self.std)}
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Return inputs, (examples, *shape), with about zero mean and unit variance."""

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from disue.errors import DataError
 from disue.naming import LONGEST_NAME, by_name, normal_name, quoted
@@ -61,13 +62,39 @@ class Classification(Task):
         """Return the class of each example."""
         return targets
 
+    @property
+    def scores_strata(self) -> bool:
+        """Each class has its logit."""
+        return True
+
+    def predicted_strata(self, outputs: Tensor) -> Tensor:
+        """Return the class with the largest logit."""
+        return outputs.argmax(dim=1)
+
     def log_prior(self, targets: Tensor) -> Tensor:
         """Return the log label shares."""
         return log_prior(self.count_strata(targets))
 
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The accuracy."""
+        return ("accuracy",)
+
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
-        """Return the accuracy."""
-        return {"accuracy": accuracy(outputs, targets)}
+        """Return the accuracy: the share of examples whose class has the largest logit."""
+        return {"accuracy": float((self.predicted_strata(outputs) == targets).double().mean())}
+
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return T² KL(teacher || student) in nats, of logits that are divided by the temperature T.
+
+        Hinton et al., "Distilling the Knowledge in a Neural Network", 2015, section 2.
+        """
+        student, soft = (F.log_softmax(logits / temperature, dim=1) for logits in (outputs, teacher))
+        return temperature**2 * F.kl_div(student, soft, log_target=True, reduction="batchmean")
+
+    def to_settings(self) -> dict[str, object]:
+        """Return the names of the classes, too."""
+        return {"classes": list(self.class_names), **super().to_settings()}
 
     def indices(self, class_names: Sequence[str]) -> Tensor:
         """Return the outputs that belong to these classes, (classes,) int64.
@@ -79,11 +106,6 @@ class Classification(Task):
         """
         require_known(class_names, self.class_names)
         return torch.tensor([self.class_names.index(name) for name in class_names], dtype=torch.int64)
-
-
-def accuracy(logits: Tensor, labels: Tensor) -> float:
-    """Return the share of examples whose class has the largest logit."""
-    return float((logits.argmax(dim=1) == labels).double().mean())
 
 
 def log_prior(label_counts: Tensor) -> Tensor:

@@ -2,11 +2,8 @@
 
 from dataclasses import dataclass
 
-from disue.tasks.base import check_moments
+from disue.tasks.base import ImageShape, check_moments
 from disue.tasks.classification import Classification, checked_class_names
-
-ImageShape = tuple[int, int, int]
-"""Channels, height and width."""
 
 SMALLEST_SIDE = 4
 """Of an image: the networks halve it twice."""
@@ -43,3 +40,8 @@ class ImageClassification(Classification):
         if channels not in (1, 3) or not all(1 <= side <= LARGEST_SIDE for side in sides):
             raise ValueError(f"the shape is {self.shape}; expected 1 or 3 channels and sides of at most {LARGEST_SIDE}")
         check_moments(self.mean, self.std, channels, "pixels")
+
+    @property
+    def image_shape(self) -> ImageShape:
+        """The shape of an input."""
+        return self.shape

@@ -68,9 +68,23 @@ class Regression(Task):
         """Return zeros."""
         return torch.zeros(len(targets), dtype=torch.int64, device=targets.device)
 
+    @property
+    def scores_strata(self) -> bool:
+        """Outputs are quantities."""
+        return False
+
+    def predicted_strata(self, outputs: Tensor) -> Tensor:
+        """Return zeros."""
+        return self.strata(outputs)
+
     def log_prior(self, targets: Tensor) -> None:
         """Return None: there are no classes to have shares."""
         return
+
+    @property
+    def metric_names(self) -> tuple[str, ...]:
+        """The coefficient of determination and the mean absolute error."""
+        return ("r2", "mae")
 
     def metrics(self, outputs: Tensor, targets: Tensor) -> dict[str, float | None]:
         """Return the coefficient of determination R2, a mean over the targets, and the mean absolute error.
@@ -82,6 +96,19 @@ class Regression(Task):
         spread = (targets - targets.mean(dim=0)).square().sum(dim=0)
         r2 = 1.0 - errors.square().sum(dim=0) / spread
         return {"r2": float(r2.mean()) if bool((spread > 0.0).all()) else None, "mae": float(errors.abs().mean())}
+
+    def divergence(self, outputs: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+        """Return the mean squared difference, in standard units; there is no distribution to soften."""
+        return self.loss.mean(outputs, teacher)
+
+    def to_settings(self) -> dict[str, object]:
+        """Return the targets, and what they are standardised by, too."""
+        own = {
+            "targets": list(self.targets),
+            "target-mean": list(self.target_mean),
+            "target-std": list(self.target_std),
+        }
+        return {**own, **super().to_settings()}
 
     def standardise(self, values: Tensor) -> Tensor:
         """Return values in their own units, (examples,) or (examples, targets), as targets in standard units.

@@ -1,7 +1,7 @@
 """Local training: where to start, and what came out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -18,7 +18,7 @@ from disue.fields import (
     fields_of,
     wire_name,
 )
-from disue.models import State, flatten, head_shape
+from disue.models import State, flatten, num_features
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.tasks import ImageClassification
@@ -41,6 +41,12 @@ class TrainRequest:
         The universal expert, where the signature needs it and it is not the start itself.
     signature : bool
         Whether the reply should carry a signature.
+    memory : str
+        The kind of memory that the client is to have; empty: none.
+    run : str
+        What the run is called, for clients that have a memory: 16 hexadecimal digits.
+    shared : State
+        What the server shares with all clients that have a memory.
     objective : LocalObjective
     task : ImageClassification or None
         None: the client knows it from the run config.
@@ -51,6 +57,9 @@ class TrainRequest:
     candidates: tuple[State, ...] = ()
     universal: State | None = None
     signature: bool = False
+    memory: str = ""
+    run: str = ""
+    shared: State = field(default_factory=dict)
     objective: LocalObjective = PLAIN
     task: ImageClassification | None = None
 
@@ -68,6 +77,10 @@ class TrainRequest:
             content[f"candidate-{i}"] = record(state)
         if self.universal is not None:
             content["universal"] = record(self.universal)
+        if self.memory:
+            config["memory"], config["run"] = self.memory, self.run
+        if self.shared:
+            content["shared"] = record(self.shared)
         return Message(content, node_id, MessageType.TRAIN, group_id=str(self.server_round))
 
     @classmethod
@@ -83,6 +96,9 @@ class TrainRequest:
             candidates=(first, *others) if from_choice else others,
             universal=read_optional_state(message, "universal"),
             signature=setting(config, "signature", bool),
+            memory=setting(config, "memory", str) if "memory" in config else "",
+            run=setting(config, "run", str) if "run" in config else "",
+            shared=read_optional_state(message, "shared") or {},
             objective=read_objective(config),
             task=read_task(config),
         )
@@ -143,11 +159,22 @@ class TrainReply:
         cls,
         message: Message,
         like: State,
-        wants_signature: bool,
+        num_strata: int,
         num_candidates: int = 0,
         max_examples: int | None = None,
     ) -> "TrainReply":
         """Read and check the reply.
+
+        Parameters
+        ----------
+        message : Message
+        like : State
+            A model of the client's architecture.
+        num_strata : int
+            Of the signature that was asked for; 0: none was.
+        num_candidates : int (default: 0)
+            That the client chose from.
+        max_examples : int, optional
 
         Raises
         ------
@@ -165,25 +192,28 @@ class TrainReply:
             told["choice"] = None
         elif told["choice"] is None or told["choice"] >= num_candidates:
             raise WireError(f"choice is {quoted_value(told['choice'])}; there were {num_candidates} candidates")
-        tensors = read_state(message, "signature") if wants_signature else None
-        signature = None if tensors is None else _read_signature(tensors, like, told["num_examples"])
+        tensors = read_state(message, "signature") if num_strata else None
+        signature = (
+            None
+            if tensors is None
+            else _read_signature(tensors, (num_strata, num_features(like)), told["num_examples"])
+        )
         return cls(state=state, signature=signature, **told)
 
 
-def _read_signature(tensors: State, like: State, num_examples: int) -> Signature:
+def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int) -> Signature:
     try:
         signature = Signature(**{name: tensors[wire_name(name)] for name in fields_of(Signature)})
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
     except ValueError as error:
         raise WireError(str(error)) from None
-    if signature.prototypes.shape != (expected := head_shape(like)):
+    if signature.prototypes.shape != shape:
         raise WireError(
-            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; "
-            f"expected {expected} (classes, features)"
+            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; expected {shape} (classes, features)"
         )
-    for name, (field, _) in fields_of(Signature).items():
-        field.check(getattr(signature, name), wire_name(name))
+    for name, (bounds, _) in fields_of(Signature).items():
+        bounds.check(getattr(signature, name), wire_name(name))
     if float(signature.label_counts.sum()) > num_examples:
         raise WireError(f"the signature counts more than the {num_examples} examples")
     return signature

@@ -18,7 +18,7 @@ from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, user_path
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model
 from disue.naming import quoted
 from disue.privacy.sketch import sketch
@@ -208,7 +208,7 @@ def _by_loss(run: Run, new: NewData) -> Placement:
     prior = _own_prior(run, new) if ObjectiveSettings.of(run.config).local_loss == "balanced" else None
     likeness: dict[int, float] = {}
     for name in run.experts:
-        loss = score(run.model(name).module.network, new.examples, CPU, prior).loss
+        loss = evaluate(run.task, run.model(name).module.network, new.examples, CPU, prior).loss
         cluster = _cluster_of(name)
         likeness[cluster] = max(-loss, likeness.get(cluster, -loss))
     return Placement(
@@ -275,8 +275,8 @@ def _table(run: Run, new: NewData, placement: Placement) -> Table:
             style = "bold" if joins else None
         if new.y is not None:
             network = run.model(name).module.network
-            cells.append(number(score(network, new.examples, CPU).accuracy))
+            cells.append(number(evaluate(run.task, network, new.examples, CPU).metrics["accuracy"]))
             if (shift := shifts.get(name)) is not None:
-                cells.append(number(score(network, new.examples, CPU, shift).accuracy))
+                cells.append(number(evaluate(run.task, network, new.examples, CPU, shift).metrics["accuracy"]))
         table.add_row(*cells, style=style)
     return table

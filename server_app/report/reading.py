@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from disue.config.data import DataSettings
 from disue.errors import DataError
 from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_summary
 from disue.tasks.classification import MOST_CLASSES
@@ -21,10 +22,7 @@ T = TypeVar("T")
 Row = dict[str, Any]
 BASELINES = "baselines"
 """In a run directory: the runs of other methods that it is compared with, each in a directory named as its method."""
-DATA_KEYS = (
-    *("dataset", "input-shape", "classes", "test-fraction", "scenario", "num-groups", "alpha"),
-    *("train-examples", "test-examples", "global-test-size"),
-)
+DATA_KEYS = tuple(key for key in DataSettings.declared_keys() if key != "data-dir")
 """What decides, beside the seed and the number of clients, who holds what."""
 LARGEST_VALUE = 1e15
 """Of what is drawn from ``portrait.safetensors``."""

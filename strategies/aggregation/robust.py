@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disue.config import Settings
-from disue.models import State, flatten
+from disue.models import State, flatten, unflatten
 from disue.registry import Registry
 from strategies.aggregation.average import weighted_average, weighted_averages
 from strategies.updates import Weighted, WeightedModel
@@ -155,7 +155,8 @@ def geometric_median(updates: Sequence[Weighted], wrong_share: float) -> State:
         centre = centre + step
         if float(step.norm()) <= smallest:
             break
-    return _shaped(centre, updates[0].state)
+    like = updates[0].state
+    return {name: part.to(like[name].dtype) for name, part in unflatten(centre, like).items()}
 
 
 def _enough(updates: Sequence[Weighted], wrong: int) -> bool:
@@ -192,10 +193,3 @@ def _middle(values: Tensor) -> Tensor:
 def flat(state: State) -> Tensor:
     """Return all parameters as one float64 vector."""
     return flatten(list(state.values())).double()
-
-
-def _shaped(vector: Tensor, like: State) -> State:
-    parts = vector.split([tensor.numel() for tensor in like.values()])
-    return {
-        name: part.view_as(tensor).to(tensor.dtype) for part, (name, tensor) in zip(parts, like.items(), strict=True)
-    }

@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from flwr.common.logger import log
 from numpy.typing import NDArray
-from pydantic import Field
 from torch import Tensor
 
-from disue.config import Settings
 from disue.errors import ConfigError
 from disue.models import State
 from strategies.clustering.estimators import Clusterer, nearest_centres
@@ -84,17 +82,6 @@ class ClusterAssigner(Protocol[M]):
 
     def book(self, memory: M) -> SignatureBook | None:
         """Return what clients are compared by, where they are."""
-
-
-class SignatureSettings(Settings):
-    """Signatures over the rounds."""
-
-    signature_memory: float = Field(
-        0.5,
-        ge=0.0,
-        lt=1.0,
-        description="share of the past in a client's running signature, where that is made from updates",
-    )
 
 
 @stored

@@ -10,7 +10,8 @@ from pydantic import Field
 from scipy.spatial.distance import cdist, pdist, squareform
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import silhouette_samples
+from sklearn.metrics import pairwise_distances_argmin, silhouette_samples
+from sklearn.preprocessing import normalize
 
 from disue.config import Settings
 from disue.errors import ConfigError
@@ -211,7 +212,7 @@ class Bipartition:
 
     def fit_predict(self, X: FloatArray) -> IntArray:
         """Return a label per row of ``X`` (clients, features)."""
-        cosines = _unit(X) @ _unit(X).T
+        cosines = normalize(X) @ normalize(X).T
         labels = np.zeros(len(X), dtype=np.int64)
         cuts = {0: _cut(cosines, np.arange(len(X)))}
         for new in range(1, self.num_clusters):
@@ -264,16 +265,10 @@ class DecomposedCosines:
 
 def decomposed_cosines(X: FloatArray, count: int) -> FloatArray:
     """Return each row's cosines to the ``count`` leading right singular vectors of ``X``, (clients, count)."""
-    unit = _unit(X)
+    unit = normalize(X)
     _, _, axes = np.linalg.svd(unit, full_matrices=False)
     cosines: FloatArray = unit @ axes[:count].T
     return cosines
-
-
-def _unit(X: FloatArray) -> FloatArray:
-    lengths = np.linalg.norm(X, axis=1, keepdims=True)
-    unit: FloatArray = X / np.where(lengths > 0.0, lengths, 1.0)
-    return unit
 
 
 @CLUSTERERS.register("hdbscan")
@@ -300,7 +295,8 @@ class Hdbscan:
         if labels.max() < 0:
             return np.zeros(len(X), dtype=np.int64)
         noise = labels < 0
-        labels[noise] = nearest_centres(X[noise], X[~noise], labels[~noise])
+        if noise.any():
+            labels[noise] = nearest_centres(X[noise], X[~noise], labels[~noise])
         return labels
 
 
@@ -311,7 +307,7 @@ def nearest_centres(points: FloatArray, X: FloatArray, labels: IntArray) -> IntA
     """
     found = np.unique(labels)
     centres = np.stack([X[labels == label].mean(axis=0) for label in found])
-    nearest: IntArray = found[cdist(points, centres).argmin(axis=1)]
+    nearest: IntArray = found[pairwise_distances_argmin(points, centres)]
     return nearest
 
 

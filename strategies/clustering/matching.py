@@ -3,8 +3,8 @@
 import itertools
 from collections.abc import Mapping
 
-import numpy as np
 from scipy.optimize import linear_sum_assignment
+from sklearn.metrics.cluster import contingency_matrix
 
 
 def match_clusters(previous: Mapping[str, int], labels: Mapping[str, int]) -> dict[str, int]:
@@ -25,16 +25,13 @@ def match_clusters(previous: Mapping[str, int], labels: Mapping[str, int]) -> di
     dict of client to cluster
         The same clustering as ``labels``, renamed.
     """
-    new = sorted(set(labels.values()))
-    old = sorted(set(previous.values()))
-    overlap = np.zeros((len(new), len(old)))
-    for name, label in labels.items():
-        if name in previous:
-            overlap[new.index(label), old.index(previous[name])] += 1
+    stayed = [name for name in labels if name in previous]
+    new, old = (sorted({clusters[name] for name in stayed}) for clusters in (labels, previous))
+    overlap = contingency_matrix([labels[name] for name in stayed], [previous[name] for name in stayed])
     rows, columns = linear_sum_assignment(overlap, maximize=True)
     renamed = {new[i]: old[j] for i, j in zip(rows, columns, strict=True) if overlap[i, j] > 0}
-    taken = set(old)
-    for label in new:
+    taken = set(previous.values())
+    for label in sorted(set(labels.values())):
         if label not in renamed:
             renamed[label] = next(number for number in itertools.count() if number not in taken)
             taken.add(renamed[label])

@@ -7,15 +7,28 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from disue.comparing import FROM_UPDATE, SUBSPACE_DIMENSIONS
+from disue.config import Settings
 from disue.naming import by_name
 from disue.registry import Registry
 from strategies.updates import ClientSketch
 
 FloatArray = NDArray[np.float64]
+
+
+class SignatureSettings(Settings):
+    """Signatures over the rounds."""
+
+    signature_memory: float = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="share of the past in a client's running signature, where that is made from updates",
+    )
 
 
 class Gram(Protocol):
@@ -71,7 +84,7 @@ class SignatureKind:
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     shape : callable or None
-        From the numbers of classes, features and inputs to the shape of a description; None: it cannot be known.
+        From the numbers of strata, features and inputs to the shape of a description; None: it cannot be known.
     """
 
     from_update: Callable[[Any], Tensor] | None = None
@@ -84,9 +97,9 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
-SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda classes, features, inputs: (classes, features)))
+SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda strata, features, inputs: (strata, features)))
 SIGNATURES.register("subspace")(
-    SignatureKind(gram=subspace_affinity, shape=lambda classes, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
+    SignatureKind(gram=subspace_affinity, shape=lambda strata, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
 )
 
 

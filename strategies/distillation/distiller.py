@@ -5,12 +5,12 @@ from dataclasses import dataclass
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from disue.config import Settings
 from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import State, get_state, interpolate
+from disue.tasks import Task
 from strategies.distillation.adam import Adam, cosine
 
 
@@ -36,9 +36,10 @@ class Distilled:
     steps : int
         Optimiser steps that were taken.
     average_loss, student_loss : float
-        Divergence from the teacher (nats) on the held-out part of the proxy set, before and after.
+        `Task.divergence` from the teacher on the held-out part of the proxy set, before and after.
     average_evidence, result_evidence : float
-        Agreement of the average and of the mixture with the evidence on the held-out part.
+        Agreement of the average and of the mixture with the evidence on the held-out part; 1 where there is one
+        stratum only.
     kept_average : bool
     """
 
@@ -62,7 +63,7 @@ class Distiller:
     learning_rate : float (default: 0.001)
     batch_size : int (default: 64)
     temperature : float (default: 1.0)
-        Both distributions are softened by it, and the loss is scaled by its square (Hinton et al. 2015).
+        See `Task.divergence`.
     student_share : float (default: 1.0)
         The result lies so far from the average to the student, parameter by parameter.
     held_out : float (default: 0.2)
@@ -89,6 +90,7 @@ class Distiller:
 
     def distil(
         self,
+        task: Task,
         student: nn.Module,
         x: Tensor,
         targets: Tensor,
@@ -100,32 +102,38 @@ class Distiller:
 
         Parameters
         ----------
+        task : Task
+            Says what the student minimises, and which stratum outputs speak for.
         student : nn.Module
             Holds the weighted average; it is trained in place.
-        x : (samples, channels, height, width) tensor
+        x : (samples, *shape) tensor
             The proxy set.
-        targets : (samples, classes) tensor
-            The teacher's logits.
+        targets : (samples, outputs) tensor
+            The teacher's outputs.
         generator : torch.Generator
             On the CPU; decides what is held out and the order of the samples.
         device : torch.device
         evidence : (samples,) tensor, optional
-            Classes that the guard believes in; where there are none, those of the teacher.
+            Strata that the guard believes in; where there are none, those that the teacher speaks for.
         """
         order = torch.randperm(len(x), generator=generator)
         held_out, used = order.tensor_split([max(1, round(self.held_out * len(x)))])
-        believed = (targets.argmax(dim=1) if evidence is None else evidence)[held_out]
+        believed = (task.predicted_strata(targets) if evidence is None else evidence)[held_out].cpu()
+
+        def divergence(outputs: Tensor) -> float:
+            return float(task.divergence(outputs, targets[held_out].cpu(), self.temperature))
+
+        def agreement(outputs: Tensor) -> float:
+            return float((task.predicted_strata(outputs) == believed).double().mean())
+
         average = get_state(student)
         best_state = average
-        logits = predict_logits(student, x[held_out], device)
-        average_loss = best_loss = self._divergence(logits, targets[held_out])
-        average_evidence = _agreement(logits, believed)
+        outputs = predict_logits(student, x[held_out], device)
+        average_loss = best_loss = divergence(outputs)
+        average_evidence = agreement(outputs)
         taken = 0
         if self.steps and len(used):
-            inputs, soft = (
-                x[used].to(device),
-                F.log_softmax(targets[used].to(device) / self.temperature, dim=1),
-            )
+            inputs, teacher = x[used].to(device), targets[used].to(device)
             optimizer = Adam(student.parameters())
             learning_rates = cosine(self.learning_rate, self.steps)
             looks_left = self.patience
@@ -135,19 +143,19 @@ class Distiller:
                 for _ in range(min(self.check_every, self.steps - taken)):
                     batch = next(batches).to(device)
                     with mixed_precision(device):
-                        logits = student(inputs[batch])
-                    loss = self._loss(logits.float(), soft[batch])
+                        outputs = student(inputs[batch])
+                    loss = task.divergence(outputs.float(), teacher[batch], self.temperature)
                     optimizer.step(
                         torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True), next(learning_rates)
                     )
                     taken += 1
-                value = self._divergence(predict_logits(student, x[held_out], device), targets[held_out])
+                value = divergence(predict_logits(student, x[held_out], device))
                 looks_left = self.patience if value < best_loss else looks_left - 1
                 if value < best_loss:
                     best_loss, best_state = value, get_state(student)
         result = best_state if self.student_share == 1.0 else interpolate(average, best_state, self.student_share)
         student.load_state_dict(result)
-        result_evidence = _agreement(predict_logits(student, x[held_out], device), believed)
+        result_evidence = agreement(predict_logits(student, x[held_out], device))
         kept_average = not best_loss < average_loss or result_evidence < average_evidence
         return Distilled(
             state=average if kept_average else result,
@@ -158,17 +166,6 @@ class Distiller:
             result_evidence=result_evidence,
             kept_average=kept_average,
         )
-
-    def _loss(self, logits: Tensor, soft_targets: Tensor) -> Tensor:
-        scaled = F.log_softmax(logits / self.temperature, dim=1)
-        return self.temperature**2 * F.kl_div(scaled, soft_targets, log_target=True, reduction="batchmean")
-
-    def _divergence(self, logits: Tensor, targets: Tensor) -> float:
-        return float(self._loss(logits, F.log_softmax(targets.cpu() / self.temperature, dim=1)))
-
-
-def _agreement(logits: Tensor, classes: Tensor) -> float:
-    return float((logits.argmax(dim=1) == classes.cpu()).double().mean())
 
 
 def _endless_batches(size: int, batch_size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]

@@ -16,7 +16,7 @@ from disue.data.image_files import fit_to, look_at_images
 from disue.errors import LOGGER, ConfigError, DataError
 from disue.files import user_path
 from disue.seeding import numpy_rng
-from disue.tasks import ImageClassification as Task
+from disue.tasks import ImageShape, Task
 
 USUAL_SIZE = 2000
 MIN_SIZE = 10
@@ -42,7 +42,7 @@ class ProxySettings(Settings):
 
 
 def load_proxy(config: ClientConfig, data: RunData) -> Tensor:
-    """Return the configured proxy set, (samples, channels, height, width), as the task's models take it.
+    """Return the configured proxy set, (samples, *shape), as the task's models take it.
 
     ``holdout``: unlabelled part of the task's own data. ``dataset:NAME``: the inputs of another dataset, normalised by
     its own mean and deviation. ``path:DIR``: all images below a directory, normalised as the task's are.
@@ -50,7 +50,8 @@ def load_proxy(config: ClientConfig, data: RunData) -> Tensor:
     Raises
     ------
     ConfigError
-        If there is no such dataset, or the server has none of the task's own data.
+        If there is no such dataset, the server has none of the task's own data, or pictures are named and the task's
+        inputs are none.
     DataError
         If the data are missing, cannot be read, or are too few.
     """
@@ -66,6 +67,7 @@ def look_at_proxy(config: ClientConfig, data: RunData) -> tuple[Tensor, list[str
     kind, _, where = named.partition(":")
     if kind == "holdout":
         return data.proxy(), []
+    shape = require_images(named, data.task)
     rng = numpy_rng(config.seed, "proxy")
     if kind == "dataset":
         try:
@@ -73,11 +75,21 @@ def look_at_proxy(config: ClientConfig, data: RunData) -> tuple[Tensor, list[str
         except ConfigError as error:
             raise ConfigError(f"proxy: got '{named}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
-        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), data.task.shape), []
+        return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), shape), []
     found = _search(user_path(where, "proxy"))
     chosen = rng.permutation(len(found.paths))[: config.proxy_size or USUAL_SIZE]
     proxy, remarks = read_proxy([found.paths[i] for i in sorted(chosen)], data.task)
     return proxy, [*found.told, *remarks]
+
+
+def require_images(proxy: str, task: Task) -> ImageShape:
+    """Return the shape of the task's images; raise `ConfigError` where its inputs are none, and the proxy set's are."""
+    if task.image_shape is None:
+        sizes = "x".join(map(str, task.shape))
+        raise ConfigError(
+            f"proxy: got '{proxy}', which is of images; the inputs of this task are none (shape {sizes}), use holdout"
+        )
+    return task.image_shape
 
 
 def is_foreign(proxy: str) -> bool:
@@ -114,6 +126,12 @@ def read_proxy(paths: list[Path], task: Task) -> tuple[Tensor, list[str]]:
     """Read images as a task's models take them, (images, channels, height, width); and lines on what is odd about them.
 
     The last ones are kept in memory until the files change: a run looks at them before it starts.
+
+    Parameters
+    ----------
+    paths : list of Path
+    task : Task
+        One of images.
 
     Raises
     ------

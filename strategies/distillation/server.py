@@ -1,6 +1,6 @@
-"""What distilling methods share: the server's own models and device, proxy sets, and the round's lesson."""
+"""What distilling methods share: the task, the server's own models and device, proxy sets, and the round's lesson."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
 from typing import Protocol
@@ -10,8 +10,9 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, fill, get_state
+from disue.models import Classifier, State, build_model, fill, get_state
 from disue.seeding import torch_rng
+from disue.tasks import Task
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Experts, GeneratorState, GeneratorTrainer, Network
 
@@ -20,7 +21,7 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class ProxySet:
-    """Inputs, (samples, channels, height, width), and their classes where these are known."""
+    """Inputs, (samples, *shape), and their strata where these are known."""
 
     x: Tensor
     labels: Tensor | None = None
@@ -90,12 +91,11 @@ class GeneratedProxy:
 
 
 class Server:
-    """What the server computes with: models to fill, the device, the run seed.
+    """What the server computes with: the task, models to fill, the device, the run seed.
 
     Parameters
     ----------
-    build : callable
-        From the name of an architecture to its initial model.
+    task : Task
     main : str
         The run's own architecture, which is meant where none is named.
     device : torch.device
@@ -103,13 +103,17 @@ class Server:
         The run seed.
     """
 
-    def __init__(self, build: Callable[[str], Classifier], main: str, device: torch.device, seed: int) -> None:
-        self.build = build
+    def __init__(self, task: Task, main: str, device: torch.device, seed: int) -> None:
+        self.task = task
         self.main = main
         self.device = device
         self.seed = seed
         self._models: dict[str, Classifier] = {}
         self._initial: dict[str, State] = {}
+
+    def build(self, model: str) -> Classifier:
+        """Return a model of an architecture, with what it starts from."""
+        return build_model(model, self.task.shape, self.task.num_outputs, self.seed)
 
     def initial(self, model: str) -> State:
         """Return what an architecture starts from."""
@@ -122,7 +126,7 @@ class Server:
         return Network(self._model(model or self.main), state)
 
     def logits(self, state: State, x: Tensor, model: str = "") -> Tensor:
-        """Return what a model says of inputs, (samples, classes)."""
+        """Return what a model says of inputs, (samples, outputs)."""
         return predict_logits(self._filled(state, model), x, self.device)
 
     def features(self, state: State, x: Tensor, model: str = "") -> Tensor:
@@ -139,27 +143,30 @@ class Server:
         model: str = "",
         evidence: Tensor | None = None,
     ) -> tuple[State, dict[str, float | int]]:
-        """Teach the average the targets, (samples, classes) logits, and log where the guard kept it.
+        """Teach the average the targets, (samples, outputs), and log where the guard kept it.
 
         Returns the model, and the metrics: ``guard_kept_average`` and ``distill_steps`` are to be added up over the
-        architectures, and the others of one that is not the run's own bear its name.
-        ``evidence``: (samples,) classes that the guard believes in, if not the teacher's.
+        architectures, and the others of one that is not the run's own bear its name. There is no evidence where the
+        task has but one stratum.
+        ``evidence``: (samples,) strata that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", server_round)
-        result = distiller.distil(self._filled(average, model), x, targets, generator, self.device, evidence)
+        result = distiller.distil(self.task, self._filled(average, model), x, targets, generator, self.device, evidence)
         name = model or self.main
         if result.kept_average:
             what = "round %s: the guard kept the average of %s, the student was not better"
             log(WARNING, what, server_round, name)
         suffix = "" if name == self.main else f"_{name}"
-        return result.state, {
+        metrics = {
             "guard_kept_average": int(result.kept_average),
             "distill_steps": result.steps,
             f"divergence_average{suffix}": result.average_loss,
             f"divergence_student{suffix}": result.student_loss,
-            f"evidence_average{suffix}": result.average_evidence,
-            f"evidence_universal{suffix}": result.result_evidence,
         }
+        if self.task.num_strata > 1:
+            metrics[f"evidence_average{suffix}"] = result.average_evidence
+            metrics[f"evidence_universal{suffix}"] = result.result_evidence
+        return result.state, metrics
 
     def _model(self, name: str) -> Classifier:
         if name not in self._models:

@@ -154,33 +154,32 @@ class VoteSummary:
     experts : list of str
         Their labels: cluster numbers, with the architecture where that is not the run's own.
     weights : (experts, samples) tensor
-        Each expert's weight in the vote on each proxy sample, for the class that was voted.
+        Each expert's weight in the vote on each proxy sample, for the stratum that was voted.
     votes : (samples,) tensor
-        The class that was voted.
+        The stratum that was voted: a class, where there are classes.
     """
 
     experts: list[str]
     weights: Tensor
     votes: Tensor
 
-    def by_class(self, num_classes: int) -> tuple[Tensor, Tensor]:
-        """Return mean weights, (experts, classes), and how many samples were voted each class, (classes,)."""
-        counts = torch.bincount(self.votes, minlength=num_classes)
-        sums = torch.zeros(len(self.experts), num_classes).index_add_(1, self.votes, self.weights)
+    def by_stratum(self, num_strata: int) -> tuple[Tensor, Tensor]:
+        """Return mean weights, (experts, strata), and how many samples were voted each stratum, (strata,)."""
+        counts = torch.bincount(self.votes, minlength=num_strata)
+        sums = torch.zeros(len(self.experts), num_strata).index_add_(1, self.votes, self.weights)
         return sums / counts.clamp(min=1), counts
 
 
-def vote_summary(experts: Sequence[str], weights: Tensor, targets: Tensor) -> VoteSummary:
+def vote_summary(experts: Sequence[str], weights: Tensor, votes: Tensor) -> VoteSummary:
     """Return who taught what.
 
     Parameters
     ----------
     experts : list of str
         Their labels, in the order of the weights.
-    weights : (experts, samples, classes or 1) tensor
-    targets : (samples, classes) tensor
-        The vote's logits.
+    weights : (experts, samples, strata or 1) tensor
+    votes : (samples,) tensor
+        The strata that were voted.
     """
-    votes = targets.argmax(dim=1)
-    chosen = weights.expand(-1, -1, targets.shape[1])[:, torch.arange(len(votes)), votes]
+    chosen = weights[..., 0] if weights.shape[2] == 1 else weights[:, torch.arange(len(votes)), votes]
     return VoteSummary(list(experts), chosen, votes)

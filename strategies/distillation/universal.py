@@ -71,9 +71,10 @@ class UniversalDistillation:
     distiller : Distiller
         Teaches the universal expert.
     prior_correction : bool (default: True)
-        Take each cluster's label prior out of its expert's logits.
+        Take each cluster's label prior out of its expert's logits, where it is known.
     prototype_weight : float (default: 1.0)
-        Of the vote of the clients' class prototypes, beside the experts' vote.
+        Of the vote of the clients' class prototypes, beside the experts' vote. It is for tasks that score strata;
+        else the experts' outputs are all that is voted with.
     label_counts_shared : bool (default: True)
         Whether clients tell their label counts. If not, the priors are estimated on the proxy set.
     foreign_proxy : bool (default: False)
@@ -132,12 +133,14 @@ class UniversalDistillation:
         drawn = self.proxy.draw(memory, ensemble.experts(averages[self.server.main], known), server_round)
         features = ensemble.features(drawn.proxy.x)
         inputs = ensemble.inputs(drawn.proxy, features)
-        if not self.label_counts_shared:
+        scores_strata = self.server.task.scores_strata
+        if scores_strata and not self.label_counts_shared:
             priors = dict(zip(voters, estimated_log_priors(inputs.expert_logits), strict=True))
         metrics = nothing.metrics | {**drawn.metrics}
         drawn_only = replace(nothing, priors=priors, memory=drawn.memory, metrics=metrics, sheet=drawn.sheet)
         weights = self.teacher(inputs)
-        targets = teacher_logits(inputs, weights, self._priors_to_take_out(voters, priors), self.prototype_weight)
+        prototype_weight = self.prototype_weight if scores_strata else 0.0
+        targets = teacher_logits(inputs, weights, self._priors_to_take_out(voters, priors), prototype_weight)
         if not bool(torch.isfinite(targets).all()):
             what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
             log(WARNING, what, server_round)
@@ -154,7 +157,8 @@ class UniversalDistillation:
             )
             counts = {key: metrics[key] + own[key] for key in ("guard_kept_average", "distill_steps")}
             metrics |= own | counts
-        votes = vote_summary([team.label(self.server.main) for team in voters], weights, targets)
+        voted = self.server.task.predicted_strata(targets)
+        votes = vote_summary([team.label(self.server.main) for team in voters], weights, voted)
         return replace(drawn_only, models=models, coverage=coverage, votes=votes, metrics=metrics)
 
     def _priors_to_take_out(self, voters: Mapping[Team, State], priors: Priors) -> Tensor | None:

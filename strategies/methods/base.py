@@ -138,12 +138,15 @@ class Needs:
         With every evaluation, how well the universal model and the client's expert fit its training data.
     personal : bool
         With every evaluation, and not only the last, the accuracy after fine-tuning.
+    memory : str
+        The kind of memory that clients have from round to round (`client_app.memory`); empty: none.
     """
 
     prototypes: bool = False
     description: str = ""
     fits: bool = False
     personal: bool = False
+    memory: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Method(ABC, Generic[S]):
         What it takes of a run.
     supports : Supports
         What goes with it.
-    proxy : (samples, channels, height, width) tensor or None
+    proxy : (samples, *shape) tensor or None
         The proxy set, where the method has one that stays the same.
     """
 
@@ -289,6 +292,10 @@ class Method(ABC, Generic[S]):
     def starts(self, state: S, clients: Sequence[Client]) -> dict[str, State | None]:
         """Return what each of the round's clients starts from."""
         return {client.name: self.start(state, client) for client in clients}
+
+    def shared(self, state: S) -> State:
+        """Return what all clients that have a memory are sent beside their start."""
+        return {}
 
     def candidates(self, state: S) -> Sequence[State]:
         """Return the models of which each client chooses the best for its data; most methods have none."""

@@ -3,7 +3,6 @@
 "Distilled Universal Expert", arXiv:2506.20285.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
@@ -105,7 +104,8 @@ class DisUEState(MethodState):
     spaces : mapping of FeatureSpace to State
         The models that give the features of the spaces that the prototypes are in.
     priors : mapping of Team to (classes,) tensor
-        Log label shares of the team's clients; where they are not told, as they were last estimated.
+        Log label shares of the team's clients, in a task that scores classes; where they are not told, as they were
+        last estimated.
     expert_shares : mapping of Team to float
         What was learnt of them.
     coverage : float
@@ -315,7 +315,7 @@ class DisUE(Method[DisUEState]):
         """
         if not self.options.learn_share:
             return Evaluated(state, evaluations)
-        guessing = math.log(len(state.universals[self.main]["head.bias"]))
+        loss_unit = self.server.task.loss_unit
         fits: dict[Team, dict[str, tuple[float, float]]] = {}
         for name, reply in evaluations.items():
             if reply.universal_fit is not None and reply.expert_fit is not None and name in state.clusters:
@@ -324,7 +324,7 @@ class DisUE(Method[DisUEState]):
         learnt: dict[Team, float] = {}
         for team, own in fits.items():
             universal, expert = (
-                sum(self.caps.fits({name: pair[i] for name, pair in own.items()}, guessing, what).values()) ** 2
+                sum(self.caps.fits({name: pair[i] for name, pair in own.items()}, loss_unit, what).values()) ** 2
                 for i, what in enumerate(("universal-fit", "expert-fit"))
             )
             learnt[team] = state.coverage * universal / max(universal + expert, 1e-12)
@@ -384,7 +384,9 @@ class DisUE(Method[DisUEState]):
         knowledge = renew(state.knowledge, told, teams, before)
         used = {own.space for own in knowledge.values()}
         opened = {FeatureSpace(round.number, team.model): self.universal(state, team.model) for team in members}
-        if self.distillation.label_counts_shared:
+        if not self.server.task.scores_strata:
+            priors = {}
+        elif self.distillation.label_counts_shared:
             priors = {team: log_priors_of(own.pooled_counts) for team, own in knowledge.items()}
         else:
             priors = {team: prior for team, prior in state.priors.items() if team in experts}
@@ -459,7 +461,7 @@ class DisUE(Method[DisUEState]):
         if not self.options.clients_compare or not unsure:
             return []
         with round.timed("evaluation"):
-            kept = sorted(round.fitted_better_by_average(unsure, averages, self.caps))
+            kept = sorted(round.fitted_better_by_average(unsure, averages, self.caps, self.server.task.loss_unit))
         for model in kept:
             what = "round %s: the average of %s is kept, it fits the clients' data better than the student does"
             log(WARNING, what, round.number, model)
@@ -467,7 +469,8 @@ class DisUE(Method[DisUEState]):
 
     @property
     def _uses_client_priors(self) -> bool:
-        return self.options.client_prior and self.objective.local_loss != "balanced"
+        has_priors = self.server.task.scores_strata and self.objective.local_loss != "balanced"
+        return self.options.client_prior and has_priors
 
     def _warned(self, state: DisUEState, round: Round) -> DisUEState:
         """Say once that experts are used as they were trained, where nobody told a prior and none was estimated."""

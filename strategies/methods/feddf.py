@@ -30,7 +30,7 @@ class FedDF(Method[MethodState]):
     ----------
     server : Server
         Model, device and seed.
-    proxy : (samples, channels, height, width) tensor
+    proxy : (samples, *shape) tensor
         Unlabelled inputs.
     distiller : Distiller
         Teaches the average.
@@ -59,7 +59,7 @@ class FedDF(Method[MethodState]):
         return cls(parts.server, parts.fixed_proxy(), parts.distiller(), parts.objective(), parts.aggregator)
 
     def step(self, state: MethodState, updates: Sequence[Contribution], round: Round) -> Step[MethodState]:
-        """Average the clients, and distil the mean of their logits into the average (eq. 3)."""
+        """Average the clients, and distil the mean of their outputs into the average (eq. 3)."""
         average = self.aggregator(updates)
         with round.timed("distillation"):
             targets = torch.stack([self.server.logits(update.state, self.proxy) for update in updates]).mean(dim=0)

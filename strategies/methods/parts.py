@@ -10,6 +10,7 @@ from torch import Tensor
 
 from disue.config import Settings
 from disue.data import RunData
+from disue.errors import ConfigError
 from disue.models import State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.privacy.secagg import FEWEST
@@ -22,7 +23,7 @@ from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
 from strategies.clustering.similarity import SIGNATURES, SignatureKind, of_sketches
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
-from strategies.distillation.proxy import USUAL_SIZE, load_proxy
+from strategies.distillation.proxy import USUAL_SIZE, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.methods.base import METHODS, Method, Supports, Uses
 from strategies.methods.settings import StrategyConfig
@@ -70,9 +71,8 @@ class Parts:
 
     @cached_property
     def server(self) -> Server:
-        """Models, device and seed."""
-        shape, num_classes, seed = self.data.task.shape, self.data.task.num_classes, self.config.seed
-        return Server(lambda name: build_model(name, shape, num_classes, seed), self.main, self.device, seed)
+        """Task, models, device and seed."""
+        return Server(self.data.task, self.main, self.device, self.config.seed)
 
     def distiller(self, student_share: float = 1.0) -> Distiller:
         """Return what teaches universal experts."""
@@ -85,7 +85,7 @@ class Parts:
         )
 
     def fixed_proxy(self) -> Tensor:
-        """Return the proxy set, (samples, channels, height, width).
+        """Return the proxy set, (samples, *shape).
 
         Raises
         ------
@@ -116,11 +116,14 @@ class Parts:
     def random_models(self) -> list[State]:
         """Return as many different models as there are clusters."""
         seeds = [derive_seed(self.config.seed, "candidate", number) for number in range(self.num_clusters)]
-        shape, num_classes = self.data.task.shape, self.data.task.num_classes
-        return [get_state(build_model(self.main, shape, num_classes, seed)) for seed in seeds]
+        shape, num_outputs = self.data.task.shape, self.data.task.num_outputs
+        return [get_state(build_model(self.main, shape, num_outputs, seed)) for seed in seeds]
 
     def _generator(self) -> GeneratorTrainer:
         config, task = self.config, self.data.task
+        shape = require_images(config.proxy, task)
+        if not task.scores_strata:
+            raise ConfigError("proxy: got 'generator'; it draws images of classes and this task has none, use holdout")
         options = GeneratorOptions(
             steps=config.generator_steps,
             learning_rate=config.generator_learning_rate,
@@ -132,7 +135,7 @@ class Parts:
         )
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(derive_seed(config.seed, "generator"))
-            generator = Generator(task.shape, task.num_classes)
+            generator = Generator(shape, task.num_strata)
         mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (task.mean, task.std))
         return GeneratorTrainer(generator, lambda images: (images - mean) / std, options, self.device)
 

@@ -10,8 +10,8 @@ from strategies.aggregation.caps import CapSettings
 from strategies.aggregation.limits import LimitSettings
 from strategies.aggregation.robust import AggregatorSettings
 from strategies.aggregation.store import StoreSettings
-from strategies.clustering.assignment import SignatureSettings
 from strategies.clustering.estimators import ClustererSettings
+from strategies.clustering.similarity import SignatureSettings
 from strategies.distillation.distiller import DistillerSettings
 from strategies.distillation.generator import GeneratorSettings
 from strategies.distillation.proxy import ProxySettings

@@ -52,8 +52,8 @@ class Collector(Protocol):
     def begin(self) -> None:
         """Forget the round before."""
 
-    def read(self, message: Message, sent: Sent, prototypes: bool) -> Received:
-        """Return what a client sent; ``prototypes``: it was asked for its own.
+    def read(self, message: Message, sent: Sent) -> Received:
+        """Return what a client sent.
 
         Raises
         ------
@@ -70,7 +70,6 @@ class Collector(Protocol):
         clusters: Mapping[str, int],
         attempt: Attempt,
         like: State,
-        prototypes: bool,
     ) -> Sequence[Contribution]:
         """Return what the method aggregates, and count it.
 
@@ -82,8 +81,6 @@ class Collector(Protocol):
         attempt : Attempt
         like : State
             A model of the run's own architecture.
-        prototypes : bool
-            Whether clients tell theirs.
 
         Raises
         ------
@@ -103,11 +100,14 @@ class PlainCollector:
         What an update may be and weigh.
     store : UpdateStore
         Keeps the models until they are averaged.
+    num_strata : int (default: 0)
+        Of the task, where clients tell a prototype of each; 0: they tell none.
     """
 
-    def __init__(self, limits: Limits | None = None, store: UpdateStore | None = None) -> None:
+    def __init__(self, limits: Limits | None = None, store: UpdateStore | None = None, num_strata: int = 0) -> None:
         self.limits = limits or Limits()
         self.store = store or UpdateStore()
+        self.num_strata = num_strata
         self._lengths = Lengths()
 
     def begin(self) -> None:
@@ -115,12 +115,12 @@ class PlainCollector:
         self.store.clear()
         self._lengths = Lengths()
 
-    def read(self, message: Message, sent: Sent, prototypes: bool) -> Received:
+    def read(self, message: Message, sent: Sent) -> Received:
         """Return a client's update, and its length where that is bounded: now its model is at hand."""
         reply = TrainReply.from_message(
             message,
             sent.universal,
-            prototypes,
+            self.num_strata,
             num_candidates=len(sent.candidates),
             max_examples=self.limits.max_examples,
         )
@@ -150,7 +150,6 @@ class PlainCollector:
         clusters: Mapping[str, int],
         attempt: Attempt,
         like: State,
-        prototypes: bool,
     ) -> Sequence[ClientUpdate]:
         """Return the updates, none of which stands for more examples than it may in its cluster."""
         return self.limits.weighed_in([own for own in updates if isinstance(own, ClientUpdate)], clusters)
@@ -162,16 +161,19 @@ class SecureCollector:
     Parameters
     ----------
     sums : SecureSums
+    num_strata : int (default: 0)
+        As in `PlainCollector`.
     """
 
-    def __init__(self, sums: SecureSums) -> None:
+    def __init__(self, sums: SecureSums, num_strata: int = 0) -> None:
         self.sums = sums
+        self.num_strata = num_strata
 
     def begin(self) -> None:
         """Begin a round."""
         self.sums.begin()
 
-    def read(self, message: Message, sent: Sent, prototypes: bool) -> Received:
+    def read(self, message: Message, sent: Sent) -> Received:
         """Return the sketch of a client that has trained."""
         return Received(self.sums.read(message, sent.name))
 
@@ -185,7 +187,6 @@ class SecureCollector:
         clusters: Mapping[str, int],
         attempt: Attempt,
         like: State,
-        prototypes: bool,
     ) -> Sequence[Contribution]:
         """Return the sum of each cluster.
 
@@ -196,7 +197,7 @@ class SecureCollector:
         sums.tell = attempt.replies.tell_problem
         trained = [own for own in updates if isinstance(own, ClientSketch)]
         with stats.timed("local"):
-            values = sum(vector_sizes(like, prototypes))
+            values = sum(vector_sizes(like, self.num_strata))
             sums.gather(stats.server_round, trained, clusters, values, attempt.ask)
         try:
             attempt.require_enough(sums.present)
@@ -204,7 +205,7 @@ class SecureCollector:
             stats.count(0, len(trained) - len(sums.present), len(sums.rejected))
             raise
         with stats.timed("local"):
-            summed = sums.unmask(like, prototypes, attempt.ask)
+            summed = sums.unmask(like, self.num_strata, attempt.ask)
         stats.metrics["clusters_lost"] = len(sums.lost)
         stats.count(sum(own.clients for own in summed), len(trained), len(sums.rejected))
         stats.tell(summed)

@@ -11,7 +11,7 @@ from disue.errors import WireError
 from disue.fields import wire_name
 from disue.models import State
 from disue.objective import LocalObjective
-from disue.tasks import ImageClassification as Task
+from disue.tasks import ImageClassification
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
 from strategies.aggregation.caps import Caps
 from strategies.rounds.registry import Client
@@ -26,8 +26,9 @@ def fitted_better_by_average(
     taught: Mapping[str, State],
     averages: Mapping[str, State],
     objective: LocalObjective,
-    task: Task | None,
+    task: ImageClassification | None,
     caps: Caps,
+    loss_unit: float,
 ) -> set[str]:
     """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
 
@@ -45,9 +46,12 @@ def fitted_better_by_average(
     server_round : int
     taught, averages : mapping of architecture to State
     objective : LocalObjective
-    task : Task or None
+    task : ImageClassification or None
+        What clients with own data are told.
     caps : Caps
         Bounds the losses, and logs once whose counts for less than it says.
+    loss_unit : float
+        The loss of guessing (`Task.loss_unit`).
     """
     asked = {client.node_id: client for client in clients if client.model in taught}
     record = Records()
@@ -68,9 +72,10 @@ def fitted_better_by_average(
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
 
     def gap(model: str) -> float:
-        guessing = math.log(len(taught[model]["head.bias"]))
         student, average = (
-            caps.plausible({name: getattr(told, what) for name, told in fits[model].items()}, guessing, wire_name(what))
+            caps.plausible(
+                {name: getattr(told, what) for name, told in fits[model].items()}, loss_unit, wire_name(what)
+            )
             for what in ("student_fit", "average_fit")
         )
         gaps = {name: student[name] - average[name] for name in student}

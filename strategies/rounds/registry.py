@@ -15,8 +15,7 @@ from disue.errors import ConfigError, DataError, DisueError, FederationError, Wi
 from disue.models import MODELS
 from disue.naming import by_name, quoted
 from disue.seeding import numpy_rng
-from disue.tasks import DataSummary
-from disue.tasks import ImageClassification as Task
+from disue.tasks import DataSummary, ImageClassification
 from disue.wire import HelloReply, HelloRequest, error_reason
 from strategies.rounds.keys import node_keys
 from strategies.rounds.transport import collect, is_no_answer, send
@@ -74,7 +73,7 @@ class ClientRegistry:
     ----------
     models : dict of client to str
         The architecture of every client that takes or took part.
-    task : Task or None
+    task : ImageClassification or None
         What clients with data of their own are told with every request; None: clients know it.
     away : dict of client to Client
         Those that took part and are left out now.
@@ -89,8 +88,8 @@ class ClientRegistry:
         seed: int,
         timeout: float = 600.0,
         check_model: Callable[[str], object] = MODELS.__getitem__,
-        check_summary: Callable[[DataSummary | None, Task | None], object] = lambda summary, task: None,
-        unfit: Callable[[Sequence[Client], Task | None], Mapping[str, str]] = lambda clients, task: {},
+        check_summary: Callable[[DataSummary | None, ImageClassification | None], object] = lambda summary, task: None,
+        unfit: Callable[[Sequence[Client], ImageClassification | None], Mapping[str, str]] = lambda clients, task: {},
         partitions: int | None = None,
         hello: HelloRequest | None = None,
     ) -> None:
@@ -100,7 +99,7 @@ class ClientRegistry:
         self.check_summary = check_summary
         self.unfit = unfit
         self.models: dict[str, str] = {}
-        self.task: Task | None = None
+        self.task: ImageClassification | None = None
         self.away: dict[str, Client] = {}
         self.returned: list[str] = []
         self._clients: dict[str, Client] = {}

@@ -10,7 +10,7 @@ from disue.models import State
 from strategies.aggregation.caps import Caps
 
 
-def _nobody_asked(taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps) -> set[str]:
+def _nobody_asked(taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps, loss_unit: float) -> set[str]:
     return set()
 
 
@@ -34,7 +34,7 @@ class Round:
         ``with round.timed(phase):`` adds the seconds spent inside to a phase: clustering, distillation or evaluation.
     fitted_better_by_average : callable
         Asks clients whether the first models fit their data better than the second, both by architecture, and bounds
-        what they say by `Caps`. Returns the architectures of which the second do.
+        what they say by `Caps` and the task's ``loss_unit``. Returns the architectures of which the second do.
     """
 
     number: int
@@ -43,4 +43,6 @@ class Round:
     groups: Mapping[str, int] = field(default_factory=dict)
     descriptions: Mapping[str, Tensor] = field(default_factory=dict)
     timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext()
-    fitted_better_by_average: Callable[[Mapping[str, State], Mapping[str, State], Caps], set[str]] = _nobody_asked
+    fitted_better_by_average: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], set[str]] = (
+        _nobody_asked
+    )

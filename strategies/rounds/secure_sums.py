@@ -254,15 +254,15 @@ class SecureSums:
         self._step(lambda group: group.parcels, mask, take_vector, ask)
         self._each(lambda group: group.require(group.came, "sent their vectors"))
 
-    def unmask(self, like: State, with_signature: bool, ask: Ask) -> list[GroupSum]:
+    def unmask(self, like: State, num_strata: int, ask: Ask) -> list[GroupSum]:
         """Return the sum of each cluster of which it can be had.
 
         Parameters
         ----------
         like : State
             A model of the clients' architecture.
-        with_signature : bool
-            Whether clients add label counts and prototypes.
+        num_strata : int
+            Of which clients add counts and prototypes; 0: they add none.
         ask : callable
             Sends requests and returns the replies.
         """
@@ -277,7 +277,7 @@ class SecureSums:
 
         self._step(lambda group: group.came, unmask, take_shares, ask)
         sums: list[GroupSum] = []
-        self._each(lambda group: sums.append(_group_sum(group, like, with_signature)))
+        self._each(lambda group: sums.append(_group_sum(group, like, num_strata)))
         self.rejected -= self.present
         return sums
 
@@ -319,11 +319,11 @@ class SecureSums:
         self._groups = going_on
 
 
-def _group_sum(group: SecAggGroup, like: State, with_signature: bool) -> GroupSum:
+def _group_sum(group: SecAggGroup, like: State, num_strata: int) -> GroupSum:
     """Return what a group contributed together; raise `LostSumError` if it cannot be had."""
-    total = from_words(group.sum(sum(vector_sizes(like, with_signature))))
+    total = from_words(group.sum(sum(vector_sizes(like, num_strata))))
     try:
-        own = Contribution.from_vector(total, like, with_signature)
+        own = Contribution.from_vector(total, like, num_strata)
     except ValueError as error:
         raise LostSumError(f"the sum cannot be one of clients' updates: {error}") from None
     return GroupSum(

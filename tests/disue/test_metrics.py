@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from tests_support import numbered_classes
 from torch import nn
 
 from disue.data import Examples
-from disue.metrics import agreement_with_groups, churn, predict_logits, score, worst_decile
+from disue.metrics import agreement_with_groups, churn, evaluate, predict_logits, worst_decile
 from disue.tasks.classification import log_prior
 
 CPU = torch.device("cpu")
@@ -20,16 +21,17 @@ class Logits(nn.Module):
 
 def test_accuracy_and_loss_by_hand() -> None:
     x = torch.tensor([[2.0, 0.0], [0.0, 1.0], [3.0, 0.0], [1.0, 0.0]])
-    result = score(Logits(), Examples(x, torch.tensor([0, 1, 1, 0])), CPU)
-    assert result.accuracy == 0.75
+    result = evaluate(numbered_classes(2), Logits(), Examples(x, torch.tensor([0, 1, 1, 0])), CPU)
+    assert result.metrics == {"accuracy": 0.75}
     margins = [2.0, 1.0, -3.0, 1.0]
     assert result.loss == pytest.approx(sum(math.log1p(math.exp(-m)) for m in margins) / 4)
 
 
 def test_a_logit_shift_changes_the_decision() -> None:
     examples = Examples(torch.tensor([[1.0, 0.0]]), torch.tensor([1]))
-    assert score(Logits(), examples, CPU).accuracy == 0.0
-    assert score(Logits(), examples, CPU, torch.tensor([0.0, 2.0])).accuracy == 1.0
+    assert evaluate(numbered_classes(2), Logits(), examples, CPU).metrics["accuracy"] == 0.0
+    shift = torch.tensor([0.0, 2.0])
+    assert evaluate(numbered_classes(2), Logits(), examples, CPU, shift).metrics["accuracy"] == 1.0
 
 
 def test_batches_do_not_change_logits() -> None:

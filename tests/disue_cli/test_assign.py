@@ -12,7 +12,7 @@ from PIL import Image
 from client_app.describe import initial_prototypes
 from disue import load_run
 from disue.data import build_federation
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model
 from disue.runs.reading import Run
 from disue.tasks.classification import log_prior
@@ -74,14 +74,15 @@ def test_it_prints_the_rule_and_how_good_each_model_is(
     lines = {re.split(r"[│┃]", line)[1].split(" (")[0].strip(): line for line in out.splitlines() if "│" in line}
     assert lines.keys() == {"universal", "expert 0", "expert 1"}
     assert "(joins)" in lines[f"expert {cluster}"]
-    universal = score(run.universal.module.network, test, CPU).accuracy
+    universal = evaluate(run.task, run.universal.module.network, test, CPU).metrics["accuracy"]
     assert f" {universal:.3f} " in lines["universal"]
     counts = torch.bincount(test.y, minlength=10)
     for k in (0, 1):
         network = run.expert(k).module.network
         assert run.gate is not None
         shift = log_prior(counts) - run.gate.experts[str(k)].log_prior
-        for accuracy in (score(network, test, CPU).accuracy, score(network, test, CPU, shift).accuracy):
+        for own in (None, shift):
+            accuracy = evaluate(run.task, network, test, CPU, own).metrics["accuracy"]
             assert f" {accuracy:.3f} " in lines[f"expert {k}"]
 
 

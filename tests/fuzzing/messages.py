@@ -184,7 +184,7 @@ def wire_targets() -> list[Target]:
     read: dict[str, Callable[[Message], object]] = {
         "hello": HelloReply.from_message,
         "describe": DescribeReply.from_message,
-        "train": lambda message: TrainReply.from_message(message, LIKE, wants_signature=True, num_candidates=2),
+        "train": lambda message: TrainReply.from_message(message, LIKE, num_strata=3, num_candidates=2),
         "evaluate": EvaluateReply.from_message,
         "compare": CompareReply.from_message,
         "bundle": lambda message: unbundle(message.content),

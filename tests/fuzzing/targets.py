@@ -22,7 +22,8 @@ from rich.live import Live
 
 from client_app.app import app as client_app
 from disue.assignments import parse_assignments
-from disue.data.datasets import load_dataset, read_idx
+from disue.data.datasets import load_dataset
+from disue.data.idx import read_idx
 from disue.data.image_files import read_image
 from disue.data.inputs import read_inputs
 from disue.data.own import open_own, read_own

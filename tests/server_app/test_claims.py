@@ -100,19 +100,19 @@ def test_a_client_that_claims_many_test_examples_does_not_decide_the_reported_ac
     for _ in range(2):
         found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", caps).universal
         assert found is not None
-        assert found.accuracy == pytest.approx((40 * 0.5 + 100 * 1.0) / 140)
+        assert found.metrics["accuracy"] == pytest.approx((40 * 0.5 + 100 * 1.0) / 140)
         assert found.loss == pytest.approx((40 * 0.7 + 100 * 10.0) / 140)
     assert len([line for line in messages if "e says num-examples to test on of 1e+12" in line]) == 1
     alike = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", caps, alike=True).universal
     assert alike is not None
-    assert alike.accuracy == pytest.approx((4 * 0.5 + 1.0) / 5)
+    assert alike.metrics["accuracy"] == pytest.approx((4 * 0.5 + 1.0) / 5)
 
 
 def test_a_client_that_leaves_its_loss_out_leaves_it_out_for_itself_alone() -> None:
     told = {"a": reply(0.5, 10, 0.7), "b": reply(1.0, 30, None)}
     found = by_clients(told, dict.fromkeys(told, "mlp"), "mlp", Caps()).universal
     assert found is not None
-    assert (found.accuracy, found.loss) == (pytest.approx(0.875), pytest.approx(0.7))
+    assert (found.metrics["accuracy"], found.loss) == (pytest.approx(0.875), pytest.approx(0.7))
     nobody = by_clients({"b": told["b"]}, {"b": "mlp"}, "mlp", Caps()).universal
     assert nobody is not None
     assert math.isnan(nobody.loss)

@@ -17,7 +17,7 @@ from tests_support import ARTEFACTS_OF_TWO, files_of
 from client_app.app import app as client_app
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError, FederationError
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from server_app.app import app as server_app
@@ -100,8 +100,8 @@ def test_the_saved_universal_expert_has_the_reported_accuracy(run) -> None:  # t
     federation = build_federation(result.config, 6)
     model = build_model("mlp", federation.dataset.shape, 10)
     model.load_state_dict(load_file(result.directory / "universal.safetensors"))
-    measured = score(model, federation.global_test(), torch.device("cpu"))
-    assert measured.accuracy == result.summary["universal_accuracy"]
+    measured = evaluate(federation.task, model, federation.global_test(), torch.device("cpu"))
+    assert measured.metrics["accuracy"] == result.summary["universal_accuracy"]
     assert measured.loss == result.summary["universal_loss"]
     with safe_open(result.directory / "universal.safetensors", "pt") as file:
         assert json.loads(file.metadata()["disue"]) == {"model": "mlp", "dataset": "digits"}

@@ -13,7 +13,8 @@ import scipy.io
 import torch
 
 from disue.data import datasets
-from disue.data.datasets import DATASETS, load_dataset, read_idx
+from disue.data.datasets import DATASETS, load_dataset
+from disue.data.idx import read_idx
 from disue.errors import ConfigError, DataError
 from disue.torchvision_compat import torchvision
 

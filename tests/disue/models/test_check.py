@@ -135,7 +135,7 @@ BAD: dict[str, tuple[Build, str]] = {
         changed(lambda m: setattr(m, "head", nn.Linear(8, 10, bias=False))),
         "use a torch.nn.Linear with a bias",
     ),
-    "wide": (lambda *_: of(outputs=7), "has a head of 7 outputs; there are 10 classes"),
+    "wide": (lambda *_: of(outputs=7), "has a head of 7 outputs; the task has 10"),
     "narrow": (lambda *_: of(nn.Linear(8, 5)), "(RuntimeError: "),
     "flat": (
         lambda *_: Classifier(nn.Linear(8, 8), 8, CLASSES),
@@ -145,7 +145,7 @@ BAD: dict[str, tuple[Build, str]] = {
         lambda *_: Detached(nn.Flatten(), 64, CLASSES),
         "cannot be trained on inputs 1x8x8 (RuntimeError: ",
     ),
-    "raises": (raises, "cannot be built for inputs 1x8x8 and 10 classes (RuntimeError: no such layer)"),
+    "raises": (raises, "cannot be built for inputs 1x8x8 and 10 outputs (RuntimeError: no such layer)"),
     "no module": (lambda *_: "a text", "is a str; build a torch.nn.Module"),  # type: ignore[return-value, dict-item]
     "other weights": (changed(lambda m: nn.init.constant_(m.head.bias, next(numbers))), "from other weights each time"),
     "hidden": (lambda *_: of(Hidden()), "cannot be trained on inputs 1x8x8 ("),

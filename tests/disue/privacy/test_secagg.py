@@ -30,6 +30,7 @@ from disue.privacy.secagg import (
     public_key,
     read_public_key,
     to_words,
+    vector_sizes,
 )
 from disue.signature import Signature
 
@@ -114,7 +115,7 @@ def contributions() -> list[Contribution]:
 def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> None:
     made = contributions()
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
-    together = Contribution.from_vector(total, made[0].state, with_signature=True)
+    together = Contribution.from_vector(total, made[0].state, num_strata=3)
     n = [one.num_examples for one in made]
     assert (together.num_examples, together.steps) == (sum(n), 7 * 6)
     assert together.train_loss == pytest.approx(np.average([one.train_loss for one in made], weights=n))
@@ -129,6 +130,18 @@ def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> N
     expected = np.average(np.stack([own.prototypes[2].numpy() for own in told]), axis=0, weights=weights)
     np.testing.assert_allclose(together.signature.prototypes[2].numpy(), expected, atol=1e-6)
     assert together.signature.prototypes[1].abs().max() == 0.0
+
+
+def test_a_model_may_have_more_outputs_than_there_are_strata() -> None:
+    state = get_state(build_model("mlp", (5,), 3))
+    told = Signature(torch.tensor([4.0]), torch.ones(1, 64))
+    vector = Contribution(4, 0.5, 2, state, told).to_vector()
+    assert len(vector) == sum(vector_sizes(state, 1)) == 3 + 1 + 64 + sum(t.numel() for t in state.values())
+    found = Contribution.from_vector(vector, state, num_strata=1)
+    assert found.signature is not None
+    assert torch.equal(found.signature.prototypes, told.prototypes)
+    for name, tensor in found.state.items():
+        torch.testing.assert_close(tensor, state[name])
 
 
 @pytest.mark.parametrize(
@@ -148,4 +161,4 @@ def test_a_sum_that_no_clients_can_have_is_refused(position: int, value: float, 
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
     total[position] = value
     with pytest.raises(ValueError, match=reason):
-        Contribution.from_vector(total, made[0].state, with_signature=True)
+        Contribution.from_vector(total, made[0].state, num_strata=3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from disue import load_run
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import build_model
 from server_app.config import RunConfig
 from strategies.distillation.prototypes import Prototypes, in_common_units
@@ -100,7 +100,8 @@ def test_a_run_without_experts_has_no_gate(run) -> None:  # type: ignore[no-unty
     assert loaded.experts == []
     test = build_federation(result.config, 4).global_test()
     network = loaded.universal.module.network
-    assert score(network, test, torch.device("cpu")).accuracy == result.summary["universal_accuracy"]
+    found = evaluate(loaded.task, network, test, torch.device("cpu"))
+    assert found.metrics["accuracy"] == result.summary["universal_accuracy"]
     with pytest.raises(
         ConfigError, match=r"'auto' needs a gate and this run \(method 'fedavg'\) has none; .*universal"
     ):

@@ -89,9 +89,9 @@ def test_candidates_travel_with_or_without_a_start(start: State | None) -> None:
 def test_a_choice_must_be_one_of_the_candidates(choice: int | None) -> None:
     message = TrainReply(state(), 9, 0.5, 3, choice=choice).to_message(reply_to())
     with pytest.raises(WireError, match="choice is"):
-        TrainReply.from_message(message, like=state(), wants_signature=False, num_candidates=3)
+        TrainReply.from_message(message, like=state(), num_strata=0, num_candidates=3)
     good = TrainReply(state(), 9, 0.5, 3, choice=2).to_message(reply_to())
-    assert TrainReply.from_message(good, like=state(), wants_signature=False, num_candidates=3).choice == 2
+    assert TrainReply.from_message(good, like=state(), num_strata=0, num_candidates=3).choice == 2
 
 
 def test_descriptions_round_trip() -> None:
@@ -140,7 +140,7 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(request.start, model)
     assert (request.server_round, request.signature, request.universal) == (number, flag, None)
     sent = TrainReply(model, number + 1, 0.5, number)
-    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, wants_signature=False).state, model)
+    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, num_strata=0).state, model)
 
 
 names = (
@@ -233,11 +233,20 @@ def test_an_accuracy_that_is_none_is_refused(key: str, value: float) -> None:
 def test_train_reply_round_trip() -> None:
     signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 3))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
-    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), wants_signature=True)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
     assert same(got.state, sent.state)
     assert got.signature is not None
     assert torch.equal(got.signature.prototypes, signature.prototypes)
     assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
+
+
+def test_prototypes_are_one_for_each_stratum_however_many_outputs_there_are() -> None:
+    sent = TrainReply(state(), 9, 0.5, 3, Signature(torch.tensor([9.0]), torch.randn(1, 3)))
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=1)
+    assert got.signature is not None
+    assert got.signature.prototypes.shape == (1, 3)
+    with pytest.raises(WireError, match=r"prototypes are \(1, 3\); expected \(2, 3\)"):
+        TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
 
 
 def signature_record(**changes: torch.Tensor) -> ArrayRecord:
@@ -315,11 +324,11 @@ def broken(**changes: object) -> Message:
 )
 def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        TrainReply.from_message(broken(**message_changes), like=state(), wants_signature=True)
+        TrainReply.from_message(broken(**message_changes), like=state(), num_strata=2)
 
 
 def test_the_well_formed_one_is_not() -> None:
-    TrainReply.from_message(broken(), like=state(), wants_signature=True)
+    TrainReply.from_message(broken(), like=state(), num_strata=2)
 
 
 def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

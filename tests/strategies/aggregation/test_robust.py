@@ -134,8 +134,8 @@ def test_a_client_that_sends_the_opposite_many_times_over_does_no_harm(run, monk
     clean = run(**common).summary["universal_accuracy"]
     read = PlainCollector.read
 
-    def poisoned(self, message, sent, prototypes):  # type: ignore[no-untyped-def]
-        u = read(self, message, sent, prototypes).update
+    def poisoned(self, message, sent):  # type: ignore[no-untyped-def]
+        u = read(self, message, sent).update
         factor = -30 if sent.name == "client-3" else 1
         turned = replace(u, state={k: u.start[k] + factor * (v - u.start[k]) for k, v in u.state.items()})
         return Received(turned, Lengths().of(turned))

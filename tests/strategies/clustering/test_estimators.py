@@ -153,6 +153,7 @@ def test_no_cluster_is_smaller_than_the_least(size: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(set(CLUSTERERS) - {"single"}))
+@pytest.mark.filterwarnings("ignore:Graph is not fully connected")
 @pytest.mark.parametrize("far", [1.0, 10.0, 1e3])
 def test_one_odd_client_does_not_hide_the_structure_among_the_others(name: str, far: float) -> None:
     """It alone against everybody else would have the best silhouette of all."""

@@ -1,13 +1,18 @@
 import pytest
 import torch
+from tests_support import numbered_classes
+from torch import nn
 from torch.nn import functional as F
 
 from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import Classifier, build_model, get_state
+from disue.tasks import Regression
 from strategies.distillation.distiller import Distilled, Distiller
+from strategies.distillation.teachers import TEACHERS, TeacherInputs, teacher_logits
 
 CPU = torch.device("cpu")
+TASK = numbered_classes(3)
 
 
 def problem(seed: int = 0) -> tuple[Classifier, torch.Tensor, torch.Tensor]:
@@ -20,7 +25,7 @@ def problem(seed: int = 0) -> tuple[Classifier, torch.Tensor, torch.Tensor]:
 
 def distil(distiller: Distiller, seed: int = 0) -> Distilled:
     student, x, targets = problem()
-    return distiller.distil(student, x, targets, torch.Generator().manual_seed(seed), CPU)
+    return distiller.distil(TASK, student, x, targets, torch.Generator().manual_seed(seed), CPU)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 3.0])
@@ -53,7 +58,7 @@ def test_the_guard_keeps_the_average_when_the_student_is_not_better() -> None:
 
 def test_the_guard_keeps_the_average_when_the_teacher_is_not_a_number() -> None:
     student, x, targets = problem()
-    result = Distiller(steps=20).distil(student, x, targets * float("nan"), torch.Generator().manual_seed(0), CPU)
+    result = Distiller(steps=20).distil(TASK, student, x, targets * float("nan"), torch.Generator().manual_seed(0), CPU)
     assert result.kept_average
     assert all(bool(torch.isfinite(tensor).all()) for tensor in result.state.values())
 
@@ -87,7 +92,7 @@ def test_the_guard_believes_other_evidence_than_the_teacher() -> None:
     student, x, targets = problem()
     believed = predict_logits(student, x, CPU).argmax(dim=1)
     before = get_state(student)
-    result = Distiller(steps=60).distil(student, x, targets, torch.Generator().manual_seed(0), CPU, believed)
+    result = Distiller(steps=60).distil(TASK, student, x, targets, torch.Generator().manual_seed(0), CPU, believed)
     assert result.student_loss < result.average_loss
     assert result.kept_average
     assert all(torch.equal(tensor, before[name]) for name, tensor in result.state.items())
@@ -99,7 +104,7 @@ def test_the_evidence_against_a_count() -> None:
     held_out = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:40].tolist()
     before = predict_logits(student, x, CPU).argmax(dim=1).tolist()
     result = Distiller(steps=40, student_share=0.5).distil(
-        student, x, targets, torch.Generator().manual_seed(0), CPU, believed
+        TASK, student, x, targets, torch.Generator().manual_seed(0), CPU, believed
     )
     assert result.average_evidence == pytest.approx(sum(before[i] == int(believed[i]) for i in held_out) / 40)
     if not result.kept_average:
@@ -120,5 +125,30 @@ def test_on_a_gpu_the_student_learns_as_much_in_mixed_precision() -> None:
     device = torch.device("cuda")
     with mixed_precision(device):
         assert student.to(device)(x.to(device)).dtype == torch.bfloat16
-    on_gpu = Distiller(steps=100).distil(student, x, targets, torch.Generator().manual_seed(0), device)
+    on_gpu = Distiller(steps=100).distil(TASK, student, x, targets, torch.Generator().manual_seed(0), device)
     assert on_gpu.student_loss == pytest.approx(distil(Distiller(steps=100)).student_loss, rel=0.1)
+
+
+def test_of_quantities_the_student_learns_the_mean_of_two_linear_experts() -> None:
+    """Of equal parts of two linear functions the mean is linear, with the mean of their coefficients."""
+    task = Regression(("a", "b"), (6,), (0.0,) * 6, (1.0,) * 6, (0.0,) * 2, (1.0,) * 2)
+    g = torch.Generator().manual_seed(0)
+    first, second = (Classifier(nn.Identity(), 6, 2) for _ in range(2))
+    student, x = Classifier(nn.Identity(), 6, 2), torch.randn(300, 6, generator=g)
+    outputs = torch.stack([predict_logits(expert, x, CPU) for expert in (first, second)])
+    vote = TeacherInputs(outputs, torch.ones(2, 1), torch.zeros(2, 300, 1))
+    targets = teacher_logits(vote, TEACHERS["mean"](vote))
+    distiller = Distiller(steps=600, learning_rate=0.02, temperature=3.0)
+    result = distiller.distil(task, student, x, targets, torch.Generator().manual_seed(0), CPU)
+    assert not result.kept_average
+    assert result.student_loss < 1e-4 < result.average_loss
+    assert result.average_evidence == result.result_evidence == 1.0
+    for name in ("head.weight", "head.bias"):
+        mean = (first.state_dict()[name] + second.state_dict()[name]) / 2.0
+        torch.testing.assert_close(result.state[name], mean, atol=0.02, rtol=0.0)
+
+
+def test_of_quantities_the_divergence_is_the_mean_squared_difference() -> None:
+    task = Regression(("a", "b"), (6,), (0.0,) * 6, (1.0,) * 6, (0.0,) * 2, (1.0,) * 2)
+    first, second = torch.tensor([[1.0, 2.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, 4.0]])
+    assert float(task.divergence(first, second, 7.0)) == pytest.approx((4.0 + 9.0) / 4)

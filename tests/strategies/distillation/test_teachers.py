@@ -143,8 +143,8 @@ def test_the_estimated_prior_is_the_prior_of_an_expert_that_sees_only_noise() ->
 def test_who_taught_what_against_a_loop(evidence: TeacherInputs, teacher: str) -> None:
     weights = TEACHERS[teacher](evidence)
     targets = teacher_logits(evidence, weights)
-    told = vote_summary(["7", "0", "3-mlp"], weights, targets)
-    mean, counts = told.by_class(C)
+    told = vote_summary(["7", "0", "3-mlp"], weights, targets.argmax(dim=1))
+    mean, counts = told.by_stratum(C)
     assert told.experts == ["7", "0", "3-mlp"]
     for c in range(C):
         voted = [n for n in range(N) if int(targets[n].argmax()) == c]

@@ -13,7 +13,7 @@ from tests_support import ChangingGrid, calls_of
 from client_app.app import app as client_app
 from client_app.describe import initial_prototypes
 from disue.data import build_federation
-from disue.metrics import score
+from disue.metrics import evaluate
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.config import RunConfig
@@ -49,14 +49,16 @@ def test_small_and_large_models_train_together_and_leave_all_their_artefacts(run
     assert {path.name for path in (directory / "experts").iterdir()} == {
         f"expert-{k}{suffix}.safetensors" for k in range(3) for suffix in ("", "-mlp")
     }
-    test = build_federation(result.config, 12).global_test()
+    federation = build_federation(result.config, 12)
+    test = federation.global_test()
     for suffix, name in (("", "cnn"), ("-mlp", "mlp")):
         for file in (f"universal{suffix}", f"experts/expert-1{suffix}"):
             with safe_open(directory / f"{file}.safetensors", "pt") as opened:
                 assert json.loads(opened.metadata()["disue"]) == {"model": name, "dataset": "digits"}
         model = build_model(name, SHAPE, 10)
         model.load_state_dict(load_file(directory / f"universal{suffix}.safetensors"))
-        assert score(model, test, CPU).accuracy == summary[f"universal_accuracy{suffix.replace('-', '_')}"]
+        found = evaluate(federation.task, model, test, CPU).metrics["accuracy"]
+        assert found == summary[f"universal_accuracy{suffix.replace('-', '_')}"]
     with (directory / "clients.csv").open() as table:
         rows = list(csv.DictReader(table))
     assert [row["model"] for row in rows] == ["mlp"] * 6 + ["cnn"] * 6

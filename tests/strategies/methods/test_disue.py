@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from tests_support import calls_of
+from tests_support import calls_of, numbered_classes
 
 from disue.data import build_federation, load_dataset
 from disue.models import build_model
@@ -141,7 +141,7 @@ def test_every_cluster_has_an_expert_whoever_was_sampled(run, fraction: float) -
 def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_updates) -> None:  # type: ignore[no-untyped-def]
     updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
     names = [u.name for u in updates]
-    server = Server(lambda name: build_model(name, (1, 8, 8), 3), "mlp", torch.device("cpu"), seed=0)
+    server = Server(numbered_classes(3, (1, 8, 8)), "mlp", torch.device("cpu"), seed=0)
     distillation = UniversalDistillation(
         server, FixedProxy(torch.zeros(4, 1, 8, 8)), TEACHERS["mean"], Distiller(steps=0)
     )

@@ -1,5 +1,6 @@
 """Where the proxy set is not of the task's own data, clients decide between what was distilled and the average."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from strategies.rounds.comparing import fitted_better_by_average
 from strategies.rounds.registry import Client
 
 SMALL = {"a": {"head.bias": torch.zeros(3)}, "b": {"head.bias": torch.zeros(3)}}
+GUESS = math.log(3)
 CLIENTS = [Client(f"client-{i}", 10 + i, 5, 0, 4, "ab"[i % 2]) for i in range(4)]
 
 
@@ -62,7 +64,7 @@ def told(fits: dict[int, tuple[float, float] | None]) -> Callable[[list[Message]
 def test_the_sums_decide_for_each_architecture(
     fits: dict[int, tuple[float, float] | None], kept: set[str], messages: list[str]
 ) -> None:
-    assert fitted_better_by_average(told(fits), CLIENTS, 3, SMALL, SMALL, PLAIN, None, Caps()) == kept
+    assert fitted_better_by_average(told(fits), CLIENTS, 3, SMALL, SMALL, PLAIN, None, Caps(), GUESS) == kept
     failed = [node for node, own in fits.items() if own is None or min(own) < 0.0]
     assert len([said for said in messages if "could not compare" in said]) == len(failed)
 
@@ -71,7 +73,7 @@ def test_the_sums_decide_for_each_architecture(
 def test_one_client_does_not_overrule_others_that_agree(lie: tuple[float, float], others: tuple[float, float]) -> None:
     clients = [Client(f"client-{i}", 10 + i, 5, 0, 4, "a") for i in range(4)]
     fits: dict[int, tuple[float, float] | None] = {10: lie, **dict.fromkeys((11, 12, 13), others)}
-    kept = fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None, Caps())
+    kept = fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None, Caps(), GUESS)
     assert kept == ({"a"} if others[1] < others[0] else set())
 
 
@@ -82,13 +84,13 @@ def test_where_most_are_undecided_one_client_does_not_overrule_another() -> None
         11: (0.9, 0.91),
         **dict.fromkeys((12, 13, 14), (2.0, 2.0)),
     }
-    assert fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None, Caps()) == set()
+    assert fitted_better_by_average(told(fits), clients, 3, SMALL, SMALL, PLAIN, None, Caps(), GUESS) == set()
 
 
 def test_a_loss_that_counts_for_less_is_logged_once(messages: list[str]) -> None:
     caps, ask = Caps(), told({10: (1e9, 0.0), 12: (0.0, 2.2)})
     for server_round in (1, 2):
-        fitted_better_by_average(ask, CLIENTS, server_round, SMALL, SMALL, PLAIN, None, caps)
+        fitted_better_by_average(ask, CLIENTS, server_round, SMALL, SMALL, PLAIN, None, caps, GUESS)
     said = "client-0 says student-fit of 1e+09; it counts as 2.19722, twice that of guessing"
     over = "client-2 says average-fit of 2.2; it counts as 2.19722, twice that of guessing"
     assert sorted(line for line in messages if "counts as" in line) == [said, over]
@@ -99,7 +101,7 @@ def test_a_reply_without_the_losses_counts_for_nothing(messages: list[str]) -> N
         half = Message(RecordDict({"metrics": MetricRecord({"student-fit": 1.0})}), reply_to=requests[0])
         return [half, Message(RecordDict(), reply_to=requests[1]), *told({12: (2.0, 1.0)})(requests[2:])]
 
-    assert fitted_better_by_average(ask, CLIENTS, 3, SMALL, SMALL, PLAIN, None, Caps()) == {"a"}
+    assert fitted_better_by_average(ask, CLIENTS, 3, SMALL, SMALL, PLAIN, None, Caps(), GUESS) == {"a"}
     assert len([said for said in messages if "could not compare" in said]) == 2
 
 
@@ -110,9 +112,9 @@ def test_who_has_another_architecture_is_not_asked_and_nobody_may_be_there() -> 
         seen.extend(request.metadata.dst_node_id for request in requests)
         return []
 
-    assert fitted_better_by_average(ask, CLIENTS, 3, {"b": SMALL["b"]}, SMALL, PLAIN, None, Caps()) == set()
+    assert fitted_better_by_average(ask, CLIENTS, 3, {"b": SMALL["b"]}, SMALL, PLAIN, None, Caps(), GUESS) == set()
     assert seen == [11, 13]
-    assert fitted_better_by_average(ask, [], 3, SMALL, SMALL, PLAIN, None, Caps()) == set()
+    assert fitted_better_by_average(ask, [], 3, SMALL, SMALL, PLAIN, None, Caps(), GUESS) == set()
 
 
 def test_the_losses_are_those_on_the_training_data_with_the_clients_own_prior() -> None:
@@ -127,7 +129,7 @@ def test_the_losses_are_those_on_the_training_data_with_the_clients_own_prior() 
         replies.extend(grid.send_and_receive(requests))
         return replies
 
-    kept = fitted_better_by_average(ask, clients, 1, {"mlp": one}, {"mlp": other}, PLAIN, None, Caps())
+    kept = fitted_better_by_average(ask, clients, 1, {"mlp": one}, {"mlp": other}, PLAIN, None, Caps(), math.log(10))
     federation = build_federation(config, 3)
 
     def loss(state: State, client: int) -> float:
