@@ -29,13 +29,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.config import RunConfig
 from disue.models import MODELS, Classifier, Shape, State, build_model
 from disue.seeding import torch_rng
 from disue.signature import Signature
 from disue.tasks import DataSummary
 from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue_cli.engines.inline import InlineGrid
+from server_app.config import RunConfig
 from server_app.run import execute
 
 CLASSES, SHAPE = 10, (1, 8, 8)

@@ -48,7 +48,6 @@ from benchmarks.losses import (
     write_losses,
 )
 from benchmarks.lying import Lie, LyingApp, Place, declared, values_of, with_one_refused
-from disue.config import RunConfig
 from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
 from disue.errors import FederationError
@@ -60,6 +59,7 @@ from disue.tasks.classification import log_prior
 from disue.wire.bundle import KEY as BUNDLE
 from disue_cli.compare.cells import THREAD_VARIABLES, prepare_worker
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from server_app.run import execute
 
 CLIENTS = 12

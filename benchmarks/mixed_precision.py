@@ -22,7 +22,6 @@ import torch
 
 from benchmarks.machine import machine
 from client_app.train import train
-from disue.config import RunConfig
 from disue.data import Examples
 from disue.device import prepare_device
 from disue.metrics import evaluate
@@ -30,6 +29,7 @@ from disue.models import build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
 from disue.tasks import ImageClassification
+from server_app.config import RunConfig
 
 CLASSES = 10
 

@@ -15,9 +15,9 @@ from pfl.model.pytorch import PyTorchModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from disue.config import RunConfig
 from disue.data import Federation
 from disue.models import build_model
+from server_app.config import RunConfig
 
 
 class Learner(nn.Module):

@@ -18,10 +18,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package
 from benchmarks.arguments import assignment, seeds
 from client_app.release.noisy import NoisyRelease
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.tasks import Task
 from disue.wire import EvaluateReply
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 
 COLUMNS = ("dp-noise", "epsilon", "releases", "universal", "own expert", "clusters", "ari")
 

@@ -29,13 +29,13 @@ from safetensors.torch import load_file
 from benchmarks.arguments import assignment, seeds
 from benchmarks.attacks import ATTACKS, BACKDOOR_CLASS, AttackedApp, malicious_partitions, with_trigger
 from disue.assignments import parse_assignments
-from disue.config import ROBUST, RunConfig
 from disue.data import Federation, build_federation
 from disue.errors import DisueError
 from disue.metrics import predict_logits
 from disue.models import build_model
 from disue_cli.compare.cells import THREAD_VARIABLES, prepare_worker
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import ROBUST, RunConfig
 from server_app.run import execute
 
 PRESET: dict[str, Any] = {key.replace("_", "-"): value for key, value in ROBUST.items()}

@@ -37,7 +37,6 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
 from disue.device import prepare_device
 from disue.models import Classifier, State, build_model, get_state
@@ -45,6 +44,7 @@ from disue.naming import by_name
 from disue.seeding import torch_rng
 from disue_cli.engines.inline import nodes_for, run_inline
 from disue_cli.engines.ray import run_ray
+from server_app.config import RunConfig
 
 MODEL = "universal.safetensors"
 

@@ -23,11 +23,11 @@ from torch.nn import functional as F
 
 from benchmarks.arguments import seeds
 from client_app.describe import initial_prototypes, make_signature
-from disue.config import RunConfig
 from disue.data import Examples, Federation, build_federation
 from disue.models import build_model
 from disue.privacy.sketch import sketch
 from disue.seeding import torch_rng
+from server_app.config import RunConfig
 from strategies.clustering.estimators import CLUSTERERS, AtLeast
 from strategies.clustering.similarity import cosines, embed
 

@@ -26,13 +26,13 @@ from torch.profiler import profile
 from benchmarks.machine import machine
 from client_app.train import train
 from client_app.train_batched import train_batched
-from disue.config import RunConfig
 from disue.data import Examples, build_federation
 from disue.device import prepare_device
 from disue.models import Classifier, State, build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
 from disue.tasks import ImageClassification
+from server_app.config import RunConfig
 
 CLASSES, SHAPE = 10, (1, 28, 28)
 TASK = ImageClassification(tuple(map(str, range(CLASSES))), SHAPE, (0.0,), (1.0,))

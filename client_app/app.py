@@ -10,7 +10,7 @@ from client_app.packing import answer_for_all
 from client_app.release import choose_policy, withhold_errors
 from client_app.secagg import mask, share_out, unmask
 from client_app.training_job import TrainingJob
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.errors import FederationError
 from disue.metrics import Evaluation, evaluate
 from disue.nodes import NodeConfig
@@ -35,7 +35,7 @@ app = ClientApp(mods=[answer_for_all])
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
     asked = HelloRequest.from_message(message)
-    config, node = RunConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
+    config, node = ClientConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
     reply = introduce(config, node, own_model(node, config))
     return choose_policy(config, node, "hello").hello(reply, asked).to_message(message)
 

@@ -12,7 +12,7 @@ from client_app.data import open_data
 from client_app.memory import ClientStore
 from client_app.release import ReleasePolicy, choose_policy
 from client_app.train import TrainingResult, output_shift, train
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import prepare_device
 from disue.metrics import Evaluation, evaluate
@@ -104,12 +104,12 @@ def _workpiece(model: str, shape: Shape, num_outputs: int) -> Classifier:
 
 
 @lru_cache(maxsize=8)
-def _checked(run_config: str) -> RunConfig:
+def _checked(run_config: str) -> ClientConfig:
     """Return the config of JSON: a process checks the same one once, not for each message."""
-    return RunConfig.from_flower(json.loads(run_config))
+    return ClientConfig.from_flower(json.loads(run_config))
 
 
-def own_model(node: NodeConfig, config: RunConfig) -> str:
+def own_model(node: NodeConfig, config: ClientConfig) -> str:
     """Return the architecture that a client trains: its node config's ``model``, or the run's for its partition.
 
     Raises

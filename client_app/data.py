@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TypeVar
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import OWN, ClientData, build_federation
 from disue.data.own import OwnSplit, open_own
 from disue.data.scenarios import NO_GROUP
@@ -15,7 +15,7 @@ from disue.wire import HelloReply
 T = TypeVar("T")
 
 
-def introduce(config: RunConfig, node: NodeConfig, model: str) -> HelloReply:
+def introduce(config: ClientConfig, node: NodeConfig, model: str) -> HelloReply:
     """Return who the client is and what data it has.
 
     Raises
@@ -32,13 +32,13 @@ def introduce(config: RunConfig, node: NodeConfig, model: str) -> HelloReply:
 
 
 def open_data(
-    config: RunConfig, node: NodeConfig, task: ImageClassification | None
+    config: ClientConfig, node: NodeConfig, task: ImageClassification | None
 ) -> tuple[ImageClassification, ClientData]:
     """Return what the run is about, and the client's data as its models take them.
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
     node : NodeConfig
     task : ImageClassification or None
         As the server tells it to clients with data of their own.
@@ -59,7 +59,7 @@ def open_data(
     return task, _own(config, node, node.data_path, lambda split: split.for_task(task))[1]
 
 
-def _own(config: RunConfig, node: NodeConfig, data_path: str, use: Callable[[OwnSplit], T]) -> tuple[OwnSplit, T]:
+def _own(config: ClientConfig, node: NodeConfig, data_path: str, use: Callable[[OwnSplit], T]) -> tuple[OwnSplit, T]:
     """Open the client's own data and use them; what is wrong with them is said with the client's name."""
     if config.dataset != OWN:
         raise DataError(
@@ -73,7 +73,7 @@ def _own(config: RunConfig, node: NodeConfig, data_path: str, use: Callable[[Own
         raise DataError(f"{node.client}: {error}") from None
 
 
-def _partition(config: RunConfig, node: NodeConfig) -> tuple[int, int]:
+def _partition(config: ClientConfig, node: NodeConfig) -> tuple[int, int]:
     if config.dataset == OWN or node.partition_id is None or node.num_partitions is None:
         raise DataError(f"{node.client}: dataset '{OWN}' needs a name and a data-path in the node config")
     return node.partition_id, node.num_partitions

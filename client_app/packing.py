@@ -11,7 +11,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 
 from client_app.release import withhold_errors
 from client_app.training_job import TrainingJob, run_batched
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.device import prepare_device
 from disue.errors import ConfigError
 from disue.nodes import NodeConfig
@@ -29,7 +29,7 @@ def answer_for_all(message: Message, context: Context, answer: Answer) -> Messag
     """Answer a bundle for each client that it is for; a Flower mod. Any other message is answered as ever."""
     if not message.has_content() or not is_bundle(message.content):
         return answer(message, context)
-    config = RunConfig.from_flower(context.run_config)
+    config = ClientConfig.from_flower(context.run_config)
     seats = {
         seat: (_message_for(message, part), _context_for(seat, context, config))
         for seat, part in unbundle(message.content).items()
@@ -48,7 +48,7 @@ def answer_for_all(message: Message, context: Context, answer: Answer) -> Messag
     return Message(bundle(told), reply_to=message)
 
 
-def _clients_at_once(config: RunConfig, clients: int) -> int:
+def _clients_at_once(config: ClientConfig, clients: int) -> int:
     """Return how many train together: as many as are wished, or else some on a GPU, and on a CPU each alone."""
     usual = ON_A_GPU if prepare_device(config.device).type == "cuda" else 1
     return min(config.clients_at_once or usual, clients)
@@ -84,7 +84,7 @@ def _message_for(message: Message, part: RecordDict) -> Message:
     return own
 
 
-def _context_for(seat: int, context: Context, config: RunConfig) -> Context:
+def _context_for(seat: int, context: Context, config: ClientConfig) -> Context:
     """Return the context of the client on a seat."""
     node = NodeConfig.from_flower(context.node_config)
     if node.partition_id is None or node.num_partitions is None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import memory_format, mixed_precision, place
 from disue.errors import ConfigError
@@ -47,7 +47,7 @@ def output_shift(task: Task, objective: LocalObjective, targets: Tensor) -> Tens
 def train(
     model: nn.Module,
     examples: Examples,
-    config: RunConfig,
+    config: ClientConfig,
     objective: LocalObjective,
     generator: torch.Generator,
     device: torch.device,
@@ -62,7 +62,7 @@ def train(
         Its present parameters are also the anchor of the proximal term.
     examples : Examples
         The client's training data.
-    config : RunConfig
+    config : ClientConfig
         ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``, ``mixed-precision``.
     objective : LocalObjective
         What is minimised, as the server's method wants it.
@@ -114,7 +114,7 @@ def _with_proximal_gradient(
 
 @torch.no_grad()
 def _step(
-    parameters: list[nn.Parameter], gradients: Sequence[Tensor], momenta: list[Tensor | None], config: RunConfig
+    parameters: list[nn.Parameter], gradients: Sequence[Tensor], momenta: list[Tensor | None], config: ClientConfig
 ) -> None:
     """Take a step in place; the momenta, None before the first, are renewed."""
     sgd(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from client_app.train import TrainingResult, output_shift
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import mixed_precision
 from disue.models import State
@@ -24,7 +24,7 @@ def train_batched(
     model: nn.Module,
     starts: Sequence[State],
     examples: Sequence[Examples],
-    config: RunConfig,
+    config: ClientConfig,
     objective: LocalObjective,
     generators: Sequence[torch.Generator],
     device: torch.device,
@@ -91,7 +91,7 @@ class _Plan:
     def __init__(
         self,
         examples: Sequence[Examples],
-        config: RunConfig,
+        config: ClientConfig,
         generators: Sequence[torch.Generator],
         device: torch.device,
     ) -> None:

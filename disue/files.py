@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from disue.config import RunConfig, unfit_for_files
+from disue.config import ClientConfig, Settings, unfit_for_files
 from disue.errors import DISK_FULL, ConfigError, DataError, DiskError, quoted_value
 
 T = TypeVar("T")
@@ -177,8 +177,14 @@ class _Settings(_Loose):
     versions: dict[str, str] = {}
 
 
-def run_settings(text: str) -> dict[str, Any]:
+def run_settings(text: str, known: type[Settings] = ClientConfig) -> dict[str, Any]:
     """Parse ``config.toml``.
+
+    Parameters
+    ----------
+    text : str
+    known : type of Settings
+        The keys whose values must have the right type. There may be other keys, of any type.
 
     Raises
     ------
@@ -191,7 +197,7 @@ def run_settings(text: str) -> dict[str, Any]:
     _require_known(settings.get("format", UNNUMBERED))
     if not isinstance(settings.get("run"), dict):
         raise ValueError("there is no [run] in it")
-    usual = RunConfig().to_flower()
+    usual = known().to_flower()
     for key, value in settings["run"].items():
         kinds = (float, int) if type(usual.get(key)) is float else (type(usual.get(key)),)
         if key in usual and type(value) not in kinds:

@@ -1,8 +1,9 @@
 """What clients minimise: the server's method decides it, and it travels with every request."""
 
 from dataclasses import dataclass
+from typing import Literal
 
-from disue.config import LocalLoss
+LocalLoss = Literal["cross-entropy", "balanced"]
 
 
 @dataclass(frozen=True)

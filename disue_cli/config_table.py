@@ -1,15 +1,22 @@
-"""The table of run config keys, made from `disue.config` and the registries: ``python -m disue_cli.config_table``."""
+"""The page of run config keys, made from the sections and the registries: ``python -m disue_cli.config_table``."""
 
+from collections.abc import Mapping
 from typing import Any, get_args
 
-from disue.config import RunConfig
+from pydantic.fields import FieldInfo
+
+from disue.config import Settings
+from server_app.config import RunConfig
 from server_app.methods import REGISTRIES
 
 HEADER = """# Run config
 
 Every key of a run, with its default. Override with `disue simulate --set key=value`, or with
 `flwr run . --run-config 'key=value'` (strings quoted there: `--run-config 'dataset="fashion-mnist"'`).
-
+Each part declares its own keys; the file is named below its heading. In `disue compare`, a method may set keys for
+itself alone (`disue:KEY=VALUE`) in all sections but those that are marked *shared*.
+"""
+TABLE = """
 | key | default | allowed | meaning |
 | --- | --- | --- | --- |
 """
@@ -19,15 +26,23 @@ FOOTER = "\nThis page is made by `python -m disue_cli.config_table > docs/CONFIG
 def config_table() -> str:
     """Return the page as Markdown."""
     names = {registry.key: list(registry) for registry in REGISTRIES}
-    rows = []
-    for name, field in RunConfig.model_fields.items():
-        key = name.replace("_", "-")
-        allowed = names.get(key) or [choice for choice in get_args(field.annotation) if choice]
-        limits = ", ".join(map(str, allowed)) if allowed else _limits(field.metadata, field.annotation)
-        text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
-        default = f"`{text}`" if text else "empty"
-        rows.append(f"| `{key}` | {default} | {limits} | {field.description} |")
-    return HEADER + "\n".join(rows) + "\n" + FOOTER
+    return HEADER + "".join(_section(section, names) for section in RunConfig.complete().sections()) + FOOTER
+
+
+def _section(section: type[Settings], names: Mapping[str, list[str]]) -> str:
+    """Return a heading and a table; ``names``: the parts that a key may name."""
+    heading = (section.__doc__ or "").partition("\n")[0].removesuffix(".")
+    file = f"`{section.__module__.replace('.', '/')}.py`"
+    rows = "".join(_row(key, field, names) for key, field in section.own_keys().items())
+    return f"\n## {heading}\n\n{file}{', *shared*' if section.shared else ''}\n{TABLE}{rows}"
+
+
+def _row(key: str, field: FieldInfo, names: Mapping[str, list[str]]) -> str:
+    allowed = names.get(key) or [choice for choice in get_args(field.annotation) if choice]
+    limits = ", ".join(map(str, allowed)) if allowed else _limits(field.metadata, field.annotation)
+    text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+    default = f"`{text}`" if text else "empty"
+    return f"| `{key}` | {default} | {limits} | {field.description} |\n"
 
 
 def _limits(metadata: list[Any], annotation: Any) -> str:

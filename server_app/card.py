@@ -13,12 +13,12 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined, Template
 
 import disue
-from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, OTHER_VERSION, whole
 from disue.naming import by_name, quoted
 from disue.runs.gate import GATE
+from server_app.config import RunConfig
 from server_app.report.command import PLACES
 from server_app.report.intervals import in_words, of_metric
 from server_app.report.reading import ClientRow, RunRecord, read_run

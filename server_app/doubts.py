@@ -1,9 +1,10 @@
 """What a run's settings ask for and its data cannot give: it is said, and the run goes on with what there is."""
 
-from disue.config import RunConfig
+from disue.config.data import DataSettings
 from disue.data import Federation
 from disue.data.federation import MIN_TRAIN_EXAMPLES
 from disue.data.scenarios import ONE_GROUP, USE_ALPHA
+from server_app.config import RunConfig
 from strategies.methods.parts import Chosen
 
 SMALL = 5 * MIN_TRAIN_EXAMPLES
@@ -32,7 +33,7 @@ def _groups(config: RunConfig, data: Federation) -> str:
         there = "there is 1 client" if clients == 1 else f"there are {clients} clients"
         return f"num-groups: got {asked}; {there}, so {asked - clients} of the groups are empty"
     counted = Chosen(config).naming(lambda uses: uses.given_number)
-    if asked == RunConfig().num_groups or (counted and not config.num_clusters):
+    if asked == DataSettings().num_groups or (counted and not config.num_clusters):
         return ""
     return f"num-groups: got {asked}; scenario '{config.scenario}' plants no groups, so it changes nothing"
 

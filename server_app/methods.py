@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from flwr.common.logger import log
 
-from disue.config import RunConfig
 from disue.data import DATASETS, SCENARIOS, RunData
 from disue.errors import ConfigError
 from disue.models import MODELS, build_model
 from disue.models.check import check_networks
 from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
+from server_app.config import RunConfig
 from server_app.doubts import doubts
 from server_app.privacy import check_privacy, needs_sketch
 from server_app.resume import CHANGEABLE

@@ -10,14 +10,15 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from disue.config import RunConfig
 from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY
 from disue.wire.describe import DESCRIBE
+from server_app.config import RunConfig
 from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.methods import METHODS
+from strategies.methods.disue import DisUESettings
 from strategies.methods.parts import ASSIGNERS, Chosen
 
 LEDGER = "releases.json"
@@ -38,7 +39,7 @@ def check_privacy(config: RunConfig) -> None:
 
 
 def _check_secure(config: RunConfig) -> None:
-    chosen = Chosen(config)
+    chosen, limit = Chosen(config), DisUESettings.of(config).prototype_limit
     methods = [name for name, method in METHODS.items() if method.supports.sums]
     assigners = [name for name, kind in ASSIGNERS.items() if kind.supports.sums]
     refused = (
@@ -47,7 +48,7 @@ def _check_secure(config: RunConfig) -> None:
         ("signature", config.signature, not chosen.signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
         ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
         ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
-        ("prototype-limit", config.prototype_limit, config.prototype_limit == 0.0, "0"),
+        ("prototype-limit", limit, limit == 0.0, "0"),
     )
     for key, value, allowed, use in refused:
         if not allowed:

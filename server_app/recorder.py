@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 import numpy as np
 import tomli_w
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
 from disue.files import (
     LARGEST,
@@ -36,6 +35,7 @@ from disue.naming import by_name
 from disue.runs.gate import Gate
 from disue.tasks import Task
 from disue.wire import EvaluateReply
+from server_app.config import RunConfig
 from server_app.hold import LOCK
 from server_app.pictures import save_sheet
 from server_app.scoring import Scores

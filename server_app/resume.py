@@ -11,12 +11,12 @@ from typing import Any
 import tomli_w
 from flwr.common.logger import log
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DataError, DisueError
-from disue.files import inside, read_text, run_settings, run_summary, user_path
+from disue.files import inside, read_text, run_summary, user_path
 from disue.source import source_hash
 from server_app.card import CARD
 from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
+from server_app.config import RunConfig, stored_settings
 from server_app.portrait import MEMBERSHIP, Move
 from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
@@ -172,7 +172,7 @@ def read_settings(directory: Path) -> tuple[RunConfig, int]:
         raise DataError(f"resume-from: there is no run in '{directory}' (config.toml is missing)")
 
     def parse(text: str) -> tuple[RunConfig, int]:
-        settings = run_settings(text)
+        settings = stored_settings(text)
         return RunConfig.from_flower(settings["run"]), int(settings["federation"]["partitions"])
 
     return read_text(path, parse)

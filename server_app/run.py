@@ -11,7 +11,6 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from disue.config import RunConfig
 from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError, DisueError
@@ -22,6 +21,7 @@ from disue.naming import by_name
 from disue.wire import HelloRequest
 from server_app.card import write_card
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.events import Events, check_tensorboard
 from server_app.hold import exclusive, in_use, is_held
 from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy

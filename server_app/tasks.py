@@ -7,13 +7,13 @@ from logging import INFO, WARNING
 from flwr.common.logger import log
 from torch import Tensor
 
-from disue.config import RunConfig
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.naming import quoted
 from disue.tasks import DataSummary, ImageClassification, Task, agree
 from disue.tasks.classification import doubts, require_known
+from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps, capped
 from strategies.distillation.proxy import find_images
 from strategies.methods import METHODS

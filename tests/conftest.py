@@ -12,10 +12,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-from disue.config import RunConfig
 from disue.models import build_model
 from disue_cli.compare.cells import THREAD_VARIABLES
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 from strategies.updates import ClientUpdate
 from tests.golden.compare import PINNED
 

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 from tests_support import files_of
 
-from disue.config import RunConfig
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
 CLIENTS = ["clinic-a", "clinic-b", "clinic-c", "clinic-d"]

@@ -18,12 +18,12 @@ from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
-from disue.config import RunConfig
 from disue.models import State
 from disue.naming import client_name
 from disue.signature import Signature
 from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue_cli.engines.inline import RUN_ID, InlineGrid
+from server_app.config import RunConfig
 from server_app.stopping import ask_to_stop
 
 BROKEN: dict[str, Callable[[RecordDict], object]] = {

@@ -13,8 +13,8 @@ from typing import Any
 
 import psutil
 
-from disue.config import RunConfig
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from strategies.methods import METHODS
 

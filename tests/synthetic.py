@@ -10,8 +10,8 @@ import numpy as np
 import tomli_w
 from safetensors.numpy import save_file
 
-from disue.config import RunConfig
 from disue.metrics import worst_decile
+from server_app.config import RunConfig
 from server_app.portrait import chosen_for_similarity
 
 CHARTS = {

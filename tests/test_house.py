@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from flwr.cli.build import build_fab_from_disk
 
-from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.files import RUN_FORMAT
 from disue.nodes import NodeConfig
@@ -20,6 +19,7 @@ from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
 from disue_cli.config_table import config_table
 from disue_cli.engines.flower import copy_app
+from server_app.config import RunConfig
 from server_app.methods import check_names
 from server_app.resume import CHANGEABLE
 from strategies.methods import METHODS

@@ -6,21 +6,21 @@ import sys
 TRAIN_AND_DISTIL = """
 import sys, torch
 from client_app.train import train
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.models import build_model
 from disue.objective import PLAIN
 from disue.tasks import ImageClassification
 from strategies.distillation.distiller import Distiller
-from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
+from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
 
 cpu = torch.device("cpu")
 model, data = build_model("mlp", (1, 4, 4), 3), Examples(torch.randn(6, 1, 4, 4), torch.zeros(6, dtype=torch.int64))
 task = ImageClassification(("a", "b", "c"), (1, 4, 4), (0.0,), (1.0,))
-train(model, data, RunConfig(), PLAIN, torch.Generator(), cpu, task)
+train(model, data, ClientConfig(), PLAIN, torch.Generator(), cpu, task)
 assert "torch._dynamo" not in sys.modules, "by a client"
 Distiller().distil(task, model, data.x, torch.randn(6, 3), torch.Generator(), cpu)
-GeneratorTrainer(Generator((1, 4, 4), 3), lambda x: x, GeneratorSettings(), cpu)
+GeneratorTrainer(Generator((1, 4, 4), 3), lambda x: x, GeneratorOptions(), cpu)
 assert "torch._dynamo" not in sys.modules, "by the server"
 """
 

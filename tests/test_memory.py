@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np, torch, tomli_w
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
-from disue.config import RunConfig
+from server_app.config import RunConfig
 from disue.data.idx import read_idx
 from disue.data.image_files import read_image
 from disue.data.own import read_own

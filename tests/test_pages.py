@@ -27,13 +27,13 @@ from flwr.common.config import parse_config_args
 from pages import PYTHON, ROOT, Command, commands, of_page
 from PIL import Image
 
-from disue.config import RunConfig
 from disue.data import datasets, federation
 from disue.data.datasets import DATASETS, Dataset, Examples
 from disue.models import MODELS
 from disue.nodes import NodeConfig
 from disue.runs.reading import load_run
 from disue_cli.main import app, main
+from server_app.config import RunConfig
 from server_app.run import preflight
 
 RUN_BY = {

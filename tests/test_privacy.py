@@ -18,7 +18,6 @@ from client_app.app import app as client_app
 from client_app.release import noisy
 from client_app.release.gaussian import Draw
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.data import ClientData, Examples, load_dataset
 from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state
@@ -26,6 +25,7 @@ from disue.nodes import NodeConfig
 from disue.tasks import ImageClassification
 from disue.wire import CompareRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from server_app.privacy import LEDGER
 from server_app.run import execute
 from strategies.clustering.estimators import CLUSTERERS

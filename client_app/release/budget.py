@@ -4,7 +4,7 @@ from bisect import bisect_right
 
 from flwr.app import ConfigRecord, Context
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.errors import ConfigError
 from disue.nodes import NodeConfig
 from disue.privacy.dp import epsilon_of, planned_releases
@@ -20,7 +20,7 @@ class Budget:
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
     node : NodeConfig
         ``max-epsilon``, ``max-delta``, ``min-dp-noise``.
     context : Context or None
@@ -32,7 +32,7 @@ class Budget:
         If the run has too little noise or too large a delta for the node.
     """
 
-    def __init__(self, config: RunConfig, node: NodeConfig, context: Context | None) -> None:
+    def __init__(self, config: ClientConfig, node: NodeConfig, context: Context | None) -> None:
         self.config = config
         self.node = node
         self.context = context

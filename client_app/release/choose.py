@@ -7,13 +7,13 @@ from client_app.release.gaussian import from_the_system, seeded
 from client_app.release.noisy import NoisyRelease
 from client_app.release.policy import ReleasePolicy
 from client_app.release.sketched import SketchedRelease
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.errors import ConfigError
 from disue.nodes import NodeConfig
 
 
 def choose_policy(
-    config: RunConfig, node: NodeConfig, purpose: str, server_round: int = 0, context: Context | None = None
+    config: ClientConfig, node: NodeConfig, purpose: str, server_round: int = 0, context: Context | None = None
 ) -> ReleasePolicy:
     """Return what decides what leaves.
 
@@ -22,7 +22,7 @@ def choose_policy(
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
     node : NodeConfig
     purpose : str
         What is answered.

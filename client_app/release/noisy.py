@@ -15,7 +15,7 @@ from client_app.describe import make_signature
 from client_app.release.budget import Budget
 from client_app.release.gaussian import Draw, gaussian_mechanism
 from client_app.release.policy import ReleasePolicy, usual_summary
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError, FederationError
 from disue.metrics import predict_logits
@@ -38,7 +38,7 @@ class NoisyRelease(ReleasePolicy):
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
         ``dp-clip``, ``dp-noise``.
     draw : callable
         Where the noise comes from.
@@ -46,7 +46,7 @@ class NoisyRelease(ReleasePolicy):
         What the node allows; all there is if there is none.
     """
 
-    def __init__(self, config: RunConfig, draw: Draw, budget: Budget | None = None) -> None:
+    def __init__(self, config: ClientConfig, draw: Draw, budget: Budget | None = None) -> None:
         super().__init__(config)
         self.draw = draw
         self.budget = budget

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from client_app.describe import make_signature
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.models import Classifier, State
 from disue.signature import Signature
@@ -25,10 +25,10 @@ class ReleasePolicy:
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: ClientConfig) -> None:
         self.config = config
 
     def hello(self, reply: HelloReply, asked: HelloRequest) -> HelloReply:
@@ -60,7 +60,7 @@ class ReleasePolicy:
         return reply
 
 
-def usual_summary(summary: DataSummary | None, config: RunConfig) -> DataSummary | None:
+def usual_summary(summary: DataSummary | None, config: ClientConfig) -> DataSummary | None:
     """Return what stands for what a client would say of data of its own: all classes of the run, and usual pixels."""
     if summary is None:
         return None

@@ -10,7 +10,7 @@ from client_app.release.gaussian import Draw
 from client_app.release.policy import ReleasePolicy, usual_summary
 from client_app.secagg import keep
 from disue.comparing import FROM_UPDATE, Trained
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.models import State
 from disue.privacy.secagg import Contribution
 from disue.privacy.sketch import sketch
@@ -27,7 +27,7 @@ class SketchedRelease(ReleasePolicy):
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
         ``sketch-size``, ``sketch-noise``, and by what clients are compared.
     draw : callable
         Where the noise in sketches comes from.
@@ -38,7 +38,7 @@ class SketchedRelease(ReleasePolicy):
         Keeps what is hidden.
     """
 
-    def __init__(self, config: RunConfig, draw: Draw, name: str, server_round: int, context: Context | None) -> None:
+    def __init__(self, config: ClientConfig, draw: Draw, name: str, server_round: int, context: Context | None) -> None:
         super().__init__(config)
         self.draw = draw
         self.name = name

@@ -7,7 +7,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data.datasets import Dataset, Examples, load_dataset
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import DataError
@@ -123,7 +123,7 @@ class Federation:
         return Examples(x, y)
 
 
-def build_federation(config: RunConfig, num_clients: int) -> Federation:
+def build_federation(config: ClientConfig, num_clients: int) -> Federation:
     """Divide the configured dataset among ``num_clients`` clients and the server.
 
     Every process that calls it with the same config and number gets the same division.

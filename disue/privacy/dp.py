@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 
 SENSITIVITY = 2.0
 """In bounds: how far apart the vectors of two clients can be."""
@@ -45,14 +45,14 @@ def epsilon_of(releases: int, noise: float, delta: float) -> float:
     return max(0.0, float(epsilons.min()))
 
 
-def planned_releases(config: RunConfig, prototypes: bool, description: bool) -> int:
+def planned_releases(config: ClientConfig, prototypes: bool, description: bool) -> int:
     """Return how many releases of a client a run asks for at most, if nothing is repeated and nobody comes back.
 
     The client is sampled in every round.
 
     Parameters
     ----------
-    config : RunConfig
+    config : ClientConfig
     prototypes : bool
         Whether the run asks for prototypes with every update.
     description : bool

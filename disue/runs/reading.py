@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from disue.config import RunConfig
+from disue.config import StoredConfig
 from disue.data.inputs import Images, to_pixels
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, OTHER_MODEL, read_tensors, read_text, run_settings, run_summary, user_path
@@ -104,8 +104,8 @@ class Run:
     Attributes
     ----------
     directory : Path
-    config : RunConfig
-        Resolved.
+    config : StoredConfig
+        Resolved: every key of ``config.toml`` is an attribute, the keys of its method, too.
     task : ImageClassification
         Class names, the shape of an input, and how pixels are normalised.
     summary : dict
@@ -120,7 +120,7 @@ class Run:
     """
 
     directory: Path
-    config: RunConfig
+    config: StoredConfig
     task: ImageClassification
     summary: dict[str, Any]
     clusters: dict[str, int]
@@ -199,14 +199,14 @@ def load_run(directory: str | Path) -> Run:
     ------
     DataError
         If there is no run in the directory, the run ended early without models, a file is missing or damaged, or the
-        run is of a newer format, or of a version that has other config keys.
+        run is of a newer format, or of a version whose config has other bounds.
     """
     place = user_path(directory)
     if not place.is_dir():
         raise DataError(f"'{place}' is no directory; name the directory of a run")
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
-    config = read_text(place / "config.toml", lambda text: RunConfig.from_flower(run_settings(text)["run"]))
+    config = read_text(place / "config.toml", lambda text: StoredConfig.from_flower(run_settings(text)["run"]))
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     early = summary.get("status") in ENDED_EARLY and (place / f"{UNIVERSAL}.safetensors").is_file()
     if summary.get("status") != "completed" and not early:
@@ -229,7 +229,7 @@ def load_run(directory: str | Path) -> Run:
     )
 
 
-def _check_models(config: RunConfig, directory: Path) -> None:
+def _check_models(config: StoredConfig, directory: Path) -> None:
     for name in (config.model, *config.models_of_clients):
         try:
             named_model(name)

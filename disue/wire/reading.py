@@ -6,10 +6,9 @@ from typing import Any, TypeVar, get_args
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 
-from disue.config import LocalLoss
 from disue.errors import FederationError, WireError, one_line, quoted_value
 from disue.fields import Arrays, Other, fields_of, wire_name
-from disue.objective import LocalObjective
+from disue.objective import LocalLoss, LocalObjective
 from disue.source import client_hash
 from disue.tasks import ImageClassification
 

@@ -29,7 +29,9 @@ from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
 from strategies.clustering.similarity import SIGNATURES, cosines, of_sketches
+from strategies.methods.disue import DisUESettings
 from strategies.methods.parts import Chosen
+from strategies.methods.settings import ObjectiveSettings, StrategyConfig
 
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)
@@ -137,7 +139,7 @@ def place(run: Run, new: NewData) -> Placement:
         If nothing that is known applies.
     """
     gate, labelled = run.gate or Gate(), new.y is not None
-    chose = Chosen(run.config).naming(lambda uses: uses.choices)
+    chose = Chosen(StrategyConfig.of(run.config)).naming(lambda uses: uses.choices)
     if gate.descriptions and (labelled or gate.signature in UNLABELLED):
         return _by_description(run, gate, new)
     if labelled and (chose or not gate.experts):
@@ -203,7 +205,7 @@ def _by_images(run: Run, gate: Gate, new: NewData) -> Placement:
 
 def _by_loss(run: Run, new: NewData) -> Placement:
     """As in IFCA: the expert with the lowest loss on the client's data."""
-    prior = _own_prior(run, new) if run.config.local_loss == "balanced" else None
+    prior = _own_prior(run, new) if ObjectiveSettings.of(run.config).local_loss == "balanced" else None
     likeness: dict[int, float] = {}
     for name in run.experts:
         loss = evaluate(run.task, run.model(name).module.network, new.examples, CPU, prior).loss
@@ -219,7 +221,7 @@ def _by_loss(run: Run, new: NewData) -> Placement:
 
 def _why(run: Run) -> str:
     """Return why it is not decided by a signature of the data."""
-    chosen = Chosen(run.config)
+    chosen = Chosen(StrategyConfig.of(run.config))
     if chosen.naming(lambda uses: uses.choices):
         return "as the run's clients chose theirs"
     if chosen.signature:
@@ -244,10 +246,11 @@ def _own_prior(run: Run, new: NewData) -> Tensor:
 
 def _shift(run: Run, new: NewData, expert: str) -> Tensor | None:
     """Return what a client of the run would add to its expert's logits; None: nothing."""
-    if run.config.local_loss == "balanced":
+    if ObjectiveSettings.of(run.config).local_loss == "balanced":
         return _own_prior(run, new)
     known = run.gate.experts.get(expert) if run.gate else None
-    if run.config.expert_prior != "client" or known is None or known.log_prior is None:
+    own = DisUESettings.of(run.config).expert_prior == "client"
+    if not own or known is None or known.log_prior is None:
         return None
     return _own_prior(run, new) - known.log_prior
 

@@ -13,29 +13,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from disue.assignments import parse_assignments, parse_seeds
-from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
 from disue.files import folder_inside, open_itself
 from disue_cli.compare.cells import Cell, Summary, cores, run_cells, seconds_left
 from disue_cli.compare.presets import preset
 from disue_cli.compare.tables import write_results, write_table
 from disue_cli.views import is_live, number
+from server_app.config import RunConfig
 
 T = TypeVar("T", int, str)
-SHARED_KEYS = frozenset(
-    {
-        *("num-server-rounds", "seed", "method", "output-dir", "resume-from", "report", "tensorboard"),
-        *("dataset", "data-dir", "input-shape", "classes", "test-fraction", "scenario", "num-groups", "alpha"),
-        *("train-examples", "test-examples", "global-test-size"),
-        *("model", "client-models", "local-epochs", "batch-size", "learning-rate", "momentum", "weight-decay"),
-        *("mixed-precision", "device", "reply-memory", "clients-per-node", "clients-at-once"),
-        *("min-clients", "join-timeout", "fraction-train", "fraction-evaluate", "evaluate-every"),
-        *("round-timeout", "min-success-fraction"),
-    }
-)
-"""What all methods of a comparison have alike: the run, its data, its local budget and who takes part."""
-METHOD_KEYS = tuple(key for key in RunConfig().to_flower() if key not in SHARED_KEYS)
-"""What one method may set for itself: all the rest."""
 
 
 def compare(
@@ -135,11 +121,16 @@ def _parse_label(label: str) -> tuple[str, dict[str, object]]:
     method, *words = re.split(r":(?=[a-z0-9-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
     if ":" in method:
         raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE")
-    own = parse_assignments(words)
+    own, shared = parse_assignments(words), shared_keys()
     for key in own:
-        if key in SHARED_KEYS:
+        if key in shared:
             raise ConfigError(f"--methods: {key} cannot be set for one method alone, use --set")
     return method, own
+
+
+def shared_keys() -> frozenset[str]:
+    """Return what all methods of a comparison have alike: the run, its data, its local budget and who takes part."""
+    return frozenset(key for own in RunConfig.complete().sections() if own.shared for key in own.own_keys())
 
 
 def duration(seconds: float) -> str:

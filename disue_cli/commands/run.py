@@ -14,10 +14,10 @@ from typing import Any
 import tomli_w
 
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue_cli.engines.flower import copy_app, quiet_environment, raised, run_status, tool
 from disue_cli.terminal import say
+from server_app.config import RunConfig
 
 POLL_SECONDS = 1.0
 CONTACT_TIMEOUT = 60.0

@@ -11,11 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.files import inside
 from disue_cli.views import is_live, number, told_through, view_of
 from disue_cli.watching import followed
+from server_app.config import RunConfig
 
 if TYPE_CHECKING:
     from server_app.report.reading import RunRecord

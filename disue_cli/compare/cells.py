@@ -18,10 +18,10 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DisueError, FederationError
-from disue.files import inside, json_numbers, read_text, run_settings, run_summary, whole
+from disue.files import inside, json_numbers, read_text, run_summary, whole
 from disue.source import source_hash
+from server_app.config import RunConfig, stored_settings
 
 Summary = dict[str, Any]
 RECORD = "cell.json"
@@ -69,7 +69,7 @@ class Cell:
         """
         if not (self.directory / "config.toml").exists():
             return None
-        settings = read_text(self.directory / "config.toml", run_settings)
+        settings = read_text(self.directory / "config.toml", stored_settings)
         wanted = {"clients": self.clients} | self.config.to_flower()
         found = {"clients": len(settings.get("federation", {}).get("clients", []))} | settings["run"]
         for key in wanted.keys() - {"output-dir", "report"}:

@@ -12,10 +12,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from disue.config import RunConfig
 from disue.files import folder_inside
 from disue_cli.compare.cells import Cell, write_whole
 from disue_cli.compare.tables import ORACLE, Finished, places
+from server_app.config import RunConfig
 
 COLOURS = matplotlib.colormaps["tab20"]
 MARKERS = "osv^D<>pPXhd"

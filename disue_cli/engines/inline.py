@@ -15,8 +15,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from client_app.app import app
-from disue.config import RunConfig
 from disue.errors import ConfigError
+from server_app.config import RunConfig
 from server_app.run import execute
 
 Row = dict[str, Any]

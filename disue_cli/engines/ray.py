@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 import tomli_w
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DiskError, DisueError, FederationError
 from disue.files import write_whole
 from disue_cli.engines.flower import (
@@ -38,6 +37,7 @@ from disue_cli.engines.flower import (
     started_run,
     tool,
 )
+from server_app.config import RunConfig
 from server_app.stopping import OVER
 
 CONNECTION = "disue"

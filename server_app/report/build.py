@@ -10,9 +10,9 @@ from jinja2 import Environment, StrictUndefined, Template
 from plotly.offline import get_plotlyjs
 
 import disue
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue.files import write_whole
+from server_app.config import RunConfig
 from server_app.report import comparison
 from server_app.report.charts import charts, worst_count
 from server_app.report.command import command_of

@@ -4,8 +4,8 @@ import shlex
 from typing import Any
 
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.naming import client_name
+from server_app.config import RunConfig
 from server_app.report.reading import RunRecord
 
 PLACES = ("output-dir", "resume-from")

@@ -11,19 +11,18 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from disue.config.data import DataSettings
 from disue.errors import DataError
-from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_settings, run_summary
+from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_summary
 from disue.tasks.classification import MOST_CLASSES
+from server_app.config import stored_settings
 from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 T = TypeVar("T")
 Row = dict[str, Any]
 BASELINES = "baselines"
 """In a run directory: the runs of other methods that it is compared with, each in a directory named as its method."""
-DATA_KEYS = (
-    *("dataset", "input-shape", "classes", "test-fraction", "scenario", "num-groups", "alpha"),
-    *("train-examples", "test-examples", "global-test-size"),
-)
+DATA_KEYS = tuple(key for key in DataSettings.declared_keys() if key != "data-dir")
 """What decides, beside the seed and the number of clients, who holds what."""
 LARGEST_VALUE = 1e15
 """Of what is drawn from ``portrait.safetensors``."""
@@ -130,7 +129,7 @@ def read_run(directory: Path) -> RunRecord:
     """
     if not directory.is_dir():
         raise DataError(f"'{directory}' is no directory; name the directory of a run")
-    settings = _read_required(directory / "config.toml", run_settings)
+    settings = _read_required(directory / "config.toml", stored_settings)
     rows = _read_required(directory / "metrics.jsonl", metrics_rows)
     record = RunRecord(
         directory=directory,
@@ -183,7 +182,7 @@ def _baselines(directory: Path) -> dict[str, tuple[Row, Row]]:
     places = [path.parent for path in sorted(directory.glob("*/summary.json"))]
     found = {
         place.name: (
-            read_text(place / "config.toml", run_settings),
+            read_text(place / "config.toml", stored_settings),
             read_text(place / "summary.json", _baseline_summary),
         )
         for place in places

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from logging import WARNING
 
 from flwr.common.logger import log
+from pydantic import Field
 
+from disue.config import Multiple, Settings
 from disue.privacy.dp import FITS_UP_TO
 
 USUAL_LOSS = 1.0
@@ -17,6 +19,26 @@ BY_GUESSING = "twice that of guessing"
 
 SMALLEST_GAP = 1e-9
 """Nats. A difference of two losses counts at least up to `max-fit` times so much."""
+
+
+class CapSettings(Settings):
+    """Bounds by the other clients."""
+
+    max_weight: Multiple = Field(
+        10.0,
+        ge=0.0,
+        le=10**9,
+        description="cap on a client's example counts, and on losses that are reported as means, as a multiple of the "
+        "median of the other clients'; 0: no cap",
+    )
+    max_fit: Multiple = Field(
+        2.0,
+        ge=0.0,
+        le=10**9,
+        description="cap on a client's losses from which the blend of its cluster is learnt, as a multiple of the "
+        "median of the cluster's other clients, and on how far apart its losses on student and average lie; 0: no cap "
+        "but twice the loss of guessing",
+    )
 
 
 def capped(values: Mapping[str, float], times: float, usual: float = 0.0) -> dict[str, float]:

@@ -5,14 +5,37 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Multiple, Settings
 from disue.models import State
 from disue.signature import Signature
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import flat
 from strategies.teams import members_of
 from strategies.updates import ClientUpdate
+
+
+class LimitSettings(Settings):
+    """Bounds of an update."""
+
+    clip_norm: float = Field(
+        0.0,
+        ge=0.0,
+        le=1e9,
+        description="no update is longer than so many times the median of the round; 0: as long as it is",
+    )
+    max_norm: Multiple = Field(
+        10.0,
+        ge=0.0,
+        le=1e9,
+        description="an update is rejected that is longer than so many times the median of the round, and than so many "
+        "times the model that it started from; 0: none is",
+    )
+    max_examples: int = Field(
+        10**7, ge=1, le=10**12, description="an update that claims to stand for more training examples is rejected"
+    )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.models import State, flatten, unflatten
 from disue.registry import Registry
 from strategies.aggregation.average import weighted_average, weighted_averages
@@ -24,6 +26,20 @@ Rule = Callable[[Sequence[Weighted], float], State]
 AGGREGATORS: Registry[Rule] = Registry("aggregator")
 WEISZFELD_STEPS = 200
 WEISZFELD_TOLERANCE = 1e-9
+
+
+class AggregatorSettings(Settings):
+    """How models are combined."""
+
+    aggregator: str = Field(
+        "mean", description="how the clients' models are combined, in each cluster and over all clients"
+    )
+    malicious_share: float = Field(
+        0.2,
+        ge=0.0,
+        lt=0.5,
+        description="share of the models, rounded up, that trimmed-mean, krum and multi-krum withstand",
+    )
 
 
 @dataclass(frozen=True)

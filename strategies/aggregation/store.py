@@ -5,18 +5,34 @@ import mmap
 import os
 import tempfile
 from pathlib import Path
-from typing import IO
+from typing import IO, ClassVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.models import State
 
 REGION_BYTES = 2**28
 """The file is mapped in pieces of this size: every map is one of the few thousand that a process may have. After as
 many bytes of models, freed memory is given back."""
 ALIGNMENT = 64
+
+
+class StoreSettings(Settings):
+    """Memory of the server."""
+
+    shared: ClassVar[bool] = True
+
+    reply_memory: int = Field(
+        1024,
+        ge=0,
+        le=10**9,
+        description="MiB of clients' models that the server holds in memory in a round; it keeps the others in a file "
+        "in the run directory",
+    )
 
 
 class UpdateStore:

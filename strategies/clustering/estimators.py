@@ -6,12 +6,14 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 from scipy.spatial.distance import cdist, pdist, squareform
 from sklearn.cluster import HDBSCAN, AgglomerativeClustering, KMeans, SpectralClustering
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import pairwise_distances_argmin, silhouette_samples
 from sklearn.preprocessing import normalize
 
+from disue.config import Settings
 from disue.errors import ConfigError
 from disue.registry import Registry
 
@@ -19,6 +21,24 @@ FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
 MIN_CLUSTER_SIZE = 2
+
+
+class ClustererSettings(Settings):
+    """Clusters."""
+
+    clusterer: str = Field("agglomerative", description="clustering algorithm")
+    num_clusters: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="number of clusters; 0: chosen from the signatures (ifca, fesem, fedgroup: as many as num-groups)",
+    )
+    min_cluster_size: int = Field(
+        2,
+        ge=1,
+        le=10**6,
+        description="fewest clients in a cluster of disue by signature; a smaller one joins the nearest",
+    )
 
 
 class Clusterer(Protocol):

@@ -7,15 +7,28 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from disue.comparing import FROM_UPDATE, SUBSPACE_DIMENSIONS
+from disue.config import Settings
 from disue.naming import by_name
 from disue.registry import Registry
 from strategies.updates import ClientSketch
 
 FloatArray = NDArray[np.float64]
+
+
+class SignatureSettings(Settings):
+    """Signatures over the rounds."""
+
+    signature_memory: float = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="share of the past in a client's running signature, where that is made from updates",
+    )
 
 
 class Gram(Protocol):

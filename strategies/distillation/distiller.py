@@ -3,13 +3,26 @@
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from disue.config import Settings
 from disue.device import mixed_precision
 from disue.metrics import predict_logits
 from disue.models import State, get_state, interpolate
 from disue.tasks import Task
 from strategies.distillation.adam import Adam, cosine
+
+
+class DistillerSettings(Settings):
+    """Distillation."""
+
+    temperature: float = Field(1.0, ge=0.01, le=1e4, description="softmax temperature of distillation")
+    distill_steps: int = Field(
+        100, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
+    )
+    distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
+    distill_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of distillation")
 
 
 @dataclass(frozen=True)

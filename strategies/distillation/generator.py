@@ -9,10 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from disue.config import Settings
 from disue.models import Classifier, Shape, State, get_state
 from strategies.distillation.adam import Adam
 from strategies.distillation.teachers import TeacherInputs, class_weights, teacher_logits
@@ -113,8 +115,28 @@ def off_centre(features: Tensor, y: Tensor, centres: Tensor, label_counts: Tenso
     return apart / scatter.clamp(min=1e-12)
 
 
+class GeneratorSettings(Settings):
+    """The generator of proxy sets."""
+
+    generator_steps: int = Field(100, ge=1, le=10**6, description="steps of the generator per round (proxy=generator)")
+    generator_batch_size: int = Field(64, ge=2, le=10**6, description="mini-batch of the generator")
+    generator_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of the generator")
+    generator_adversarial: float = Field(
+        0.1, ge=0.0, le=1e6, description="weight of looking for where student and teacher differ; fidelity has weight 1"
+    )
+    generator_diversity: float = Field(
+        1.0, ge=0.0, le=1e6, description="weight of different images for different noise"
+    )
+    generator_prototypes: float = Field(
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="weight of images whose features have the clients' prototypes as their means",
+    )
+
+
 @dataclass(frozen=True)
-class GeneratorSettings:
+class GeneratorOptions:
     """How a generator is trained each round.
 
     Parameters
@@ -232,7 +254,7 @@ class GeneratorTrainer:
     generator : Generator
     normalise : callable
         From pixels in 0..1 to what the models take.
-    settings : GeneratorSettings
+    options : GeneratorOptions
     device : torch.device
     """
 
@@ -240,12 +262,12 @@ class GeneratorTrainer:
         self,
         generator: Generator,
         normalise: Callable[[Tensor], Tensor],
-        settings: GeneratorSettings,
+        options: GeneratorOptions,
         device: torch.device,
     ) -> None:
         self.generator = generator.to(device)
         self.normalise = normalise
-        self.settings = settings
+        self.options = options
         self.device = device
         self.optimizer = Adam(self.generator.parameters())
 
@@ -273,8 +295,8 @@ class GeneratorTrainer:
         student = experts.student.on(self.device)
         centres = [centre.on(self.device) for centre in experts.centres]
         last: dict[str, Tensor] = {}
-        for _ in range(self.settings.steps):
-            z, y = self.draw_codes(self.settings.batch_size, experts.label_counts, rng)
+        for _ in range(self.options.steps):
+            z, y = self.draw_codes(self.options.batch_size, experts.label_counts, rng)
             images = self.generator(z, y)
             x = self.normalise(images)
             logits = torch.stack([network(x) for network in networks])
@@ -288,17 +310,17 @@ class GeneratorTrainer:
                 last["generator_prototypes"] = torch.stack([centre.distance(x, y) for centre in centres]).mean()
             loss = (
                 last["generator_fidelity"]
-                + self.settings.adversarial_weight * last["generator_adversarial"]
-                + self.settings.diversity_weight * last["generator_diversity"]
-                + self.settings.prototype_weight * last.get("generator_prototypes", torch.zeros(()))
+                + self.options.adversarial_weight * last["generator_adversarial"]
+                + self.options.diversity_weight * last["generator_diversity"]
+                + self.options.prototype_weight * last.get("generator_prototypes", torch.zeros(()))
             )
-            self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters), self.settings.learning_rate)
+            self.optimizer.step(torch.autograd.grad(loss, self.optimizer.parameters), self.options.learning_rate)
         return {name: float(value.detach()) for name, value in last.items()}
 
     @torch.no_grad()
     def sample(self, label_counts: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return a proxy set on the CPU: inputs as the models take them, and their classes."""
-        z, y = self.draw_codes(self.settings.samples, label_counts, rng)
+        z, y = self.draw_codes(self.options.samples, label_counts, rng)
         images = [self.generator(z[part], y[part]) for part in torch.arange(len(y)).split(256)]
         return self.normalise(torch.cat(images)).cpu(), y.cpu()
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import Field, field_validator
 from torch import Tensor
 
-from disue.config import RunConfig
+from disue.config import ClientConfig, Settings
 from disue.data import RunData, load_dataset
 from disue.data.folders import Found, search
 from disue.data.image_files import fit_to, look_at_images
@@ -22,7 +23,25 @@ MIN_SIZE = 10
 logger = logging.getLogger(LOGGER)
 
 
-def load_proxy(config: RunConfig, data: RunData) -> Tensor:
+class ProxySettings(Settings):
+    """The proxy set."""
+
+    proxy: str = Field(
+        "holdout",
+        description="the server's proxy set: `holdout` (of the task's data), `dataset:NAME`, `path:DIR` (images), or "
+        "`generator` (no data)",
+    )
+
+    @field_validator("proxy")
+    @classmethod
+    def _known_kind_of_proxy(cls, value: str) -> str:
+        kind, separator, where = value.partition(":")
+        if value not in ("holdout", "generator") and not (kind in ("dataset", "path") and separator and where):
+            raise ValueError("use holdout, dataset:NAME, path:DIR or generator")
+        return value
+
+
+def load_proxy(config: ClientConfig, data: RunData) -> Tensor:
     """Return the configured proxy set, (samples, *shape), as the task's models take it.
 
     ``holdout``: unlabelled part of the task's own data. ``dataset:NAME``: the inputs of another dataset, normalised by
@@ -42,18 +61,19 @@ def load_proxy(config: RunConfig, data: RunData) -> Tensor:
     return proxy
 
 
-def look_at_proxy(config: RunConfig, data: RunData) -> tuple[Tensor, list[str]]:
+def look_at_proxy(config: ClientConfig, data: RunData) -> tuple[Tensor, list[str]]:
     """Return what `load_proxy` does, and lines on what is left out or odd, which are not logged."""
-    kind, _, where = config.proxy.partition(":")
+    named = ProxySettings.of(config).proxy
+    kind, _, where = named.partition(":")
     if kind == "holdout":
         return data.proxy(), []
-    shape = require_images(config, data.task)
+    shape = require_images(named, data.task)
     rng = numpy_rng(config.seed, "proxy")
     if kind == "dataset":
         try:
             other = load_dataset(where, config.data_dir)
         except ConfigError as error:
-            raise ConfigError(f"proxy: got '{config.proxy}'; {error}") from None
+            raise ConfigError(f"proxy: got '{named}'; {error}") from None
         chosen = rng.permutation(len(other.train))[: config.proxy_size or USUAL_SIZE]
         return fit_to(other.normalise(other.train.x[torch.from_numpy(np.sort(chosen))]), shape), []
     found = _search(user_path(where, "proxy"))
@@ -62,13 +82,12 @@ def look_at_proxy(config: RunConfig, data: RunData) -> tuple[Tensor, list[str]]:
     return proxy, [*found.told, *remarks]
 
 
-def require_images(config: RunConfig, task: Task) -> ImageShape:
+def require_images(proxy: str, task: Task) -> ImageShape:
     """Return the shape of the task's images; raise `ConfigError` where its inputs are none, and the proxy set's are."""
     if task.image_shape is None:
         sizes = "x".join(map(str, task.shape))
         raise ConfigError(
-            f"proxy: got '{config.proxy}', which is of images; the inputs of this task are none (shape {sizes}), "
-            "use holdout"
+            f"proxy: got '{proxy}', which is of images; the inputs of this task are none (shape {sizes}), use holdout"
         )
     return task.image_shape
 

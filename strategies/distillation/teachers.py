@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.registry import Registry
 from strategies.distillation.prototypes import prototype_vote
 from strategies.stored import stored
@@ -18,6 +20,15 @@ from strategies.stored import stored
 PRIOR_SMOOTHING = 0.03
 """Share of the uniform distribution in a prior that is taken out: of a class that a cluster hardly has its expert knows
 nothing, and its logits must not be raised as if it did."""
+
+
+class TeacherSettings(Settings):
+    """The vote of the experts."""
+
+    teacher: str = Field(
+        "auto",
+        description="how the experts vote on a proxy sample; auto: class-weighted on generated samples, else prototype",
+    )
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
@@ -23,6 +25,15 @@ from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.updates import ClientUpdate
+
+
+class CFLSettings(Settings):
+    """Method `cfl`."""
+
+    cfl_eps1: float = Field(
+        0.4, ge=1e-9, le=1e9, description="cfl cuts a cluster whose mean update is shorter than this"
+    )
+    cfl_eps2: float = Field(1.6, ge=1e-9, le=1e9, description="... and one of whose updates is longer than this")
 
 
 @stored
@@ -57,6 +68,7 @@ class CFL(ClusteredMethod[CFLState]):
     """
 
     state_type = CFLState
+    settings = CFLSettings
 
     def __init__(
         self,
@@ -73,7 +85,8 @@ class CFL(ClusteredMethod[CFLState]):
     @classmethod
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
-        return cls(parts.main, parts.config.cfl_eps1, parts.config.cfl_eps2, parts.objective(), parts.aggregator)
+        settings = CFLSettings.of(parts.config)
+        return cls(parts.main, settings.cfl_eps1, settings.cfl_eps2, parts.objective(), parts.aggregator)
 
     def common(self, state: CFLState) -> State:
         """Return the one model there is until the first cut, and then the one that was cut."""

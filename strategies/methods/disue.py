@@ -6,11 +6,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from flwr.common.logger import log
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Multiple, Settings
 from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
 from disue.runs.gate import Gate, Knowledge, Space
@@ -34,6 +36,58 @@ from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.teams import Team, members_of, renew, teams_of
 from strategies.updates import Contribution
+
+
+class DisUESettings(Settings):
+    """Method `disue`."""
+
+    initialisation: Literal["universal", "expert", "blend", "learned"] = Field(
+        "learned",
+        description="what a client starts a round from; learned: a blend whose share is learnt for each cluster",
+    )
+    blend: float = Field(
+        0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
+    )
+    expert_memory: float = Field(
+        0.5, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
+    )
+    expert_prior: Literal["cluster", "client"] = Field(
+        "client",
+        description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "
+        "in its place; with local-loss=balanced always the client's own",
+    )
+    prototype_limit: Multiple = Field(
+        0.0,
+        ge=0.0,
+        le=1e9,
+        description="a client's prototype of a class does not count in disue if it lies farther from what others call "
+        "that class than so many times the median distance; 0: all count",
+    )
+    probation_rounds: int = Field(
+        0,
+        ge=0,
+        le=10**6,
+        description="rounds in which a cluster of disue with less than half the usual number of clients must have "
+        "taken part before it teaches",
+    )
+    prior_correction: bool = Field(
+        True,
+        description="take each cluster's label prior out of its expert's logits; with local-loss=balanced none is in",
+    )
+    prototypes: Literal["client", "cluster"] = Field(
+        "client",
+        description="class prototypes that samples are compared with: of each client, or the mean of a cluster's; "
+        "there is no more than the latter with privacy=secure",
+    )
+    prototype_weight: float = Field(
+        1.0,
+        ge=0.0,
+        le=1e6,
+        description="weight of the clients' class prototypes in the vote; the experts have 1 together",
+    )
+    student_share: float = Field(
+        0.5, ge=1e-6, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
+    )
 
 
 @stored
@@ -136,6 +190,7 @@ class DisUE(Method[DisUEState]):
     needs = Needs(prototypes=True)
 
     state_type = DisUEState
+    settings = DisUESettings
 
     def __init__(
         self,
@@ -159,27 +214,27 @@ class DisUE(Method[DisUEState]):
     @classmethod
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
-        config = parts.config
-        starts = {"universal": 0.0, "expert": 1.0, "blend": config.blend, "learned": config.blend}
+        config, settings = parts.config, DisUESettings.of(parts.config)
+        starts = {"universal": 0.0, "expert": 1.0, "blend": settings.blend, "learned": settings.blend}
         distillation = UniversalDistillation(
             parts.server,
             parts.proxy(),
             teacher=TEACHERS[config.teacher],
-            distiller=parts.distiller(config.student_share),
+            distiller=parts.distiller(settings.student_share),
             # What was trained with the balanced loss carries no prior that could be taken out.
-            prior_correction=config.prior_correction and config.local_loss != "balanced",
-            prototype_weight=config.prototype_weight,
+            prior_correction=settings.prior_correction and config.local_loss != "balanced",
+            prototype_weight=settings.prototype_weight,
             label_counts_shared=config.share_label_counts,
             foreign_proxy=is_foreign(config.proxy),
         )
         options = DisUEOptions(
-            expert_share=starts[config.initialisation],
-            learn_share=config.initialisation == "learned",
-            expert_memory=config.expert_memory,
-            pool_prototypes=config.prototypes == "cluster",
-            prototype_limit=config.prototype_limit,
-            probation_rounds=config.probation_rounds,
-            client_prior=config.expert_prior == "client",
+            expert_share=starts[settings.initialisation],
+            learn_share=settings.initialisation == "learned",
+            expert_memory=settings.expert_memory,
+            pool_prototypes=settings.prototypes == "cluster",
+            prototype_limit=settings.prototype_limit,
+            probation_rounds=settings.probation_rounds,
+            client_prior=settings.expert_prior == "client",
             clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
         )
         return cls(parts.assigner(), distillation, options, parts.objective(), parts.aggregator, parts.caps)

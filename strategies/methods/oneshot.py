@@ -6,9 +6,11 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from disue.config import Settings
 from disue.models import State, flatten, subtract
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
@@ -96,6 +98,12 @@ class OneShotMethod(ClusteredMethod[OneShotState]):
         return Step(replace(state, clusters=found, labels=found))
 
 
+class FLHCSettings(Settings):
+    """Method `flhc`."""
+
+    warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")
+
+
 @METHODS.register("flhc")
 class FLHC(OneShotMethod):
     """One hierarchical clustering of the updates after a warm-up, then separate training.
@@ -114,6 +122,8 @@ class FLHC(OneShotMethod):
         Seed of the choice of landmarks, where there are more clients than are compared with each other.
     """
 
+    settings = FLHCSettings
+
     def __init__(
         self,
         main: str,
@@ -130,7 +140,7 @@ class FLHC(OneShotMethod):
     @classmethod
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
-        clusterer, warm_up = parts.agglomerative(), parts.config.warm_up_rounds
+        clusterer, warm_up = parts.agglomerative(), FLHCSettings.of(parts.config).warm_up_rounds
         return cls(parts.main, warm_up, clusterer, parts.random_state, parts.objective(), parts.aggregator)
 
     def cluster(self, directions: Tensor) -> Sequence[int]:

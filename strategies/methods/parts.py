@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disue.config import RunConfig
+from disue.config import Settings
 from disue.data import RunData
 from disue.errors import ConfigError
 from disue.models import State, build_model, get_state
@@ -22,10 +22,11 @@ from strategies.clustering.assignment import ByChoice, BySignature, ClusterAssig
 from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
 from strategies.clustering.similarity import SIGNATURES, SignatureKind, of_sketches
 from strategies.distillation.distiller import Distiller
-from strategies.distillation.generator import Generator, GeneratorSettings, GeneratorTrainer
+from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
 from strategies.distillation.proxy import USUAL_SIZE, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.methods.base import METHODS, Method, Supports, Uses
+from strategies.methods.settings import StrategyConfig
 
 
 class Parts:
@@ -33,13 +34,13 @@ class Parts:
 
     Parameters
     ----------
-    config : RunConfig
+    config : StrategyConfig
     data : RunData
     device : torch.device
         The server's.
     """
 
-    def __init__(self, config: RunConfig, data: RunData, device: torch.device) -> None:
+    def __init__(self, config: StrategyConfig, data: RunData, device: torch.device) -> None:
         self.config = config
         self.data = data
         self.device = device
@@ -120,10 +121,10 @@ class Parts:
 
     def _generator(self) -> GeneratorTrainer:
         config, task = self.config, self.data.task
-        shape = require_images(config, task)
+        shape = require_images(config.proxy, task)
         if not task.scores_strata:
             raise ConfigError("proxy: got 'generator'; it draws images of classes and this task has none, use holdout")
-        settings = GeneratorSettings(
+        options = GeneratorOptions(
             steps=config.generator_steps,
             learning_rate=config.generator_learning_rate,
             batch_size=config.generator_batch_size,
@@ -136,7 +137,7 @@ class Parts:
             torch.default_generator.manual_seed(derive_seed(config.seed, "generator"))
             generator = Generator(shape, task.num_strata)
         mean, std = (torch.tensor(values, device=self.device).view(-1, 1, 1) for values in (task.mean, task.std))
-        return GeneratorTrainer(generator, lambda images: (images - mean) / std, settings, self.device)
+        return GeneratorTrainer(generator, lambda images: (images - mean) / std, options, self.device)
 
 
 @dataclass(frozen=True)
@@ -152,19 +153,22 @@ class AssignerKind:
         Where clients are compared by signatures, the signature has a say, too.
     by_signature : bool
         Clients are compared by their signatures.
+    settings : type of Settings
+        The keys of a run that belong to it.
     """
 
     build: Callable[[Parts], ClusterAssigner[Any]]
     uses: Uses = field(default_factory=Uses)
     supports: Supports = field(default_factory=Supports)
     by_signature: bool = False
+    settings: type[Settings] = Settings
 
 
 ASSIGNERS: Registry[AssignerKind] = Registry("clusterer")
 """Every clusterer of signatures, and what other methods have in its place."""
 
 
-def smallest_cluster(config: RunConfig) -> int:
+def smallest_cluster(config: StrategyConfig) -> int:
     """Return the fewest clients that a cluster may have."""
     return max(config.min_cluster_size, FEWEST if config.privacy == "secure" else 1)
 
@@ -197,7 +201,7 @@ ASSIGNERS.register("oracle")(
 class Chosen:
     """What a run's settings choose: a method, and an assigner where the method takes one."""
 
-    config: RunConfig
+    config: StrategyConfig
 
     @property
     def method(self) -> type[Method[Any]]:

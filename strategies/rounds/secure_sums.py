@@ -10,7 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from flwr.app import Message
 from flwr.common.secure_aggregation.crypto.shamir import combine_shares
+from pydantic import Field
 
+from disue.config import Settings
 from disue.errors import WireError
 from disue.models import State
 from disue.privacy.secagg import (
@@ -32,6 +34,18 @@ from strategies.teams import members_of
 from strategies.updates import ClientSketch, GroupSum
 
 Ask = Callable[[list[Message]], Iterable[Message]]
+
+
+class SecureSumSettings(Settings):
+    """Secure sums."""
+
+    secure_threshold: float = Field(
+        0.6,
+        ge=1e-6,
+        le=1.0,
+        description="with privacy=secure: share of a cluster's sampled clients, 3 at least, who must stay until its "
+        "sum is unmasked, or the cluster goes without the round",
+    )
 
 
 class LostSumError(Exception):

@@ -7,10 +7,36 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.wire import EvaluateReply
 from strategies.updates import ClientUpdate, GroupSum
+
+
+class ParticipationSettings(Settings):
+    """Participation."""
+
+    shared: ClassVar[bool] = True
+
+    min_clients: int = Field(
+        2, ge=1, le=10**6, description="fewest clients that must have joined, and answered, before the first round"
+    )
+    join_timeout: float = Field(
+        20.0, ge=1e-6, le=1e7, description="seconds to wait at the start for min-clients to join and to answer"
+    )
+    fraction_train: float = Field(1.0, ge=1e-6, le=1.0, description="share of clients sampled for training")
+    fraction_evaluate: float = Field(
+        1.0, ge=1e-6, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
+    )
+    round_timeout: float = Field(600.0, ge=1e-6, le=1e7, description="seconds that a phase waits for its replies")
+    min_success_fraction: float = Field(
+        0.5,
+        ge=1e-6,
+        le=1.0,
+        description="share of sampled clients that must send a usable update; a round with fewer is repeated once",
+    )
 
 
 @dataclass(frozen=True)

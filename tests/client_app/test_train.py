@@ -8,7 +8,7 @@ from torch import nn
 from client_app.client import LocalClient, own_model
 from client_app.describe import DESCRIPTIONS, make_signature
 from client_app.train import train
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError
 from disue.models import build_model, flatten, get_state
@@ -24,10 +24,10 @@ def node(partition: int, partitions: int, model: str | None = None) -> NodeConfi
 
 
 def test_a_clients_own_model_is_the_node_configs_then_the_listed_ones_then_the_runs() -> None:
-    config = RunConfig(model="resnet18", client_models="mlp,cnn")
+    config = ClientConfig(model="resnet18", client_models="mlp,cnn")
     assert own_model(node(1, 2, model="resnet18"), config) == "resnet18"
     assert own_model(node(1, 2), config) == "cnn"
-    assert own_model(node(1, 2), RunConfig(model="mlp")) == "mlp"
+    assert own_model(node(1, 2), ClientConfig(model="mlp")) == "mlp"
     with pytest.raises(ConfigError, match="^model in the node config: 'mpl' does not exist .*'mlp'.*; choose from mlp"):
         own_model(node(0, 2, model="mpl"), config)
 
@@ -40,7 +40,7 @@ def examples(count: int = 40, classes: int = 3) -> Examples:
 
 
 def trained(
-    config: RunConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
+    config: ClientConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
 ) -> tuple[nn.Module, float, int]:
     model = build_model("mlp", (1, 4, 4), 3)
     result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, TASK)
@@ -48,7 +48,7 @@ def trained(
 
 
 def test_one_full_batch_step_is_gradient_descent() -> None:
-    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, weight_decay=0.01, learning_rate=0.1)
+    config = ClientConfig(local_epochs=1, batch_size=1000, momentum=0.0, weight_decay=0.01, learning_rate=0.1)
     data = examples()
     reference = build_model("mlp", (1, 4, 4), 3)
     nn.functional.cross_entropy(reference(data.x), data.y).backward()
@@ -62,7 +62,7 @@ def test_one_full_batch_step_is_gradient_descent() -> None:
 
 
 def test_proximal_term_against_autograd() -> None:
-    config = RunConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05)
+    config = ClientConfig(local_epochs=3, batch_size=1000, momentum=0.0, learning_rate=0.05)
     data = examples()
     reference = build_model("mlp", (1, 4, 4), 3)
     anchor = [p.detach().clone() for p in reference.parameters()]
@@ -82,7 +82,7 @@ def test_a_large_mu_keeps_the_client_near_its_start() -> None:
     start = flatten(list(get_state(build_model("mlp", (1, 4, 4), 3)).values()))
 
     def moved(mu: float) -> float:
-        model, _, _ = trained(RunConfig(local_epochs=5, momentum=0.0), objective=LocalObjective(prox_mu=mu))
+        model, _, _ = trained(ClientConfig(local_epochs=5, momentum=0.0), objective=LocalObjective(prox_mu=mu))
         return float((flatten(list(get_state(model).values())) - start).norm())
 
     assert moved(20.0) < 0.5 * moved(0.0)
@@ -90,7 +90,7 @@ def test_a_large_mu_keeps_the_client_near_its_start() -> None:
 
 def test_the_balanced_loss_is_cross_entropy_on_shifted_logits() -> None:
     data = examples()
-    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
+    config = ClientConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
     reference = build_model("mlp", (1, 4, 4), 3)
     counts = np.bincount(data.y.numpy(), minlength=3) + 0.1
     shift = torch.tensor(np.log(counts / counts.sum()), dtype=torch.float32)
@@ -108,15 +108,15 @@ def test_the_balanced_loss_takes_the_prior_out() -> None:
     y = torch.tensor([0] * 80 + [1] * 15 + [2] * 5)
     data = Examples(torch.zeros(100, 1, 4, 4), y)
     config = {"local_epochs": 300, "batch_size": 100, "learning_rate": 0.1}
-    plain, _, _ = trained(RunConfig(**config), data=data)
-    balanced, _, _ = trained(RunConfig(**config), data=data, objective=LocalObjective("balanced"))
+    plain, _, _ = trained(ClientConfig(**config), data=data)
+    balanced, _, _ = trained(ClientConfig(**config), data=data, objective=LocalObjective("balanced"))
     with torch.no_grad():
         torch.testing.assert_close(plain(data.x[:1]).log_softmax(1)[0], TASK.log_prior(y), atol=0.05, rtol=0.0)
         assert float(balanced(data.x[:1]).softmax(1).max()) < 0.36
 
 
 def test_the_seed_alone_decides() -> None:
-    config = RunConfig(local_epochs=2, batch_size=8)
+    config = ClientConfig(local_epochs=2, batch_size=8)
     torch.manual_seed(0)
     first, _, _ = trained(config, seed=5)
     torch.manual_seed(1)
@@ -128,7 +128,7 @@ def test_the_seed_alone_decides() -> None:
 
 @pytest.mark.parametrize(("count", "batch_size", "epochs", "steps"), [(40, 16, 2, 6), (5, 32, 3, 3), (1, 1, 1, 1)])
 def test_steps_are_counted(count: int, batch_size: int, epochs: int, steps: int) -> None:
-    _, loss, counted = trained(RunConfig(local_epochs=epochs, batch_size=batch_size), data=examples(count))
+    _, loss, counted = trained(ClientConfig(local_epochs=epochs, batch_size=batch_size), data=examples(count))
     assert counted == steps
     assert np.isfinite(loss)
 
@@ -169,7 +169,7 @@ def test_the_subspace_of_two_examples_has_two_dimensions() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_trains_to_nearly_the_same_model() -> None:
-    config = RunConfig(local_epochs=2, batch_size=16)
+    config = ClientConfig(local_epochs=2, batch_size=16)
     on_cpu, _, _ = trained(config)
     on_gpu = build_model("mlp", (1, 4, 4), 3)
     train(on_gpu, examples(), config, LocalObjective(), torch.Generator().manual_seed(0), torch.device("cuda"), TASK)
@@ -179,7 +179,7 @@ def test_a_gpu_trains_to_nearly_the_same_model() -> None:
 
 def test_training_leaves_the_start_as_it_was() -> None:
     """It is what the client's update is measured from, after it has trained."""
-    context = Context(1, 1, {"partition-id": 0, "num-partitions": 4}, RecordDict(), RunConfig().to_flower())
+    context = Context(1, 1, {"partition-id": 0, "num-partitions": 4}, RecordDict(), ClientConfig().to_flower())
     client = LocalClient(context, None)
     start = get_state(client.initial_model())
     before = {name: tensor.clone() for name, tensor in start.items()}
@@ -191,7 +191,7 @@ def test_training_leaves_the_start_as_it_was() -> None:
 
 def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:
     """Also where a part of the model is frozen, and with decay."""
-    config = RunConfig.from_flower({"weight-decay": 0.01, "batch-size": 4, "local-epochs": 2})
+    config = ClientConfig.from_flower({"weight-decay": 0.01, "batch-size": 4, "local-epochs": 2})
     ours, theirs = (build_model("mlp", (1, 4, 4), 3) for _ in range(2))
     for model in (ours, theirs):
         next(model.parameters()).requires_grad_(False)

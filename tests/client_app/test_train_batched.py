@@ -6,11 +6,11 @@ from tests_support import numbered_classes
 
 from client_app.train import train
 from client_app.train_batched import train_batched
-from disue.config import RunConfig
 from disue.data import Examples
 from disue.models import State, build_model, get_state
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
+from server_app.config import RunConfig
 
 SIZES = (23, 8, 40, 1)  # other numbers of steps, short batches, and a batch of one example
 

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from disue.assignments import parse_assignments, parse_seeds
-from disue.config import RunConfig
 from disue.errors import ConfigError
+from server_app.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from client_app.data import introduce
-from disue.config import RunConfig
 from disue.data.own import open_own, read_own
 from disue.errors import ConfigError, DataError
 from disue.naming import client_name, normal_name
@@ -22,6 +21,7 @@ from disue.nodes import NodeConfig
 from disue.tasks import DataSummary, ImageClassification, agree
 from disue.wire import HelloReply, HelloRequest
 from disue.wire.reading import read_task, task_values
+from server_app.config import RunConfig
 
 COMPOSED, SPLIT = "ges\u00fcnd", "gesu\u0308nd"
 SHAPE = (1, 8, 8)

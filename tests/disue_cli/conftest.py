@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from disue.config import RunConfig
 from disue_cli.main import main
+from server_app.config import RunConfig
 
 Refused = Callable[..., str]
 """From a command's words, and the status that it must end with, to what it said."""

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue_cli.engines import flower, ray
 from disue_cli.engines.flower import around_proxies, cause, quiet_environment
+from server_app.config import RunConfig
 
 NOBODY = "http://127.0.0.1:9"  # a proxy that refuses all connections
 ANSWERS = """

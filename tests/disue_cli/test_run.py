@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from disue.config import RunConfig
 from disue.errors import FederationError
 from disue_cli.commands import run
+from server_app.config import RunConfig
 
 
 @pytest.mark.parametrize(

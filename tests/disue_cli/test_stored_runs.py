@@ -14,11 +14,11 @@ import pytest
 from synthetic import CHARTS
 
 from disue import load_run
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue.files import RUN_FORMAT, run_settings
 from disue_cli.compare.cells import Cell
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 from server_app.report import read_run, write_report
 from server_app.resume import resumed_config
 

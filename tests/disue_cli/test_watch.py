@@ -14,11 +14,11 @@ from rich.live import Live
 from synthetic import write_run
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from disue_cli.views import LiveView, PlainView, view_of
 from disue_cli.watching import Sight, followed, look
+from server_app.config import RunConfig
 from server_app.hold import exclusive
 from server_app.progress import Progress
 from server_app.run import execute

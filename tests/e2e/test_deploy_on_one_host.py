@@ -31,11 +31,11 @@ from torch import Tensor
 
 from client_app.app import app as client_app
 from client_app.release import sketched
-from disue.config import RunConfig
 from disue.models import build_model
 from disue.privacy.secagg import Contribution
 from disue_cli.engines.inline import InlineGrid
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.privacy import LEDGER, epsilon_of
 from server_app.run import execute
 

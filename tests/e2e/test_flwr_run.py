@@ -19,13 +19,13 @@ import pytest
 import tomli_w
 from resuming import simulation_on_ray
 
-from disue.config import RunConfig
 from disue.errors import FederationError
 from disue.source import PACKAGES
 from disue_cli.engines import ray
 from disue_cli.engines.flower import run_status, started_run, tool
 from disue_cli.engines.inline import run_inline
 from disue_cli.engines.ray import private_superlink, run_ray
+from server_app.config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]

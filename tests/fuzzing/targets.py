@@ -22,7 +22,6 @@ from rich.live import Live
 
 from client_app.app import app as client_app
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.data.datasets import load_dataset
 from disue.data.idx import read_idx
 from disue.data.image_files import read_image
@@ -43,6 +42,7 @@ from fuzzing.spoiling import NAMES, SCALARS, SIZES, VALUES, WRITERS, any_image, 
 from fuzzing.target import LONGEST_LINE, Target
 from server_app.card import card
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.report.build import comparison_page, report_page
 from server_app.report.reading import read_run
 from server_app.resume import look_back

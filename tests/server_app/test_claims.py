@@ -9,10 +9,10 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from tests_support import ChangingGrid
 
-from disue.config import RunConfig
 from disue.errors import DataError, FederationError
 from disue.tasks import DataSummary
 from disue.wire import EvaluateReply, HelloReply
+from server_app.config import RunConfig
 from server_app.scoring import by_clients
 from server_app.tasks import prepare_data, unfit
 from strategies.aggregation.caps import Caps

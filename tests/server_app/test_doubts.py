@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.data.scenarios import NO_GROUP, ONE_GROUP, SCENARIOS, USE_ALPHA
+from server_app.config import RunConfig
 from server_app.doubts import doubts
 
 NO_GROUPS = "num-groups: got 5; scenario 'dirichlet' plants no groups, so it changes nothing"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from disue.config import RunConfig
 from disue.errors import ConfigError
 from server_app import events
+from server_app.config import RunConfig
 from server_app.run import preflight
 
 

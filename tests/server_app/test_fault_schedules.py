@@ -17,11 +17,11 @@ import torch
 from conftest import FAST
 from fault_schedules import Attempt, FaultyGrid, Killed, Schedule
 
-from disue.config import RunConfig
 from disue.errors import DisueError, TooFewUpdates
 from disue.files import read_tensors
 from disue.models import build_model, get_state
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import execute
 from strategies.rounds import registry as roster

@@ -11,12 +11,12 @@ import pytest
 from conftest import FAST
 from resuming import left_by
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
 from disue_cli.engines.inline import run_inline
 from server_app import portrait
 from server_app import run as server_run
 from server_app.checkpoint import Checkpoints
+from server_app.config import RunConfig
 from server_app.hold import LOCK, exclusive, is_held
 from server_app.recorder import check_directory
 from server_app.report import write_report

@@ -12,12 +12,12 @@ from safetensors.torch import load_file
 from sklearn.metrics import mean_absolute_error, r2_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from disue.config import RunConfig
 from disue.data import Examples
 from disue.metrics import predict_logits
 from disue.models import build_model, get_state
 from disue.runs.gate import Gate
 from disue.tasks import Regression
+from server_app.config import RunConfig
 from server_app.events import Events
 from server_app.portrait import ReportData
 from server_app.recorder import Recorder, Row

@@ -16,10 +16,10 @@ from safetensors import safe_open
 from tests_support import ARTEFACTS_OF_TWO, ChangingGrid, files_of
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.data import load_dataset
 from disue.data.own import open_own
 from disue.errors import ConfigError, DataError, FederationError
+from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import check_timeout, execute, preflight
 

@@ -12,10 +12,10 @@ from conftest import FAST
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from disue.config import RunConfig
 from disue.errors import ConfigError, DataError
 from disue_cli.engines.inline import run_inline
 from server_app import privacy
+from server_app.config import RunConfig
 from server_app.privacy import LEDGER, Ledger, epsilon_of
 from server_app.report.reading import read_run
 from server_app.report.words import cards, sentences

@@ -12,10 +12,10 @@ import pytest
 from synthetic import CHARTS, HOSTILE, write_run
 
 from disue.assignments import parse_assignments
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue.files import part_of
 from server_app.card import card
+from server_app.config import RunConfig
 from server_app.report import read_run, write_comparison, write_report
 from server_app.report.build import comparison_page, report_page
 from server_app.report.charts import charts

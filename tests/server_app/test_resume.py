@@ -20,11 +20,11 @@ from resuming import SETTINGS, left_by
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.errors import ConfigError, DataError, FederationError, TooFewUpdates
 from disue_cli.engines import inline
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from server_app.checkpoint import packed, unpacked
+from server_app.config import RunConfig
 from server_app.hold import exclusive, is_held
 from server_app.resume import resumed_config
 from server_app.run import execute

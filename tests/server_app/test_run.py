@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 from tests_support import ARTEFACTS_OF_TWO, files_of
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError, FederationError
 from disue.metrics import evaluate
 from disue.models import build_model
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from server_app.app import app as server_app
+from server_app.config import RunConfig
 from server_app.methods import check_model, check_sizes
 from server_app.recorder import check_directory, default_directory
 from server_app.run import execute, preflight

@@ -14,10 +14,10 @@ from client_app import app as client
 from client_app import secagg
 from client_app.app import app as client_app
 from client_app.release import policy, sketched
-from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.privacy.secagg import to_words
 from disue_cli.engines.inline import simulated_nodes
+from server_app.config import RunConfig
 from server_app.methods import check_names, check_sizes
 from server_app.run import execute
 

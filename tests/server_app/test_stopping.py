@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from client_app.app import app as client_app
 from disue import load_run
-from disue.config import RunConfig
 from disue.errors import DataError, TooFewUpdates
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from disue_cli.main import app
+from server_app.config import RunConfig
 from server_app.hold import exclusive
 from server_app.report import write_report
 from server_app.report.build import comparison_page

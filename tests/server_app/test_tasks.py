@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from disue.config import RunConfig
 from disue.tasks import DataSummary
+from server_app.config import RunConfig
 from server_app.tasks import prepare_data
 from strategies.rounds.registry import Client
 

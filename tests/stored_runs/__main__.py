@@ -7,12 +7,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from disue import load_run
-from disue.config import RunConfig
 from disue.data.inputs import read_inputs
 from disue.files import RUN_FORMAT
 from disue_cli.commands.assign import place, read_new
 from disue_cli.commands.predict import AUTO, classify
 from disue_cli.engines.inline import run_inline
+from server_app.config import RunConfig
 
 HERE = Path(__file__).parent
 CLIENTS = 4

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from benchmarks.attacks import ATTACKS, AttackedApp, malicious_partitions, with_trigger
-from disue.config import ROBUST, RunConfig
 from disue.data import Examples, build_federation
 from disue.errors import ConfigError
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import ROBUST, RunConfig
 from server_app.run import execute
 
 CLIENTS, GROUPS = 10, 2

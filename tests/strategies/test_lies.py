@@ -34,11 +34,11 @@ from benchmarks.losses import (
     write_losses,
 )
 from benchmarks.lying import MESSAGES, MISSING, Lie, Place, declared, values_of, with_one_refused
-from disue.config import RunConfig
 from disue.errors import DataError
 from disue.wire.bundle import KEY as BUNDLE
 from disue.wire.table import RECORDS
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from server_app.run import execute
 
 SEED = 100

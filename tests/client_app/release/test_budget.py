@@ -12,13 +12,13 @@ from tests_support import RecordingGrid
 
 from client_app.app import app as client_app
 from client_app.release.budget import RECORD, Budget
-from disue.config import RunConfig
 from disue.errors import ConfigError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.privacy.dp import epsilon_of, planned_releases
 from disue.wire import DescribeRequest, EvaluateRequest, HelloRequest, TrainRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from server_app.privacy import LEDGER
 from server_app.privacy import epsilon_of as accountant
 from server_app.run import execute

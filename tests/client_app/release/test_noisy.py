@@ -9,7 +9,7 @@ from client_app.describe import make_signature
 from client_app.release import choose_policy, noisy, withhold_errors
 from client_app.release.gaussian import Draw, from_the_system, gaussian_mechanism, seeded
 from client_app.release.noisy import NoisyRelease
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError, DataError, FederationError
 from disue.models import build_model, flatten, get_state
@@ -20,11 +20,11 @@ from disue_cli.engines.inline import InlineGrid
 
 CPU = torch.device("cpu")
 TASK = numbered_classes(4)
-QUIET = RunConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-9)
+QUIET = ClientConfig(privacy="dp", dp_clip=0.5, dp_noise=1e-9)
 """So little noise that what is clipped can be seen."""
 
 
-def private(config: RunConfig = QUIET) -> NoisyRelease:
+def private(config: ClientConfig = QUIET) -> NoisyRelease:
     return NoisyRelease(config, seeded("test"))
 
 
@@ -73,7 +73,7 @@ def test_noise_is_gaussian_with_the_deviation_that_is_said(draw: Draw) -> None:
 
 
 def test_noise_of_every_coordinate_of_an_update_has_the_deviation_that_is_said() -> None:
-    config = RunConfig(privacy="dp", dp_clip=0.25, dp_noise=2.0)
+    config = ClientConfig(privacy="dp", dp_clip=0.25, dp_noise=2.0)
     start = get_state(build_model("mlp", (1, 8, 8), 10))
     sent = NoisyRelease(config, seeded("update")).training(TrainReply(start, 7, 0.3, 2), start).state
     moved = {name: (sent[name] - start[name]).double() for name in start}
@@ -83,7 +83,7 @@ def test_noise_of_every_coordinate_of_an_update_has_the_deviation_that_is_said()
 
 
 def test_seeded_noise_is_repeated_and_the_systems_is_not() -> None:
-    config = RunConfig(privacy="dp")
+    config = ClientConfig(privacy="dp")
 
     def drawn(node: NodeConfig, purpose: str = "train", server_round: int = 1) -> list[float]:
         rules = choose_policy(config, node, purpose, server_round)
@@ -100,11 +100,11 @@ def test_seeded_noise_is_repeated_and_the_systems_is_not() -> None:
 
 def test_a_client_that_wants_noise_takes_no_part_without() -> None:
     node = NodeConfig(name="hospital-a", data_path="/data", privacy="dp")
-    assert isinstance(choose_policy(RunConfig(privacy="dp"), node, "hello"), NoisyRelease)
+    assert isinstance(choose_policy(ClientConfig(privacy="dp"), node, "hello"), NoisyRelease)
     with pytest.raises(
         ConfigError, match="^privacy: got 'plain'; 'hospital-a' takes part in runs with privacy=dp only$"
     ):
-        choose_policy(RunConfig(), node, "hello")
+        choose_policy(ClientConfig(), node, "hello")
     with pytest.raises(ConfigError, match="^node config of 'a': privacy: got 'none'; .*'plain', 'dp' or 'secure'"):
         NodeConfig.from_flower({"name": "a", "data-path": "/data", "privacy": "none"})
 
@@ -135,7 +135,7 @@ def test_no_signature_is_longer_than_the_bound_and_little_noise_changes_little(m
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("noise", [0.05, 0.5, 5.0, 500.0])
 def test_a_signature_stays_one_whatever_the_noise(noise: float, share: bool) -> None:
-    config = RunConfig(privacy="dp", dp_noise=noise, share_label_counts=share)
+    config = ClientConfig(privacy="dp", dp_noise=noise, share_label_counts=share)
     model, data = build_model("mlp", (1, 4, 4), 4), examples(9)
     for seed in range(20):
         told = NoisyRelease(config, seeded(seed)).signature(model, data, CPU, TASK)
@@ -156,7 +156,7 @@ def test_accuracies_and_fits_are_released_together_and_stay_in_their_ranges() ->
     assert told.expert_fit == pytest.approx(0.4)
     values = []
     for seed in range(2000):
-        loud = NoisyRelease(RunConfig(privacy="dp", dp_noise=0.05), seeded(seed)).evaluation(
+        loud = NoisyRelease(ClientConfig(privacy="dp", dp_noise=0.05), seeded(seed)).evaluation(
             EvaluateReply(30, 0.5, 1.7, 0.5), numbered_classes(10)
         )
         assert loud.personal_accuracy is None
@@ -171,7 +171,7 @@ def test_a_description_is_of_unit_length_and_others_than_the_covered_are_refused
     vector = torch.zeros(3, 4)
     vector[1, 2] = 1.0
     torch.testing.assert_close(private().description("initial-prototypes", vector), vector)
-    loud = NoisyRelease(RunConfig(privacy="dp", dp_noise=3.0), seeded(0)).description("initial-prototypes", vector)
+    loud = NoisyRelease(ClientConfig(privacy="dp", dp_noise=3.0), seeded(0)).description("initial-prototypes", vector)
     assert float(loud.norm()) == pytest.approx(1.0)
     with pytest.raises(ConfigError, match="^privacy: 'dp' does not cover the description 'subspace'$"):
         private().description("subspace", vector)
@@ -184,7 +184,7 @@ def test_a_choice_is_refused_by_the_client_itself() -> None:
 
 
 def test_a_hello_tells_nothing_of_own_data() -> None:
-    config = RunConfig(privacy="dp", dataset="own", classes="a,b,c")
+    config = ClientConfig(privacy="dp", dataset="own", classes="a,b,c")
     told = private(config).hello(
         HelloReply("x", 9, -1, 0, "mlp", DataSummary(("a", "c"), (0.1,), (0.2,))), HelloRequest()
     )

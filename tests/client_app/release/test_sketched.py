@@ -13,10 +13,10 @@ from client_app.app import app as client_app
 from client_app.release import sketched
 from client_app.release.gaussian import seeded
 from client_app.release.sketched import STEPS_OF_ACCURACY, SketchedRelease, round_accuracy
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.wire import CompareReply, EvaluateReply
 from disue_cli.engines.inline import simulated_nodes
+from server_app.config import RunConfig
 from server_app.run import execute
 
 CLIENTS, LARGEST = 6, 500

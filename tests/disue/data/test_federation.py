@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import SCENARIOS, build_federation, federation
 from disue.data.scenarios import rotate
 from disue.errors import DataError
@@ -13,7 +13,7 @@ from disue.errors import DataError
 @given(st.sampled_from(sorted(SCENARIOS)), st.integers(2, 30), st.integers(1, 5), st.integers(0, 100))
 @settings(max_examples=60)
 def test_the_five_sets_are_disjoint(scenario: str, clients: int, groups: int, seed: int) -> None:
-    config = RunConfig(scenario=scenario, num_groups=groups, seed=seed, train_examples=30, test_examples=5)
+    config = ClientConfig(scenario=scenario, num_groups=groups, seed=seed, train_examples=30, test_examples=5)
     federation = build_federation(config, clients)
     train = np.concatenate([federation.proxy_indices, *federation.train_parts])
     test = np.concatenate([federation.test_indices, *federation.test_parts])
@@ -29,14 +29,14 @@ def test_the_five_sets_are_disjoint(scenario: str, clients: int, groups: int, se
 
 
 def test_the_global_test_set_is_balanced() -> None:
-    counts = torch.bincount(build_federation(RunConfig(), 12).global_test().y)
+    counts = torch.bincount(build_federation(ClientConfig(), 12).global_test().y)
     assert counts.min() == counts.max() > 0
 
 
 def test_the_same_seed_gives_the_same_federation_and_another_one_does_not() -> None:
-    first, other = build_federation(RunConfig(seed=1), 5), build_federation(RunConfig(seed=2), 5)
+    first, other = build_federation(ClientConfig(seed=1), 5), build_federation(ClientConfig(seed=2), 5)
     build_federation.__globals__["_build"].cache_clear()
-    again = build_federation(RunConfig(seed=1), 5)
+    again = build_federation(ClientConfig(seed=1), 5)
     for client in range(5):
         assert torch.equal(first.client(client).train.x, again.client(client).train.x)
     assert torch.equal(first.proxy(), again.proxy())
@@ -44,13 +44,13 @@ def test_the_same_seed_gives_the_same_federation_and_another_one_does_not() -> N
 
 
 def test_a_client_sees_its_groups_view_and_its_test_data_follow_its_training_data() -> None:
-    federation = build_federation(RunConfig(scenario="rotation", num_groups=4), 8)
+    federation = build_federation(ClientConfig(scenario="rotation", num_groups=4), 8)
     raw = federation.dataset.train[federation.train_parts[5]]
     expected = federation.dataset.normalise(rotate(raw.x, 90.0))
     assert federation.client(5).group == 1
     torch.testing.assert_close(federation.client(5).train.x, expected)
 
-    skewed = build_federation(RunConfig(scenario="label-groups", train_examples=0, test_examples=0), 3)
+    skewed = build_federation(ClientConfig(scenario="label-groups", train_examples=0, test_examples=0), 3)
     for client in range(3):
         data = skewed.client(client)
         train, test = (torch.bincount(part.y, minlength=10) / len(part) for part in (data.train, data.test))
@@ -58,7 +58,7 @@ def test_a_client_sees_its_groups_view_and_its_test_data_follow_its_training_dat
 
 
 def test_clients_data_are_kept_as_long_as_they_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = RunConfig(scenario="iid", train_examples=50, test_examples=10, seed=77)
+    config = ClientConfig(scenario="iid", train_examples=50, test_examples=10, seed=77)
     kept = build_federation(config, 4)
     assert kept.client(2) is kept.client(2)
     monkeypatch.setattr(federation, "KEPT_BYTES", 2 * kept.client(0).nbytes)
@@ -70,11 +70,11 @@ def test_clients_data_are_kept_as_long_as_they_take_little_memory(monkeypatch: p
 
 
 def test_proxy_and_global_test_set_show_all_views_equally() -> None:
-    federation = build_federation(RunConfig(scenario="label-swap", num_groups=4), 8)
+    federation = build_federation(ClientConfig(scenario="label-swap", num_groups=4), 8)
     raw = federation.dataset.test[federation.test_indices]
     changed = (federation.global_test().y != raw.y).double().mean()
     assert 0.5 < float(changed) <= 0.8  # three of four views permute labels, each leaving few where they were
-    rotated = build_federation(RunConfig(scenario="rotation", num_groups=2), 8)
+    rotated = build_federation(ClientConfig(scenario="rotation", num_groups=2), 8)
     upright = rotated.dataset.normalise(rotated.dataset.train[rotated.proxy_indices].x)
     same = (rotated.proxy() == upright).flatten(1).all(dim=1).double().mean()
     assert float(same) == pytest.approx(0.5, abs=0.01)
@@ -83,14 +83,14 @@ def test_proxy_and_global_test_set_show_all_views_equally() -> None:
 @pytest.mark.parametrize(
     ("config", "clients", "words"),
     [
-        (RunConfig(proxy_size=1_000_000), 12, ["proxy-size: got 1000000", "1347", "at most 1323"]),
-        (RunConfig(train_examples=1), 12, ["train-examples: got 1; use 0 (all) or at least 2"]),
-        (RunConfig(proxy_size=3), 12, ["proxy-size: got 3; use 0 (chosen) or at least 10"]),
-        (RunConfig(), 1000, ["1347 training examples for 1000 clients"]),
-        (RunConfig(), 600, ["test examples for 600 clients"]),
+        (ClientConfig(proxy_size=1_000_000), 12, ["proxy-size: got 1000000", "1347", "at most 1323"]),
+        (ClientConfig(train_examples=1), 12, ["train-examples: got 1; use 0 (all) or at least 2"]),
+        (ClientConfig(proxy_size=3), 12, ["proxy-size: got 3; use 0 (chosen) or at least 10"]),
+        (ClientConfig(), 1000, ["1347 training examples for 1000 clients"]),
+        (ClientConfig(), 600, ["test examples for 600 clients"]),
     ],
 )
-def test_asking_for_too_much_is_one_line(config: RunConfig, clients: int, words: list[str]) -> None:
+def test_asking_for_too_much_is_one_line(config: ClientConfig, clients: int, words: list[str]) -> None:
     with pytest.raises(DataError) as caught:
         build_federation(config, clients)
     for word in words:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from disue.config import RunConfig
 from disue.data import load_dataset
 from disue.data.folders import SUFFIXES, images_below, search
 from disue.data.image_files import FORMATS
 from disue.data.inputs import read_inputs
 from disue.data.own import read_own
 from disue.errors import LOGGER, DataError
+from server_app.config import RunConfig
 from strategies.distillation.proxy import load_proxy
 
 SHAPE = (1, 8, 8)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.errors import ConfigError, DataError
 from disue.models import MODELS, Classifier, Shape, filled_model
 from disue.models.check import check_networks
@@ -238,4 +238,4 @@ def test_what_is_read_has_its_constants(register) -> None:  # type: ignore[no-un
     state = of(Constant()).state_dict()
     model = filled_model("mine", SHAPE, CLASSES, state)
     assert not any(buffer.is_meta for buffer in model.buffers())
-    assert RunConfig(model="mine").models_of_clients == ["mine"]
+    assert ClientConfig(model="mine").models_of_clients == ["mine"]

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from disue import load_run
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError
 from disue.metrics import evaluate
 from disue.models import build_model
+from server_app.config import RunConfig
 from strategies.distillation.prototypes import Prototypes, in_common_units
 from strategies.distillation.teachers import TeacherInputs, prototype_weights
 
@@ -159,7 +159,7 @@ def test_a_damaged_model_is_named(spoilt: Path, what: str, said: str) -> None:
         ("summary.json", "{", "summary.json' is damaged"),
         ("config.toml", None, "there is no run here (config.toml is missing)"),
         ("config.toml", "[run]\n", "config.toml' is damaged"),
-        ("config.toml", "[run]\nspeed = 3\n", "config.toml': speed: no such run config key"),
+        ("config.toml", "[run]\nalpha = 0.1\n", "config.toml' is damaged"),
         ("universal.safetensors", None, "universal.safetensors' is missing"),
         ("gate.safetensors", "x", "gate.safetensors' is damaged"),
         ("clients.csv", "x\n1\n", "clients.csv' is damaged (no column"),

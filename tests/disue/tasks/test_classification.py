@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from client_app.train import train
 from client_app.train_batched import train_batched
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.metrics import evaluate
 from disue.models import build_model, get_state
@@ -86,20 +86,22 @@ def smoothed(logits: Tensor, labels: Tensor) -> Tensor:
     return -(wanted * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
 
-def alone(config: RunConfig, data: Examples) -> dict[str, Tensor]:
+def alone(config: ClientConfig, data: Examples) -> dict[str, Tensor]:
     model = build_model("mlp", TASK.shape, 3)
     train(model, data, config, PLAIN, torch.Generator(), CPU, Smoothed())
     return get_state(model)
 
 
-def together(config: RunConfig, data: Examples) -> dict[str, Tensor]:
+def together(config: ClientConfig, data: Examples) -> dict[str, Tensor]:
     model = build_model("mlp", TASK.shape, 3)
     return train_batched(model, [get_state(model)], [data], config, PLAIN, [torch.Generator()], CPU, Smoothed())[0][0]
 
 
 @pytest.mark.parametrize("way", [alone, together])
-def test_a_loss_of_ones_own_is_trained_and_evaluated(way: Callable[[RunConfig, Examples], dict[str, Tensor]]) -> None:
-    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
+def test_a_loss_of_ones_own_is_trained_and_evaluated(
+    way: Callable[[ClientConfig, Examples], dict[str, Tensor]],
+) -> None:
+    config = ClientConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
     data, reference = examples(), build_model("mlp", TASK.shape, 3)
     loss = smoothed(reference(data.x), data.y)
     assert evaluate(Smoothed(), reference, data, CPU).loss == pytest.approx(float(loss.detach()), rel=1e-5)

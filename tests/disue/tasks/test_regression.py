@@ -20,7 +20,7 @@ from client_app.release.gaussian import seeded
 from client_app.release.noisy import NoisyRelease
 from client_app.train import output_shift, train
 from client_app.train_batched import train_batched
-from disue.config import RunConfig
+from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError
 from disue.metrics import Evaluation, evaluate, predict_logits
@@ -35,7 +35,7 @@ from strategies.clustering.similarity import SIGNATURES, embed
 from strategies.updates import ClientUpdate
 
 CPU = torch.device("cpu")
-CONFIG = RunConfig(local_epochs=20, batch_size=16, learning_rate=0.02, momentum=0.9)
+CONFIG = ClientConfig(local_epochs=20, batch_size=16, learning_rate=0.02, momentum=0.9)
 CLIENTS = 6
 FloatArray = NDArray[np.float64]
 
@@ -126,7 +126,7 @@ def test_there_is_no_r2_of_targets_that_are_all_alike(diabetes: Table) -> None:
 
 def test_one_full_batch_step_is_gradient_descent_on_the_squared_error(diabetes: Table) -> None:
     data = diabetes.examples(np.arange(60))
-    config = RunConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
+    config = ClientConfig(local_epochs=1, batch_size=1000, momentum=0.0, learning_rate=0.1)
     linear = Classifier(nn.Identity(), 10, 1)
     x, y = data.x.double().numpy(), data.y.double().numpy()
     weight, bias = (p.detach().double().numpy() for p in linear.head.parameters())
@@ -139,7 +139,7 @@ def test_one_full_batch_step_is_gradient_descent_on_the_squared_error(diabetes: 
 def test_clients_that_train_as_one_network_go_the_way_that_each_goes_alone(diabetes: Table) -> None:
     parts = [diabetes.examples(np.arange(first, first + size)) for first, size in ((0, 40), (40, 25), (65, 33))]
     start = get_state(model_for(diabetes.task))
-    config = RunConfig(local_epochs=3, batch_size=10, learning_rate=0.02)
+    config = ClientConfig(local_epochs=3, batch_size=10, learning_rate=0.02)
     generators = [rng(i) for i in range(3)]
     found = train_batched(model_for(diabetes.task), [start] * 3, parts, config, PLAIN, generators, CPU, diabetes.task)
     for i, (state, result) in enumerate(found):
@@ -228,7 +228,7 @@ def test_all_examples_are_one_stratum(diabetes: Table) -> None:
 
 def test_a_loss_is_released_in_units_of_knowing_nothing(diabetes: Table) -> None:
     """A fit is released up to twice the loss of the mean; the noise is too small to be seen."""
-    rules = NoisyRelease(RunConfig(privacy="dp", dp_noise=1e-9), seeded("test"))
+    rules = NoisyRelease(ClientConfig(privacy="dp", dp_noise=1e-9), seeded("test"))
     reply = EvaluateReply(9, 0.5, 1.0, 0.5, universal_fit=7.0, expert_fit=0.3)
     told = rules.evaluation(reply, diabetes.task)
     assert told.universal_fit == pytest.approx(2.0, abs=1e-6)

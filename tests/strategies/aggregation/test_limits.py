@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests_support import ChangingGrid, answering_app, calls_of, honest, shifted
 
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
+from server_app.config import RunConfig
 from server_app.methods import make_strategy
 from strategies.aggregation.caps import Caps, capped
 from strategies.aggregation.limits import Lengths, Limits

@@ -7,10 +7,10 @@ from scipy.linalg import subspace_angles
 from tests_support import numbered_classes
 
 from client_app.describe import DESCRIPTIONS
-from disue.config import RunConfig
 from disue.data import Examples, build_federation
 from disue.models import build_model
 from disue.signature import Signature
+from server_app.config import RunConfig
 from server_app.methods import make_strategy
 from strategies.clustering.similarity import SIGNATURES, SignatureBook, SignatureKind, cosines, embed, running_means
 from strategies.rounds.registry import ClientRegistry

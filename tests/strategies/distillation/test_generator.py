@@ -13,7 +13,7 @@ from strategies.distillation.generator import (
     Centres,
     Experts,
     Generator,
-    GeneratorSettings,
+    GeneratorOptions,
     GeneratorTrainer,
     Network,
     adversarial,
@@ -90,15 +90,15 @@ def test_sizes(shape: tuple[int, int, int]) -> None:
     assert 0.0 <= float(images.min()) < float(images.max()) <= 1.0
 
 
-def trainer(settings: GeneratorSettings, classes: int = 3) -> GeneratorTrainer:
+def trainer(options: GeneratorOptions, classes: int = 3) -> GeneratorTrainer:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return GeneratorTrainer(Generator((1, 8, 8), classes), lambda x: 2.0 * x - 1.0, settings, CPU)
+        return GeneratorTrainer(Generator((1, 8, 8), classes), lambda x: 2.0 * x - 1.0, options, CPU)
 
 
 def test_classes_are_drawn_in_proportion_to_the_clusters_examples() -> None:
     counts = torch.tensor([[30.0, 0.0, 10.0], [0.0, 0.0, 40.0]])
-    _, y = trainer(GeneratorSettings()).draw_codes(20000, counts, torch.Generator().manual_seed(0))
+    _, y = trainer(GeneratorOptions()).draw_codes(20000, counts, torch.Generator().manual_seed(0))
     found = torch.bincount(y, minlength=3) / len(y)
     assert found.tolist() == pytest.approx([0.375, 0.0, 0.625], abs=0.02)
 
@@ -121,7 +121,7 @@ def experts_of_brightness() -> tuple[torch.nn.Module, Experts]:
 
 def test_it_learns_to_draw_what_the_experts_recognise() -> None:
     model, experts = experts_of_brightness()
-    made = trainer(GeneratorSettings(steps=60, samples=200, adversarial_weight=0.1))
+    made = trainer(GeneratorOptions(steps=60, samples=200, adversarial_weight=0.1))
     rng = torch.Generator().manual_seed(2)
     first = made.train(experts, rng)
     model.load_state_dict(experts.networks[0].state)
@@ -135,7 +135,7 @@ def test_it_learns_to_draw_what_the_experts_recognise() -> None:
 def test_it_goes_on_from_where_the_last_round_left_it() -> None:
     _, experts = experts_of_brightness()
     for seed in range(3):
-        made, rng = trainer(GeneratorSettings(steps=20)), torch.Generator().manual_seed(seed)
+        made, rng = trainer(GeneratorOptions(steps=20)), torch.Generator().manual_seed(seed)
         first, warm = (made.train(experts, rng)["generator_fidelity"] for _ in range(2))
         assert warm < first / 2
 
@@ -153,7 +153,7 @@ def test_samples_come_to_lie_where_the_clients_examples_lie() -> None:
     experts = replace(experts, centres=[centres])
     apart = []
     for weight in (0.0, 1.0):
-        made = trainer(GeneratorSettings(steps=60, samples=300, adversarial_weight=0.1, prototype_weight=weight))
+        made = trainer(GeneratorOptions(steps=60, samples=300, adversarial_weight=0.1, prototype_weight=weight))
         rng = torch.Generator().manual_seed(2)
         made.train(experts, rng)
         x, y = made.sample(experts.label_counts, rng)
@@ -166,7 +166,7 @@ def test_different_noise_gives_different_images() -> None:
     _, experts = experts_of_brightness()
     spreads = []
     for weight in (0.0, 5.0):
-        made = trainer(GeneratorSettings(steps=60, adversarial_weight=0.0, diversity_weight=weight))
+        made = trainer(GeneratorOptions(steps=60, adversarial_weight=0.0, diversity_weight=weight))
         made.train(experts, torch.Generator().manual_seed(2))
         sheet = made.sheet(16, torch.Generator().manual_seed(3))
         assert sheet.shape == (3, 16, 1, 8, 8)
@@ -179,7 +179,7 @@ def test_equal_seeds_give_equal_samples_and_the_experts_stay_as_they_are() -> No
     before = [tensor.clone() for tensor in experts.networks[0].state.values()]
     samples = []
     for _ in range(2):
-        made, rng = trainer(GeneratorSettings(steps=5, samples=10)), torch.Generator().manual_seed(4)
+        made, rng = trainer(GeneratorOptions(steps=5, samples=10)), torch.Generator().manual_seed(4)
         made.train(experts, rng)
         samples.append(made.sample(experts.label_counts, rng)[0])
     assert torch.equal(*samples)
@@ -192,7 +192,7 @@ def test_it_learns_from_experts_of_different_architectures() -> None:
     states = [get_state(model) for model in models]
     counts = torch.tensor([[30.0, 5.0, 10.0], [10.0, 15.0, 10.0]])
     networks = [Network(model, state) for model, state in zip(models, states, strict=True)]
-    made = trainer(GeneratorSettings(steps=1, batch_size=6, adversarial_weight=0.0))
+    made = trainer(GeneratorOptions(steps=1, batch_size=6, adversarial_weight=0.0))
     z, y = made.draw_codes(6, counts, torch.Generator().manual_seed(6))
     with torch.no_grad():
         x = 2.0 * made.generator(z, y) - 1.0

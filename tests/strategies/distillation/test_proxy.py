@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from disue.config import RunConfig
 from disue.data import Dataset, Examples, Federation, build_federation, load_dataset
 from disue.data.image_files import fit_to
 from disue.errors import ConfigError, DataError
+from server_app.config import RunConfig
 from server_app.run import preflight
 from strategies.distillation.proxy import find_images, load_proxy, look_at_proxy, read_proxy
 

@@ -12,11 +12,11 @@ from tests_support import ChangingGrid, calls_of
 
 from client_app.app import app as client_app
 from client_app.describe import initial_prototypes
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.metrics import evaluate
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from server_app.methods import make_strategy
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import Server

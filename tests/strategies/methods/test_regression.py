@@ -12,7 +12,6 @@ from torch import Tensor
 
 from client_app.describe import make_signature
 from client_app.train import train
-from disue.config import RunConfig
 from disue.data import Examples
 from disue.errors import ConfigError
 from disue.metrics import predict_logits
@@ -20,6 +19,7 @@ from disue.models import State, build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
 from disue.tasks import Regression
+from server_app.config import RunConfig
 from server_app.methods import make_strategy
 from strategies.aggregation.caps import Caps
 from strategies.clustering.assignment import Planted

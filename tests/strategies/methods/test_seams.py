@@ -11,11 +11,11 @@ from flwr.app import ArrayRecord
 from torch.nn import functional as F
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.checkpoint import packed, unpacked
+from server_app.config import RunConfig
 from strategies.aggregation.server_optimizer import ServerOptimizer, ServerOptimizerState, adam
 from strategies.flower import FederatedStrategy
 from strategies.methods.base import Method, MethodState, Needs, Step

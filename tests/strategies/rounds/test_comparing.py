@@ -12,12 +12,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue.data import build_federation
 from disue.models import State, build_model, get_state
 from disue.objective import PLAIN
 from disue.wire import CompareReply
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from strategies import flower
 from strategies.aggregation.caps import Caps
 from strategies.rounds.comparing import fitted_better_by_average

@@ -18,9 +18,9 @@ from flwr.superlink.servicer.fleet import fleet_handlers
 from tests_support import KeyedGrid, answering_app
 
 from client_app.app import app as client_app
-from disue.config import RunConfig
 from disue_cli.engines.inline import simulated_nodes
 from server_app.checkpoint import packed, unpacked
+from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import execute
 from strategies.rounds.keys import fingerprint, node_keys

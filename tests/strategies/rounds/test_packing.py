@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from client_app import packing, training_job
 from client_app.app import app as client_app
 from client_app.packing import answer_for_all
-from disue.config import RunConfig
 from disue.errors import ConfigError, FederationError
 from disue.wire import HelloReply, HelloRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
 from strategies.rounds.packing import PackedGrid, seated
 
 TIMINGS = ("seconds",)

@@ -1,0 +1,168 @@
+"""A method with a key of its own: a class, its settings and one registration. Nothing else knows the key."""
+
+import pickle
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from pydantic import Field
+from torch import Tensor
+
+from client_app.app import app as client_app
+from client_app.client import LocalClient
+from disue import load_run
+from disue.config import ClientConfig, Settings
+from disue.errors import ConfigError
+from disue.models import State
+from disue_cli.commands.compare import make_cells, shared_keys
+from disue_cli.config_table import config_table
+from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.config import RunConfig
+from server_app.run import execute
+from strategies.methods import METHODS
+from strategies.methods.base import Method, MethodState, Step
+from strategies.methods.cfl import CFLSettings
+from strategies.methods.disue import DisUESettings
+from strategies.methods.parts import Parts
+from strategies.methods.settings import StrategyConfig
+from strategies.rounds.round import Round
+from strategies.stored import stored
+from strategies.updates import Contribution
+
+SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "report": False}
+
+
+class MomentumSettings(Settings):
+    """Method `averaged-with-momentum`."""
+
+    server_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="share of the last step in the next")
+
+
+@stored
+@dataclass(frozen=True)
+class MomentumState(MethodState):
+    velocity: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class AveragedWithMomentum(Method[MomentumState]):
+    state_type = MomentumState
+    settings = MomentumSettings
+
+    def __init__(self, main: str, momentum: float) -> None:
+        super().__init__(main)
+        self.momentum = momentum
+
+    @classmethod
+    def build(cls, parts: Parts) -> "AveragedWithMomentum":
+        return cls(parts.main, MomentumSettings.of(parts.config).server_momentum)
+
+    def step(self, state: MomentumState, updates: Sequence[Contribution], round: Round) -> Step[MomentumState]:
+        average, before = self.aggregator(updates), state.universals[self.main]
+        last = state.velocity or {name: torch.zeros_like(tensor) for name, tensor in before.items()}
+        velocity = {name: self.momentum * last[name] + average[name] - before[name] for name in before}
+        universal: State = {name: before[name] + velocity[name] for name in before}
+        return Step(replace(state, universals={self.main: universal}, velocity=velocity), {self.main: average})
+
+
+@pytest.fixture
+def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
+    METHODS.register("averaged-with-momentum")(AveragedWithMomentum)
+    yield
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_run_takes_the_key_of_a_method_that_nothing_else_knows(tmp_path: Path) -> None:
+    directories = {}
+    for momentum in (0.0, 0.5):
+        values = {"method": "averaged-with-momentum", "server-momentum": momentum}
+        directories[momentum] = tmp_path / str(momentum)
+        config = RunConfig.from_flower(SMALL | values | {"output-dir": str(directories[momentum])})
+        grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(3))
+        assert execute(config, grid)["status"] == "completed"
+    plain = tmp_path / "fedavg"
+    config = RunConfig.from_flower(SMALL | {"method": "fedavg", "output-dir": str(plain)})
+    execute(config, InlineGrid(client_app, config.to_flower(), simulated_nodes(3)))
+    models = {key: (place / "universal.safetensors").read_bytes() for key, place in directories.items()}
+    assert models[0.0] != models[0.5]
+    found, expected = (load_run(place).universal.module.state_dict() for place in (directories[0.0], plain))
+    assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)  # without it, FedAvg
+    written = tomllib.loads((directories[0.5] / "config.toml").read_text())["run"]
+    assert written["server-momentum"] == 0.5
+
+
+@pytest.mark.usefixtures("_registered")
+def test_its_key_is_checked_shown_and_may_be_set_for_it_alone(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^server-momentum: got 1.0; input should be less than 1$"):
+        RunConfig.from_flower({"server-momentum": 1.0})
+    with pytest.raises(ConfigError, match=r"^server-momentun: no such .* \(did you mean 'server-momentum'\?\)"):
+        RunConfig.from_flower({"server-momentun": 0.5})
+    assert "| `server-momentum` | `0.9` | float, at least 0, below 1 | share of the last step in the next |" in (
+        config_table()
+    )
+    assert "server-momentum" not in shared_keys()
+    label = "averaged-with-momentum:server-momentum=0.3"
+    (cell,) = make_cells([label], ["iid"], [0], ["digits"], 3, {}, tmp_path)
+    assert MomentumSettings.of(cell.config).server_momentum == 0.3
+    assert pickle.loads(pickle.dumps(cell)) == cell  # as worker processes get it
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_client_that_has_no_such_method_ignores_its_key() -> None:
+    run_config = RunConfig.from_flower({"server-momentum": 0.5, "seed": 3}).to_flower()
+    config = ClientConfig.from_flower(run_config)
+    assert config.seed == 3
+    assert not hasattr(config, "server_momentum")
+    context = Context(1, 1, {"partition-id": 0, "num-partitions": 3}, RecordDict(), run_config)
+    assert LocalClient(context, None).config == config
+    with pytest.raises(ConfigError, match=r"^seed: got -1"):
+        ClientConfig.from_flower(run_config | {"seed": -1})
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_run_is_read_where_its_method_is_not_installed(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spoilt / "config.toml"
+    path.write_text(path.read_text().replace("[run]\n", "[run]\nserver-momentum = 0.5\n"))
+    monkeypatch.setattr(METHODS, "_parts", {k: v for k, v in METHODS._parts.items() if k != "averaged-with-momentum"})
+    config = load_run(spoilt).config
+    assert (config.method, config.server_momentum) == ("disue", 0.5)  # type: ignore[attr-defined]
+    assert MomentumSettings.of(config).server_momentum == 0.5
+    assert DisUESettings.of(config).expert_memory == 0.5
+    assert StrategyConfig.of(config).clusterer == "agglomerative"
+
+
+def test_one_made_by_hand_has_the_keys_of_all_methods_too() -> None:
+    config = RunConfig(method="cfl", cfl_eps1=0.2)
+    assert config == RunConfig.from_flower({"method": "cfl", "cfl-eps1": 0.2})
+    assert CFLSettings.of(config).cfl_eps1 == 0.2
+    with pytest.raises(ValueError, match="cfl_eps3"):
+        RunConfig(cfl_eps3=0.2)
+
+
+def test_two_owners_of_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(Settings):
+        """Method `other`."""
+
+        cfl_eps1: float = Field(0.1, ge=0.0, le=1.0, description="something else")
+
+    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
+    METHODS.register("other")(type("OtherMethod", (AveragedWithMomentum,), {"settings": Other}))
+    with pytest.raises(ValueError, match="cfl-eps1 is declared twice"):
+        RunConfig.complete()
+
+
+def test_a_method_may_take_over_the_keys_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wider(CFLSettings):
+        """Method `wider`."""
+
+        wider_by: float = Field(2.0, ge=1.0, le=10.0, description="so many times")
+
+    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
+    METHODS.register("wider")(type("WiderMethod", (AveragedWithMomentum,), {"settings": Wider}))
+    config = RunConfig.from_flower({"wider-by": 3.0, "cfl-eps1": 0.2})
+    assert Wider.of(config).wider_by == 3.0
+    assert Wider.of(config).cfl_eps1 == CFLSettings.of(config).cfl_eps1 == 0.2
