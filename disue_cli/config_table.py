@@ -6,8 +6,8 @@ from typing import Any, get_args
 from pydantic.fields import FieldInfo
 
 from disue.config import Settings
+from server_app.checks import REGISTRIES
 from server_app.config import RunConfig
-from server_app.methods import REGISTRIES
 
 HEADER = """# Run config
 

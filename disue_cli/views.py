@@ -18,7 +18,7 @@ from disue.errors import one_line
 from disue_cli.watching import PHASES, Row, Sight, View, seconds_of
 
 if TYPE_CHECKING:
-    from server_app.warned import Warned
+    from server_app.callbacks.warning_log import Warned
 
 MOST_SIZES = 12
 SPARKS = "▁▂▃▄▅▆▇█"

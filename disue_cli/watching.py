@@ -16,7 +16,7 @@ from disue.errors import DataError, DisueError
 from disue.files import LARGEST, Whole, checked, json_object, read_text, run_summary
 
 if TYPE_CHECKING:
-    from server_app.warned import Warned
+    from server_app.callbacks.warning_log import Warned
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -101,10 +101,10 @@ def look(directory: Path, rounds: int = 0) -> Sight:
     DataError
         If a file that is never half written is damaged.
     """
-    from server_app.portrait import Move
+    from server_app.callbacks.report_data import Move
+    from server_app.callbacks.warning_log import WARNINGS, Warned, warned
     from server_app.report.reading import membership_moves, metrics_rows
     from server_app.stopping import STOP
-    from server_app.warned import WARNINGS, Warned, warned
 
     progress: Row = _read(directory / "progress.json", _progress, {})
     nobody: list[Move] = []

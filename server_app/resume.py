@@ -14,11 +14,11 @@ from flwr.common.logger import log
 from disue.errors import ConfigError, DataError, DisueError
 from disue.files import inside, read_text, run_summary, user_path
 from disue.source import source_hash
+from server_app.callbacks.checkpoint import NOT_UNPACKED, Checkpoints, Saved
+from server_app.callbacks.recorder import default_directory
+from server_app.callbacks.report_data import MEMBERSHIP, Move
 from server_app.card import CARD
-from server_app.checkpoint import NOT_UNPACKED, Checkpoints, Saved
 from server_app.config import RunConfig, stored_settings
-from server_app.portrait import MEMBERSHIP, Move
-from server_app.recorder import default_directory
 from server_app.report.reading import Row, membership_moves, metrics_rows
 from strategies.rounds.state import OTHER_VERSION, restore
 

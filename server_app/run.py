@@ -19,22 +19,23 @@ from disue.models import build_model, get_state
 from disue.models.check import check_networks
 from disue.naming import by_name
 from disue.wire import HelloRequest
+from server_app.build import make_strategy
+from server_app.callbacks.checkpoint import Checkpoints
+from server_app.callbacks.ledger import Ledger, check_accountant
+from server_app.callbacks.progress import Progress
+from server_app.callbacks.recorder import Recorder, Row, check_directory, default_directory, forget_after
+from server_app.callbacks.report_data import ReportData
+from server_app.callbacks.tensorboard import Events, check_tensorboard
+from server_app.callbacks.warning_log import Warnings, collected
 from server_app.card import write_card
-from server_app.checkpoint import Checkpoints
+from server_app.checks import check_groups, check_main_model, check_model, check_names, check_sizes
 from server_app.config import RunConfig
-from server_app.events import Events, check_tensorboard
-from server_app.hold import exclusive, in_use, is_held
-from server_app.methods import check_groups, check_main_model, check_model, check_names, check_sizes, make_strategy
-from server_app.portrait import ReportData
-from server_app.privacy import Ledger, check_accountant
-from server_app.progress import Progress
-from server_app.recorder import Recorder, Row, check_directory, default_directory, forget_after
 from server_app.report import write_report
 from server_app.resume import ResumePoint, look_back
+from server_app.run_data import check_own_data, check_summary, prepare_data, unfit
+from server_app.run_lock import exclusive, in_use, is_held
 from server_app.scoring import by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
-from server_app.tasks import check_own_data, check_summary, prepare_data, unfit
-from server_app.warned import Warnings, collected
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.store import UpdateStore
 from strategies.distillation.proxy import look_at_proxy
@@ -139,9 +140,9 @@ def _carry_out(
         forget_after(directory, past.rounds)
         recorder = Recorder(directory, config, task, registry.known, on_round, past.rows)
         warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
-        portrait = ReportData(directory, past.moves)
-        past.restore({"recorder": recorder, "portrait": portrait})
-        parts = {"registry": registry, "strategy": strategy, "recorder": recorder, "portrait": portrait}
+        report_data = ReportData(directory, past.moves)
+        past.restore({"recorder": recorder, "report_data": report_data})
+        parts = {"registry": registry, "strategy": strategy, "recorder": recorder, "report_data": report_data}
         progress = Progress(directory, config.num_server_rounds)
         strategy.on_phase = progress.phase
         ledger = Ledger(directory, config, registry.name_of, past.rounds)
@@ -155,7 +156,7 @@ def _carry_out(
             else:
                 average = strategy.averages[config.model]
                 scores = on_test_set(task, strategy.reached().universals, average, build, config.model, test, device)
-            portrait.after_round(strategy.stats)
+            report_data.after_round(strategy.stats)
             strategy.stats.metrics |= ledger.spent()
             row = recorder.record_round(strategy.stats, registry.known, scores)
             if events:
@@ -173,7 +174,9 @@ def _carry_out(
             recorder.save(state, config.model, gate, strategy.stats.evaluations)
             groups = {client.name: client.group for client in registry.clients}
             signatures = method.signatures(state)
-            portrait.finish(state.universals[config.model], signatures, groups, data, test, build, config.model, device)
+            report_data.finish(
+                state.universals[config.model], signatures, groups, data, test, build, config.model, device
+            )
 
         over = False
         try:

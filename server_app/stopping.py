@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from disue.files import inside, open_inside
-from server_app.hold import is_held
+from server_app.run_lock import is_held
 
 OVER = "the run is over"  # the last words of a ServerApp that did not fail
 STOP = Path("checkpoint", "stop")

@@ -11,8 +11,8 @@ import tomli_w
 from safetensors.numpy import save_file
 
 from disue.metrics import worst_decile
+from server_app.callbacks.report_data import chosen_for_similarity
 from server_app.config import RunConfig
-from server_app.portrait import chosen_for_similarity
 
 CHARTS = {
     *("accuracy", "map", "similarity", "membership", "composition", "teaching", "clients", "confusion"),

@@ -19,8 +19,8 @@ from disue.registry import Registry
 from disue.source import PACKAGES, client_hash, source_hash
 from disue_cli.config_table import config_table
 from disue_cli.engines.flower import copy_app
+from server_app.checks import check_names
 from server_app.config import RunConfig
-from server_app.methods import check_names
 from server_app.resume import CHANGEABLE
 from strategies.methods import METHODS
 
@@ -59,7 +59,7 @@ def test_nothing_is_decided_by_the_name_of_a_method() -> None:
 
 ROOMS = sorted(
     path.parent.relative_to(ROOT).as_posix()
-    for floor in ("disue", "client_app", "strategies")
+    for floor in ("disue", "client_app", "strategies", "server_app")
     for path in (ROOT / floor).glob("*/__init__.py")
 )
 

@@ -25,8 +25,8 @@ from disue.nodes import NodeConfig
 from disue.tasks import ImageClassification
 from disue.wire import CompareRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.callbacks.ledger import LEDGER
 from server_app.config import RunConfig
-from server_app.privacy import LEDGER
 from server_app.run import execute
 from strategies.clustering.estimators import CLUSTERERS
 

@@ -164,7 +164,7 @@ def _distinct(option: str, values: list[T]) -> list[T]:
 
 def _checked(output: Path) -> Path:
     """Return the directory; raise `ConfigError` if it holds something else, or cannot be written."""
-    from server_app.recorder import check_directory, default_directory
+    from server_app.callbacks.recorder import check_directory, default_directory
 
     directory = default_directory(RunConfig.from_flower({"output-dir": str(output)}))
     if (directory / "cells").is_dir():
@@ -202,7 +202,7 @@ def _report(finished: list[tuple[Cell, Summary]], output: Path, console: Console
 def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
     """Leave out what must know planted groups in scenarios that have none, and say so."""
     from disue.data import build_federation
-    from server_app.methods import check_names
+    from server_app.checks import check_names
     from strategies.methods.parts import Chosen
 
     left_out = set()

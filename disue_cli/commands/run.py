@@ -36,7 +36,7 @@ def run(connection: str, assignments: list[str]) -> None:
     values = parse_assignments(assignments)
     config = RunConfig.from_flower(values)
 
-    from server_app.methods import check_names
+    from server_app.checks import check_names
 
     if config.resume_from and Path(config.resume_from, "config.toml").is_file():  # else on the ServerApp's machine only
         from server_app.resume import resumed_config

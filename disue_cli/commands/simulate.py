@@ -51,7 +51,7 @@ def simulate(
     config = RunConfig.from_flower(values)
 
     from disue_cli.engines.inline import nodes_for
-    from server_app.recorder import default_directory
+    from server_app.callbacks.recorder import default_directory
     from server_app.run import preflight
 
     done, over = 0, False
@@ -155,9 +155,9 @@ def _carry_out(
 
 def _show(config: RunConfig, console: Console, compared: bool) -> None:
     """Print the table of a run and where its files are; with baselines write the pages anew before."""
+    from server_app.callbacks.warning_log import WARNINGS
     from server_app.card import write_card
     from server_app.report import read_run, write_report
-    from server_app.warned import WARNINGS
 
     directory = Path(config.output_dir)
     if compared:

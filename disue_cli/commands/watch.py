@@ -22,8 +22,8 @@ def watch(directory: Path) -> None:
     FederationError
         If the run fails, or nobody carries it out any more.
     """
-    from server_app.hold import is_held
     from server_app.report import read_run
+    from server_app.run_lock import is_held
 
     directory = user_path(directory)
     config = read_run(directory).config

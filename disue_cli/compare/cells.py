@@ -173,7 +173,7 @@ def _end_with_parent() -> None:
 
 def _run_cell(cell: Cell) -> Summary | DisueError:
     from disue_cli.engines.inline import run_inline
-    from server_app.hold import in_use, is_held
+    from server_app.run_lock import in_use, is_held
 
     if is_held(cell.directory):  # by a command that goes on with this run alone
         return ConfigError(in_use(cell.directory, "--output"))

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from server_app.portrait import Move
+from server_app.callbacks.report_data import Move
 from server_app.report.reading import RunRecord
 from server_app.report.words import counted
 

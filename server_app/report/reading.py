@@ -15,8 +15,8 @@ from disue.config.data import DataSettings
 from disue.errors import DataError
 from disue.files import ADVICE, LARGEST, NOT_PARSED, json_numbers, json_object, read_text, run_summary
 from disue.tasks.classification import MOST_CLASSES
+from server_app.callbacks.report_data import MEMBERSHIP, NAMES, TENSORS, Move
 from server_app.config import stored_settings
-from server_app.portrait import MEMBERSHIP, NAMES, TENSORS, Move
 
 T = TypeVar("T")
 Row = dict[str, Any]

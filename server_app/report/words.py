@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from disue.errors import one_line
 from disue.runs.reading import ENDED_EARLY
-from server_app.portrait import NAMES
+from server_app.callbacks.report_data import NAMES
 from server_app.report.intervals import examples_tested, in_words, is_over_clients, of_examples, of_metric, overlap
 from server_app.report.reading import Row, RunRecord
 

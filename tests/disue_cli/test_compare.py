@@ -26,10 +26,10 @@ from disue_cli.compare import cells
 from disue_cli.compare.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue_cli.compare.presets import preset
 from disue_cli.compare.tables import paired, write_table
+from server_app.callbacks.recorder import Recorder
+from server_app.checks import check_names
 from server_app.config import RunConfig
-from server_app.hold import exclusive
-from server_app.methods import check_names
-from server_app.recorder import Recorder
+from server_app.run_lock import exclusive
 from server_app.stopping import ask_to_stop
 
 QUICK = ["model=mlp", "num-server-rounds=2", "local-epochs=1", "distill-steps=20", "train-examples=20"]

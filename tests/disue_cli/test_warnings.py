@@ -16,10 +16,10 @@ from disue.errors import DataError
 from disue_cli.engines.inline import run_inline
 from disue_cli.views import ENDING, LiveView, PlainView, told_through
 from disue_cli.watching import Sight, followed, look
-from server_app.hold import exclusive
+from server_app.callbacks.warning_log import WARNINGS, Warned, Warnings, collected, warned
 from server_app.resume import resumed_config
+from server_app.run_lock import exclusive
 from server_app.stopping import STOP
-from server_app.warned import WARNINGS, Warned, Warnings, collected, warned
 
 LONG = "client-7 [bold]could not[/bold] be reached: " + "the network is down, " * 10 + "and so it is left out"
 

@@ -18,10 +18,10 @@ from disue.errors import DataError
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from disue_cli.views import LiveView, PlainView, view_of
 from disue_cli.watching import Sight, followed, look
+from server_app.callbacks.progress import Progress
 from server_app.config import RunConfig
-from server_app.hold import exclusive
-from server_app.progress import Progress
 from server_app.run import execute
+from server_app.run_lock import exclusive
 
 ROW: dict[str, Any] = {
     "round": 1,

@@ -34,9 +34,9 @@ from client_app.release import sketched
 from disue.models import build_model
 from disue.privacy.secagg import Contribution
 from disue_cli.engines.inline import InlineGrid
-from server_app.checkpoint import Checkpoints
+from server_app.callbacks.checkpoint import Checkpoints
+from server_app.callbacks.ledger import LEDGER, epsilon_of
 from server_app.config import RunConfig
-from server_app.privacy import LEDGER, epsilon_of
 from server_app.run import execute
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]

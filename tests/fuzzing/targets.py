@@ -40,8 +40,8 @@ from fuzzing import spoiling
 from fuzzing.messages import asked_for, spoilt_content, wire_targets
 from fuzzing.spoiling import NAMES, SCALARS, SIZES, VALUES, WRITERS, any_image, idx, npz
 from fuzzing.target import LONGEST_LINE, Target
+from server_app.callbacks.checkpoint import Checkpoints
 from server_app.card import card
-from server_app.checkpoint import Checkpoints
 from server_app.config import RunConfig
 from server_app.report.build import comparison_page, report_page
 from server_app.report.reading import read_run

@@ -13,8 +13,8 @@ from disue.errors import DataError, FederationError
 from disue.tasks import DataSummary
 from disue.wire import EvaluateReply, HelloReply
 from server_app.config import RunConfig
+from server_app.run_data import prepare_data, unfit
 from server_app.scoring import by_clients
-from server_app.tasks import prepare_data, unfit
 from strategies.aggregation.caps import Caps
 from strategies.rounds.registry import Client, ClientRegistry
 
@@ -34,9 +34,9 @@ def gathered() -> Callable[..., ClientRegistry]:
             return HelloReply(name, told[name][0], -1, 0, "mlp", told[name][1]).to_message(message)
 
         settings = settings or config()
-        roster = ClientRegistry(0, unfit=partial(unfit, settings))
-        roster.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), settings.min_clients, 0.2)
-        return roster
+        registry = ClientRegistry(0, unfit=partial(unfit, settings))
+        registry.gather(ChangingGrid(app, {}, [{"name": name} for name in told]), settings.min_clients, 0.2)
+        return registry
 
     return gather
 
@@ -49,8 +49,8 @@ def test_a_client_that_claims_much_moves_the_normalisation_little(  # type: igno
     gathered, messages: list[str]
 ) -> None:
     black = DataSummary(("cat",), (0.0,), (0.0,))
-    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(80, HONEST), d=(100, HONEST), e=(10**12, black))
-    task = prepare_data(config(), roster).task
+    registry = gathered(a=(100, HONEST), b=(120, HONEST), c=(80, HONEST), d=(100, HONEST), e=(10**12, black))
+    task = prepare_data(config(), registry).task
     weight = 1000 / 1400  # ten times the median of the others'
     mean = (1 - weight) * 0.4
     assert task.mean[0] == pytest.approx(mean)
@@ -61,15 +61,15 @@ def test_a_client_that_claims_much_moves_the_normalisation_little(  # type: igno
 
 
 def test_a_claim_beyond_all_measure_costs_that_client_alone(gathered, messages: list[str]) -> None:  # type: ignore[no-untyped-def]
-    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(2**62, HONEST))
-    assert [client.name for client in roster.clients] == ["a", "b"]
+    registry = gathered(a=(100, HONEST), b=(120, HONEST), c=(2**62, HONEST))
+    assert [client.name for client in registry.clients] == ["a", "b"]
     assert any("num-examples is 4611686018427387904; expected an integer from 0 to 10^12" in said for said in messages)
 
 
 def test_a_client_with_far_more_classes_than_the_others_is_refused(gathered, messages: list[str]) -> None:  # type: ignore[no-untyped-def]
     many = DataSummary(tuple(f"class {i}" for i in range(101)), (0.4,), (0.3,))
-    roster = gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many))
-    assert prepare_data(config(), roster).task.class_names == ("cat", "dog")
+    registry = gathered(a=(100, HONEST), b=(120, HONEST), c=(100, many))
+    assert prepare_data(config(), registry).task.class_names == ("cat", "dog")
     assert any("c: it has 101 classes, beside the other clients' at most 100 are allowed" in said for said in messages)
     every = ",".join([*HONEST.class_names, *many.class_names])
     named = config(classes=every)

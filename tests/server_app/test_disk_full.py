@@ -16,7 +16,7 @@ from resuming import left_by
 from disue.errors import DataError, DiskError
 from disue.files import append, write_tensors, write_whole
 from disue_cli.engines.inline import run_inline
-from server_app.checkpoint import Checkpoints
+from server_app.callbacks.checkpoint import Checkpoints
 from server_app.config import RunConfig
 from server_app.resume import resumed_config
 

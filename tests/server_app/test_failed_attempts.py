@@ -12,7 +12,7 @@ from resuming import SETTINGS, left_by
 
 from client_app.app import app as client_app
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
-from server_app.checkpoint import Checkpoints, packed, unpacked
+from server_app.callbacks.checkpoint import Checkpoints, packed, unpacked
 from server_app.config import RunConfig
 from server_app.run import execute
 from strategies.flower import FederatedStrategy

@@ -20,11 +20,11 @@ from fault_schedules import Attempt, FaultyGrid, Killed, Schedule
 from disue.errors import DisueError, TooFewUpdates
 from disue.files import read_tensors
 from disue.models import build_model, get_state
-from server_app.checkpoint import Checkpoints
+from server_app.callbacks.checkpoint import Checkpoints
 from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import execute
-from strategies.rounds import registry as roster
+from strategies.rounds import registry
 from strategies.rounds import transport as exchange
 
 SCHEDULES = int(os.environ.get("DISUE_FAULT_SCHEDULES", "30"))
@@ -47,7 +47,7 @@ def _in_no_time(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     def hangs(number: int, frame: object) -> None:
         raise AssertionError(f"it hangs: not over after {LONGEST} s")
 
-    monkeypatch.setattr(roster, "JOIN_POLL_SECONDS", 0.001)
+    monkeypatch.setattr(registry, "JOIN_POLL_SECONDS", 0.001)
     monkeypatch.setattr(exchange, "POLL_SECONDS", 0.001)
     before = signal.signal(signal.SIGALRM, hangs)
     signal.alarm(LONGEST)

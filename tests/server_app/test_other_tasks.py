@@ -17,10 +17,10 @@ from disue.metrics import predict_logits
 from disue.models import build_model, get_state
 from disue.runs.gate import Gate
 from disue.tasks import Regression
+from server_app.callbacks.recorder import Recorder, Row
+from server_app.callbacks.report_data import ReportData
+from server_app.callbacks.tensorboard import Events
 from server_app.config import RunConfig
-from server_app.events import Events
-from server_app.portrait import ReportData
-from server_app.recorder import Recorder, Row
 from server_app.scoring import Scores, on_test_set
 from strategies.distillation.teachers import VoteSummary
 from strategies.methods.base import MethodState
@@ -97,8 +97,8 @@ def test_who_taught_is_one_line_for_each_expert(recorder: Recorder, tmp_path: Pa
 
 
 def test_there_is_no_confusion_of_quantities(tmp_path: Path) -> None:
-    portrait = ReportData(tmp_path)
-    portrait.finish(get_state(BUILD("mlp")), None, {}, Table(), TEST, BUILD, "mlp", CPU)
+    report_data = ReportData(tmp_path)
+    report_data.finish(get_state(BUILD("mlp")), None, {}, Table(), TEST, BUILD, "mlp", CPU)
     assert not load_file(tmp_path / "portrait.safetensors")
 
 

@@ -14,9 +14,9 @@ from scipy.stats import norm
 
 from disue.errors import ConfigError, DataError
 from disue_cli.engines.inline import run_inline
-from server_app import privacy
+from server_app.callbacks import ledger
+from server_app.callbacks.ledger import LEDGER, Ledger, epsilon_of
 from server_app.config import RunConfig
-from server_app.privacy import LEDGER, Ledger, epsilon_of
 from server_app.report.reading import read_run
 from server_app.report.words import cards, sentences
 from server_app.resume import resumed_config
@@ -93,7 +93,7 @@ def test_no_noise_no_bound_and_no_delta_are_refused(key: str, value: float) -> N
 
 def test_a_missing_accountant_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = RunConfig.from_flower({"privacy": "dp", "output-dir": str(tmp_path / "r")})
-    monkeypatch.setattr(privacy, "find_spec", lambda name: None)
+    monkeypatch.setattr(ledger, "find_spec", lambda name: None)
     with pytest.raises(
         ConfigError, match=r"^privacy: got 'dp'; the accountant is missing, .* pip install 'disue\[dp\]'"
     ):

@@ -23,11 +23,11 @@ from client_app.app import app as client_app
 from disue.errors import ConfigError, DataError, FederationError, TooFewUpdates
 from disue_cli.engines import inline
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
-from server_app.checkpoint import packed, unpacked
+from server_app.callbacks.checkpoint import packed, unpacked
 from server_app.config import RunConfig
-from server_app.hold import exclusive, is_held
 from server_app.resume import resumed_config
 from server_app.run import execute
+from server_app.run_lock import exclusive, is_held
 
 CLIENTS = 4
 SMALL = FAST | {"num-server-rounds": 3, "distill-steps": 3, "fraction-train": 0.75, "num-groups": 2}

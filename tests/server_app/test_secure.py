@@ -17,8 +17,8 @@ from client_app.release import policy, sketched
 from disue.errors import ConfigError, FederationError
 from disue.privacy.secagg import to_words
 from disue_cli.engines.inline import simulated_nodes
+from server_app.checks import check_names, check_sizes
 from server_app.config import RunConfig
-from server_app.methods import check_names, check_sizes
 from server_app.run import execute
 
 SAME = {"clients": 9, "prototypes": "cluster", "num_server_rounds": 3, "local_epochs": 2, "seed": 4}

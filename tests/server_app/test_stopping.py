@@ -24,12 +24,12 @@ from disue.errors import DataError, TooFewUpdates
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from disue_cli.main import app
 from server_app.config import RunConfig
-from server_app.hold import exclusive
 from server_app.report import write_report
 from server_app.report.build import comparison_page
 from server_app.report.reading import read_run
 from server_app.resume import resumed_config
 from server_app.run import execute
+from server_app.run_lock import exclusive
 from server_app.stopping import STOP, ask_to_stop, signals_stop
 
 SMALL = FAST | {"num-server-rounds": 3, "distill-steps": 3, "train-examples": 30, "global-test-size": 50}

@@ -18,9 +18,9 @@ from disue.nodes import NodeConfig
 from disue.privacy.dp import epsilon_of, planned_releases
 from disue.wire import DescribeRequest, EvaluateRequest, HelloRequest, TrainRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.callbacks.ledger import LEDGER
+from server_app.callbacks.ledger import epsilon_of as accountant
 from server_app.config import RunConfig
-from server_app.privacy import LEDGER
-from server_app.privacy import epsilon_of as accountant
 from server_app.run import execute
 from strategies.rounds.packing import seated
 

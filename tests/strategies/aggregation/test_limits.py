@@ -15,8 +15,8 @@ from tests_support import ChangingGrid, answering_app, calls_of, honest, shifted
 from disue.data import build_federation
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
+from server_app.build import make_strategy
 from server_app.config import RunConfig
-from server_app.methods import make_strategy
 from strategies.aggregation.caps import Caps, capped
 from strategies.aggregation.limits import Lengths, Limits
 from strategies.flower import FederatedStrategy

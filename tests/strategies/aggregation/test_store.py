@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from disue.models import State
-from strategies.aggregation import store as shelf
+from strategies.aggregation import store
 from strategies.aggregation.store import UpdateStore
 
 
@@ -34,7 +34,7 @@ def descriptors() -> int:
 
 @pytest.mark.parametrize("region", [2**20, 2**13])
 def test_a_model_comes_back_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, region: int) -> None:
-    monkeypatch.setattr(shelf, "REGION_BYTES", region)  # many models in a region, and a region smaller than a model
+    monkeypatch.setattr(store, "REGION_BYTES", region)  # many models in a region, and a region smaller than a model
     models = [model(seed, size=1000 + 100 * seed) for seed in range(20)]
     own = UpdateStore(2 * bytes_of(models[1]), tmp_path)
     kept = [own.put(state) for state in models]
@@ -74,9 +74,9 @@ def test_without_a_limit_nothing_is_written(tmp_path: Path) -> None:
 MESSAGES = """
 import os, sys
 import numpy as np, torch
-from strategies.aggregation import store as shelf
+from strategies.aggregation import store
 
-shelf.REGION_BYTES = 2**22
+store.REGION_BYTES = 2**22
 kept = []
 
 def memory():
@@ -90,7 +90,7 @@ def receive(models):
     kept.append(models.put(state))
 
 def growth(reply_memory):
-    models = shelf.UpdateStore(memory=reply_memory)
+    models = store.UpdateStore(memory=reply_memory)
     receive(models)
     before = memory()
     for _ in range(40):
@@ -98,10 +98,10 @@ def growth(reply_memory):
     return memory() - before
 
 SIZES = {"a": 870_000, "b": 3_600_000}
-give_back = shelf.give_back_freed_memory
+give_back = store.give_back_freed_memory
 for give_back_or_hold in (give_back, lambda: None):
     if not os.fork():
-        shelf.give_back_freed_memory = give_back_or_hold
+        store.give_back_freed_memory = give_back_or_hold
         print(growth(int(sys.argv[1])), flush=True)
         os._exit(0)
     os.wait()

@@ -10,8 +10,8 @@ from client_app.describe import DESCRIPTIONS
 from disue.data import Examples, build_federation
 from disue.models import build_model
 from disue.signature import Signature
+from server_app.build import make_strategy
 from server_app.config import RunConfig
-from server_app.methods import make_strategy
 from strategies.clustering.similarity import SIGNATURES, SignatureBook, SignatureKind, cosines, embed, running_means
 from strategies.rounds.registry import ClientRegistry
 from strategies.updates import ClientUpdate

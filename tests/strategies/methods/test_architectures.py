@@ -16,8 +16,8 @@ from disue.data import build_federation
 from disue.metrics import evaluate
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
+from server_app.build import make_strategy
 from server_app.config import RunConfig
-from server_app.methods import make_strategy
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import Server
 from strategies.methods.disue import DisUE, DisUEState

@@ -19,8 +19,8 @@ from disue.models import State, build_model, fill, get_state
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
 from disue.tasks import Regression
+from server_app.build import make_strategy
 from server_app.config import RunConfig
-from server_app.methods import make_strategy
 from strategies.aggregation.caps import Caps
 from strategies.clustering.assignment import Planted
 from strategies.distillation.distiller import Distiller

@@ -14,7 +14,7 @@ from client_app.app import app as client_app
 from disue.data import build_federation
 from disue.models import State, build_model, get_state
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
-from server_app.checkpoint import packed, unpacked
+from server_app.callbacks.checkpoint import packed, unpacked
 from server_app.config import RunConfig
 from strategies.aggregation.server_optimizer import ServerOptimizer, ServerOptimizerState, adam
 from strategies.flower import FederatedStrategy

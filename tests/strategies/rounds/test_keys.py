@@ -19,7 +19,7 @@ from tests_support import KeyedGrid, answering_app
 
 from client_app.app import app as client_app
 from disue_cli.engines.inline import simulated_nodes
-from server_app.checkpoint import packed, unpacked
+from server_app.callbacks.checkpoint import packed, unpacked
 from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import execute

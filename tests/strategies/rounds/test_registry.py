@@ -16,14 +16,14 @@ def grid(names: list[str]) -> ChangingGrid:
     return ChangingGrid(answering_app(), {}, [{"name": name} for name in names])
 
 
-def roster(names: list[str], seed: int = 0) -> ClientRegistry:
+def registry_of(names: list[str], seed: int = 0) -> ClientRegistry:
     made = ClientRegistry(seed)
     made.gather(grid(names), min_clients=1, join_timeout=1.0)
     return made
 
 
 def test_clients_are_known_by_name_in_natural_order() -> None:
-    assert [client.name for client in roster(["client-10", "client-2", "ward"]).clients] == [
+    assert [client.name for client in registry_of(["client-10", "client-2", "ward"]).clients] == [
         "client-2",
         "client-10",
         "ward",
@@ -32,7 +32,7 @@ def test_clients_are_known_by_name_in_natural_order() -> None:
 
 def test_the_sample_depends_on_seed_purpose_and_round_and_not_on_node_ids() -> None:
     names = [f"client-{i}" for i in range(20)]
-    one, other = roster(names), roster(list(reversed(names)))  # the same clients under other node ids
+    one, other = registry_of(names), registry_of(list(reversed(names)))  # the same clients under other node ids
 
     def sample(made: ClientRegistry, *arguments: object) -> list[str]:
         return [client.name for client in made.sample(0.3, *arguments)]  # type: ignore[arg-type]
@@ -41,13 +41,13 @@ def test_the_sample_depends_on_seed_purpose_and_round_and_not_on_node_ids() -> N
     assert sample(one, "train", 1) == sample(other, "train", 1)
     assert sample(one, "train", 1) != sample(one, "train", 2)
     assert sample(one, "train", 1) != sample(one, "evaluate", 1)
-    assert sample(one, "train", 1) != sample(roster(names, seed=1), "train", 1)
+    assert sample(one, "train", 1) != sample(registry_of(names, seed=1), "train", 1)
 
 
 def test_who_is_asked_again_are_first_the_others_then_those_that_were_well() -> None:
     names = [f"client-{i}" for i in range(10)]
     tried = {"client-0": True, "client-1": False, "client-2": True, "client-3": False}
-    one, other = roster(names), roster(list(reversed(names)))
+    one, other = registry_of(names), registry_of(list(reversed(names)))
 
     def sample(made: ClientRegistry, fraction: float, server_round: int = 1) -> set[str]:
         return {client.name for client in made.sample(fraction, "train", server_round, tried)}
@@ -66,7 +66,7 @@ def test_who_is_asked_again_are_first_the_others_then_those_that_were_well() -> 
 
 
 def test_a_fraction_of_one_is_everybody_and_a_tiny_one_is_somebody() -> None:
-    made = roster(["a", "b", "c"])
+    made = registry_of(["a", "b", "c"])
     assert [client.name for client in made.sample(1.0, "train", 1)] == ["a", "b", "c"]
     assert len(made.sample(0.01, "train", 1)) == 1
 
@@ -79,7 +79,7 @@ def test_too_few_clients_is_an_error_within_the_timeout() -> None:
 
 
 def test_a_second_client_of_the_same_name_does_not_take_part() -> None:
-    made = roster(["a", "a", "b"])
+    made = registry_of(["a", "a", "b"])
     assert [client.name for client in made.clients] == ["a", "b"]
 
 

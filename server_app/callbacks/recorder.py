@@ -36,8 +36,8 @@ from disue.runs.gate import Gate
 from disue.tasks import Task
 from disue.wire import EvaluateReply
 from server_app.config import RunConfig
-from server_app.hold import LOCK
 from server_app.pictures import save_sheet
+from server_app.run_lock import LOCK
 from server_app.scoring import Scores
 from strategies.distillation.teachers import VoteSummary
 from strategies.methods.base import MethodState

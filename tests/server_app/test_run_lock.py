@@ -13,16 +13,16 @@ from resuming import left_by
 
 from disue.errors import ConfigError, DataError
 from disue_cli.engines.inline import run_inline
-from server_app import portrait
 from server_app import run as server_run
-from server_app.checkpoint import Checkpoints
+from server_app.callbacks import report_data
+from server_app.callbacks.checkpoint import Checkpoints
+from server_app.callbacks.recorder import check_directory
 from server_app.config import RunConfig
-from server_app.hold import LOCK, exclusive, is_held
-from server_app.recorder import check_directory
 from server_app.report import write_report
 from server_app.report.reading import read_run
 from server_app.resume import resumed_config
 from server_app.run import execute
+from server_app.run_lock import LOCK, exclusive, is_held
 from server_app.stopping import STOP, ask_to_stop
 
 SMALL: dict[str, Any] = FAST | {
@@ -213,17 +213,17 @@ def test_a_report_of_a_run_that_goes_on_disturbs_nothing(tmp_path: Path) -> None
 def test_a_report_between_two_files_of_a_run_finds_them_in_keeping(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory, write = tmp_path / "run", portrait.write_whole
+    directory, write = tmp_path / "run", report_data.write_whole
     seen: dict[str, set[str]] = {}
 
     def write_and_look(path: Path, content: Any) -> None:
         write(path, content)
-        if path.name != portrait.MEMBERSHIP:
+        if path.name != report_data.MEMBERSHIP:
             seen[path.name] = set(read_run(directory).arrays)
 
-    monkeypatch.setattr(portrait, "write_whole", write_and_look)
+    monkeypatch.setattr(report_data, "write_whole", write_and_look)
     run_inline(config_for(directory), CLIENTS)
-    assert seen == {portrait.NAMES: set(), portrait.TENSORS: {"labels", "confusion"}}
+    assert seen == {report_data.NAMES: set(), report_data.TENSORS: {"labels", "confusion"}}
 
 
 # --- what stands in the place of a file ----------------------------------------------------------------

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from disue.errors import ConfigError
-from server_app import events
+from server_app.callbacks import tensorboard
 from server_app.config import RunConfig
 from server_app.run import preflight
 
@@ -46,12 +46,12 @@ def test_a_run_writes_none_unless_asked(run) -> None:  # type: ignore[no-untyped
 
 
 def test_where_tensorboard_is_missing_it_is_said_before_the_run(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr(events, "find_spec", lambda name: None)
+    monkeypatch.setattr(tensorboard, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"tensorboard: got True; the package is missing, use false or pip install"):
         preflight(RunConfig(output_dir=str(tmp_path / "run"), tensorboard=True), 4)
     assert not (tmp_path / "run").exists()
 
 
 def test_pixels_are_between_0_and_1() -> None:
-    assert events.pixels_of(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [0.0, 0.25, 1.0]
-    assert events.pixels_of(torch.full((3,), 2.0)).tolist() == [0.0, 0.0, 0.0]
+    assert tensorboard.pixels_of(torch.tensor([-1.0, 0.0, 3.0])).tolist() == [0.0, 0.25, 1.0]
+    assert tensorboard.pixels_of(torch.full((3,), 2.0)).tolist() == [0.0, 0.0, 0.0]

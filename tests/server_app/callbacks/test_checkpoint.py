@@ -14,8 +14,8 @@ from safetensors import safe_open
 import strategies.stored
 from disue.errors import DataError
 from disue.tasks import DataSummary
-from server_app import checkpoint
-from server_app.checkpoint import Checkpoints, packed, unpacked
+from server_app.callbacks import checkpoint
+from server_app.callbacks.checkpoint import Checkpoints, packed, unpacked
 from strategies.distillation.prototypes import FeatureSpace, Prototypes
 from strategies.rounds.registry import Client
 from strategies.rounds.state import restore, state_of
@@ -129,7 +129,7 @@ def test_a_record_comes_back_if_it_is_stored_and_two_have_no_name_in_common(monk
     with pytest.raises(TypeError, match="a checkpoint cannot hold a Measured"):
         packed(Measured(1.5))
     monkeypatch.setattr("strategies.stored.STORED", dict(STORED))
-    monkeypatch.setattr("server_app.checkpoint.STORED", strategies.stored.STORED)
+    monkeypatch.setattr("server_app.callbacks.checkpoint.STORED", strategies.stored.STORED)
     stored(Measured)
     assert again(Measured(1.5)) == Measured(1.5)
     with pytest.raises(ValueError, match="'Measured' is stored already, as .*Measured; give it another"):

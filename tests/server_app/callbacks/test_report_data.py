@@ -12,7 +12,7 @@ from sklearn.metrics import confusion_matrix
 
 from disue.data import build_federation
 from disue.models import build_model
-from server_app.portrait import ReportData, chosen_for_similarity, map_of
+from server_app.callbacks.report_data import ReportData, chosen_for_similarity, map_of
 from strategies.rounds.stats import RoundStats
 
 
@@ -50,7 +50,7 @@ def test_a_run_leaves_the_map_the_similarities_the_labels_and_the_confusion(run)
 
 
 def test_of_many_clients_the_map_shows_some_of_every_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    monkeypatch.setattr("server_app.portrait.MOST_ON_MAP", 4)
+    monkeypatch.setattr("server_app.callbacks.report_data.MOST_ON_MAP", 4)
     result = run(clients=7, num_clusters=2)
     names = json.loads((result.directory / "portrait.json").read_text())
     tensors = load_file(result.directory / "portrait.safetensors")
@@ -72,9 +72,9 @@ def test_clients_that_tell_nothing_are_drawn_from_the_scenario(run) -> None:  # 
 
 
 def test_only_moves_are_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    portrait = ReportData(tmp_path)
+    report_data = ReportData(tmp_path)
     for number, clusters in enumerate([{"a": 0, 'b,"': 1}, {"a": 0, 'b,"': 1}, {"a": 2, 'b,"': 1, "c": 0}], start=1):
-        portrait.after_round(RoundStats(number, clusters=clusters))
+        report_data.after_round(RoundStats(number, clusters=clusters))
     moves = [tuple(row.values()) for row in rows_of(tmp_path / "membership.csv")]
     assert moves == [("1", "a", "0"), ("1", 'b,"', "1"), ("3", "a", "2"), ("3", "c", "0")]
 

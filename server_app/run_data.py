@@ -130,21 +130,21 @@ def _too_many_classes(clients: Sequence[Client]) -> dict[str, str]:
     }
 
 
-def prepare_data(config: RunConfig, roster: ClientRegistry) -> RunData:
-    """Return the run's data; from here on the roster tells clients with their own what they agree on, or agreed on.
+def prepare_data(config: RunConfig, registry: ClientRegistry) -> RunData:
+    """Return the run's data; from here on the registry tells clients with their own what they agree on, or agreed on.
 
     Raises
     ------
     DataError
         If a dataset is missing or too small, or the clients have fewer than two classes.
     """
-    clients = roster.clients
+    clients = registry.clients
     if config.dataset != OWN:
         return build_federation(config, clients[0].num_partitions)  # the same for all: `ClientRegistry` sees to it
-    roster.task = roster.task or _agreed_task(config, roster)
-    log(INFO, "%s classes: %s", roster.task.num_classes, quoted(roster.task.class_names))
-    _warn_of_classes(config, roster.task, roster.clients)
-    return AgreedData(roster.task)
+    registry.task = registry.task or _agreed_task(config, registry)
+    log(INFO, "%s classes: %s", registry.task.num_classes, quoted(registry.task.class_names))
+    _warn_of_classes(config, registry.task, registry.clients)
+    return AgreedData(registry.task)
 
 
 def _warn_of_classes(config: RunConfig, task: ImageClassification, clients: list[Client]) -> None:
@@ -158,8 +158,8 @@ def _warn_of_classes(config: RunConfig, task: ImageClassification, clients: list
                 log(WARNING, "%s has %s", client.name, doubt)
 
 
-def _agreed_task(config: RunConfig, roster: ClientRegistry) -> ImageClassification:
-    clients = roster.clients
+def _agreed_task(config: RunConfig, registry: ClientRegistry) -> ImageClassification:
+    clients = registry.clients
     told = {client.name: client.summary for client in clients if client.summary is not None}
     claimed = {client.name: float(max(client.num_examples, 1)) for client in clients}
     counted = Caps(config.max_weight).examples(claimed)

@@ -6,7 +6,7 @@ import pytest
 
 from disue.tasks import DataSummary
 from server_app.config import RunConfig
-from server_app.tasks import prepare_data
+from server_app.run_data import prepare_data
 from strategies.rounds.registry import Client
 
 

@@ -1,40 +1,23 @@
-"""From config values to a strategy."""
+"""What is checked of a run config before a client is asked: names, sizes, and what does not go together."""
 
-import hashlib
-import json
-import math
 from collections.abc import Iterable
-from functools import partial
-from logging import WARNING
 from typing import Any
 
-import torch
-from flwr.common.logger import log
-
-from disue.data import DATASETS, SCENARIOS, RunData
+from disue.data import DATASETS, OWN, SCENARIOS, RunData
 from disue.errors import ConfigError
-from disue.models import MODELS, build_model
-from disue.models.check import check_networks
+from disue.models import MODELS
+from disue.privacy.dp import COVERED_DESCRIPTIONS
 from disue.privacy.secagg import FEWEST
 from disue.registry import Registry
 from server_app.config import RunConfig
-from server_app.doubts import doubts
-from server_app.privacy import check_privacy, needs_sketch
-from server_app.resume import CHANGEABLE
-from strategies.aggregation.limits import Limits
 from strategies.aggregation.robust import AGGREGATORS
-from strategies.aggregation.store import UpdateStore
 from strategies.clustering.estimators import CLUSTERERS
 from strategies.clustering.landmarks import MOST_COMPARED
-from strategies.clustering.similarity import SIGNATURES
+from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.distillation.teachers import TEACHERS
-from strategies.flower import FederatedStrategy
 from strategies.methods import METHODS
-from strategies.methods.parts import ASSIGNERS, Chosen, Parts, smallest_cluster
-from strategies.rounds.collecting import Collector, PlainCollector, SecureCollector
-from strategies.rounds.registry import ClientRegistry
-from strategies.rounds.secure_sums import SecureSums
-from strategies.rounds.stats import Participation
+from strategies.methods.disue import DisUESettings
+from strategies.methods.parts import ASSIGNERS, Chosen, smallest_cluster
 
 REGISTRIES: tuple[Registry[Any], ...] = (
     *(METHODS, DATASETS, SCENARIOS, MODELS, ASSIGNERS, SIGNATURES, TEACHERS, AGGREGATORS),
@@ -135,63 +118,52 @@ def check_groups(config: RunConfig, data: RunData) -> None:
         raise ConfigError(f"{key}: '{name}' needs planted groups and scenario '{config.scenario_name}' has none")
 
 
-def make_strategy(
-    config: RunConfig, registry: ClientRegistry, data: RunData, device: torch.device, store: UpdateStore | None = None
-) -> FederatedStrategy:
-    """Build the configured method and its Flower strategy.
-
-    ``store``: where the clients' models of a round are kept.
-
-    Raises
-    ------
-    ConfigError
-        If the method cannot work with the clients' models.
-    """
-    check_task = partial(check_networks, shape=data.task.shape, num_outputs=data.task.num_outputs)
-    check_task({config.model, *(client.model for client in registry.known)})
-    check_name = registry.check_model
-
-    def check_newcomer(model: str) -> None:
-        check_name(model)
-        check_task([model])
-
-    registry.check_model = check_newcomer
-    for doubt in doubts(config, data):
-        log(WARNING, doubt)
-    parts = Parts(config, data, device)
-    method = METHODS[config.method].build(parts)
-    num_strata = data.task.num_strata if method.needs.prototypes else 0
-    if config.privacy == "secure":
-        sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        collector: Collector = SecureCollector(sums, num_strata)
-    else:
-        limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
-        collector = PlainCollector(limits, store, num_strata)
-    described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    run = _run_name(config) if method.needs.memory else ""
-    return FederatedStrategy(registry, _participation(config), method, collector, described_as, run)
+SKETCHED = tuple(name for name, kind in SIGNATURES.items() if kind.gram is cosines)
+"""Signatures of which a random projection keeps the likeness."""
 
 
-def _run_name(config: RunConfig) -> str:
-    """Return 16 hexadecimal digits that tell a run by what it computes."""
-    told = {key: value for key, value in config.to_flower().items() if key not in CHANGEABLE}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+def check_privacy(config: RunConfig) -> None:
+    """Raise `ConfigError` where the claim of the mode would not hold."""
+    if config.privacy == "dp":
+        _check_dp(config)
+    elif config.privacy == "secure":
+        _check_secure(config)
+    if config.privacy != "plain" and config.dataset == OWN and not config.class_names:
+        raise ConfigError(
+            f"classes: got ''; with privacy={config.privacy} clients do not tell theirs, name all of them"
+        )
 
 
-def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:
-    """Return the shape of what clients say of their data."""
-    if config.privacy == "secure":
-        return 1, config.sketch_size
-    shape, task = SIGNATURES[signature].shape, data.task
-    head = build_model(config.model, task.shape, task.num_outputs, config.seed).head
-    return shape and shape(task.num_strata, head.in_features, math.prod(task.shape))
-
-
-def _participation(config: RunConfig) -> Participation:
-    return Participation(
-        num_rounds=config.num_server_rounds,
-        fraction_train=config.fraction_train,
-        fraction_evaluate=config.fraction_evaluate,
-        evaluate_every=config.evaluate_every,
-        min_success_fraction=config.min_success_fraction,
+def _check_secure(config: RunConfig) -> None:
+    chosen, limit = Chosen(config), DisUESettings.of(config).prototype_limit
+    methods = [name for name, method in METHODS.items() if method.supports.sums]
+    assigners = [name for name, kind in ASSIGNERS.items() if kind.supports.sums]
+    refused = (
+        ("method", config.method, config.method in methods, ", ".join(methods)),
+        ("clusterer", config.clusterer, not chosen.assigner or config.clusterer in assigners, ", ".join(assigners)),
+        ("signature", config.signature, not chosen.signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
+        ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
+        ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
+        ("prototype-limit", limit, limit == 0.0, "0"),
     )
+    for key, value, allowed, use in refused:
+        if not allowed:
+            raise ConfigError(f"{key}: got {value!r}; the server gets sums only with privacy=secure, use {use}")
+
+
+def needs_sketch(config: RunConfig) -> bool:
+    """Return whether clients are compared by their updates, of which the server gets a sketch with privacy=secure."""
+    signature = Chosen(config).signature
+    return signature is not None and signature.from_update is not None
+
+
+def _check_dp(config: RunConfig) -> None:
+    chosen = Chosen(config)
+    for key, part in (("method", chosen.method), ("clusterer", chosen.assigner)):
+        if part is not None and (uncovered := part.supports.uncovered):
+            raise ConfigError(f"{key}: got '{getattr(config, key)}'; privacy=dp does not cover {uncovered}")
+    signature, covered = chosen.signature, " or ".join(COVERED_DESCRIPTIONS)
+    if signature and signature.from_update is None and config.signature not in COVERED_DESCRIPTIONS:
+        raise ConfigError(
+            f"signature: got '{config.signature}'; privacy=dp does not cover it, use {covered} or one made from updates"
+        )

@@ -1,4 +1,4 @@
-"""What the modes of ``privacy`` refuse, and the budget of dp: how much clients have released, and what it comes to."""
+"""The budget of ``privacy=dp``: how much clients have released, and what it comes to."""
 
 import json
 import logging
@@ -10,67 +10,13 @@ from pathlib import Path
 from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
-from disue.data import OWN
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
-from disue.privacy.dp import COVERED_DESCRIPTIONS, ORDERS, SENSITIVITY
+from disue.privacy.dp import ORDERS, SENSITIVITY
 from disue.wire.describe import DESCRIBE
 from server_app.config import RunConfig
-from strategies.clustering.similarity import SIGNATURES, cosines
-from strategies.methods import METHODS
-from strategies.methods.disue import DisUESettings
-from strategies.methods.parts import ASSIGNERS, Chosen
 
 LEDGER = "releases.json"
-SKETCHED = tuple(name for name, kind in SIGNATURES.items() if kind.gram is cosines)
-"""Signatures of which a random projection keeps the likeness."""
-
-
-def check_privacy(config: RunConfig) -> None:
-    """Raise `ConfigError` where the claim of the mode would not hold."""
-    if config.privacy == "dp":
-        _check_dp(config)
-    elif config.privacy == "secure":
-        _check_secure(config)
-    if config.privacy != "plain" and config.dataset == OWN and not config.class_names:
-        raise ConfigError(
-            f"classes: got ''; with privacy={config.privacy} clients do not tell theirs, name all of them"
-        )
-
-
-def _check_secure(config: RunConfig) -> None:
-    chosen, limit = Chosen(config), DisUESettings.of(config).prototype_limit
-    methods = [name for name, method in METHODS.items() if method.supports.sums]
-    assigners = [name for name, kind in ASSIGNERS.items() if kind.supports.sums]
-    refused = (
-        ("method", config.method, config.method in methods, ", ".join(methods)),
-        ("clusterer", config.clusterer, not chosen.assigner or config.clusterer in assigners, ", ".join(assigners)),
-        ("signature", config.signature, not chosen.signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
-        ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
-        ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
-        ("prototype-limit", limit, limit == 0.0, "0"),
-    )
-    for key, value, allowed, use in refused:
-        if not allowed:
-            raise ConfigError(f"{key}: got {value!r}; the server gets sums only with privacy=secure, use {use}")
-
-
-def needs_sketch(config: RunConfig) -> bool:
-    """Return whether clients are compared by their updates, of which the server gets a sketch with privacy=secure."""
-    signature = Chosen(config).signature
-    return signature is not None and signature.from_update is not None
-
-
-def _check_dp(config: RunConfig) -> None:
-    chosen = Chosen(config)
-    for key, part in (("method", chosen.method), ("clusterer", chosen.assigner)):
-        if part is not None and (uncovered := part.supports.uncovered):
-            raise ConfigError(f"{key}: got '{getattr(config, key)}'; privacy=dp does not cover {uncovered}")
-    signature, covered = chosen.signature, " or ".join(COVERED_DESCRIPTIONS)
-    if signature and signature.from_update is None and config.signature not in COVERED_DESCRIPTIONS:
-        raise ConfigError(
-            f"signature: got '{config.signature}'; privacy=dp does not cover it, use {covered} or one made from updates"
-        )
 
 
 def check_accountant() -> None:

@@ -1,0 +1,1 @@
+"""What watches a run and writes of it: one concern a file."""
