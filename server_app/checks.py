@@ -16,8 +16,9 @@ from strategies.clustering.landmarks import MOST_COMPARED
 from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.distillation.teachers import TEACHERS
 from strategies.methods import METHODS
+from strategies.methods.chosen import Chosen
 from strategies.methods.disue import DisUESettings
-from strategies.methods.parts import ASSIGNERS, Chosen, smallest_cluster
+from strategies.methods.parts import ASSIGNERS, smallest_cluster
 
 REGISTRIES: tuple[Registry[Any], ...] = (
     *(METHODS, DATASETS, SCENARIOS, MODELS, ASSIGNERS, SIGNATURES, TEACHERS, AGGREGATORS),

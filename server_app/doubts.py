@@ -5,7 +5,7 @@ from disue.data import Federation
 from disue.data.federation import MIN_TRAIN_EXAMPLES
 from disue.data.scenarios import ONE_GROUP, USE_ALPHA
 from server_app.config import RunConfig
-from strategies.methods.parts import Chosen
+from strategies.methods.chosen import Chosen
 
 SMALL = 5 * MIN_TRAIN_EXAMPLES
 """Training examples per client, on average, that are few however they are divided."""

@@ -40,7 +40,7 @@ from strategies.aggregation.caps import Caps
 from strategies.aggregation.store import UpdateStore
 from strategies.distillation.proxy import look_at_proxy
 from strategies.flower import FederatedStrategy
-from strategies.methods.parts import Chosen
+from strategies.methods.chosen import Chosen
 from strategies.rounds.packing import seated
 from strategies.rounds.registry import ClientRegistry
 

@@ -29,8 +29,8 @@ from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
 from strategies.clustering.similarity import SIGNATURES, cosines, of_sketches
+from strategies.methods.chosen import Chosen
 from strategies.methods.disue import DisUESettings
-from strategies.methods.parts import Chosen
 from strategies.methods.settings import ObjectiveSettings, StrategyConfig
 
 CPU = torch.device("cpu")

@@ -203,7 +203,7 @@ def _applicable(cells: list[Cell], console: Console) -> list[Cell]:
     """Leave out what must know planted groups in scenarios that have none, and say so."""
     from disue.data import build_federation
     from server_app.checks import check_names
-    from strategies.methods.parts import Chosen
+    from strategies.methods.chosen import Chosen
 
     left_out = set()
     kept = []

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from disue_cli.compare.cells import Cell, Summary, write_whole
-from strategies.methods.parts import Chosen
+from strategies.methods.chosen import Chosen
 
 Finished = Sequence[tuple[Cell, Summary]]
 Values = Mapping[int, float]

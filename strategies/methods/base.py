@@ -42,6 +42,7 @@ from disue.wire import EvaluateReply
 from strategies.aggregation.robust import Aggregator, mean
 from strategies.clustering.similarity import SignatureBook
 from strategies.distillation.teachers import VoteSummary
+from strategies.methods.declarations import Needs, Supports, Uses
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored
@@ -122,78 +123,6 @@ class Evaluated(Generic[S]):
     state: S
     evaluations: Mapping[str, EvaluateReply]
     metrics: Metrics = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a method asks of clients.
-
-    Attributes
-    ----------
-    prototypes : bool
-        Label counts and class prototypes with every update.
-    description : str
-        The name of what clients say of their data before they train; empty: nothing.
-    fits : bool
-        With every evaluation, how well the universal model and the client's expert fit its training data.
-    personal : bool
-        With every evaluation, and not only the last, the accuracy after fine-tuning.
-    memory : str
-        The kind of memory that clients have from round to round (`client_app.memory`); empty: none.
-    """
-
-    prototypes: bool = False
-    description: str = ""
-    fits: bool = False
-    personal: bool = False
-    memory: str = ""
-
-
-@dataclass(frozen=True)
-class Uses:
-    """What a method, or an assigner, takes of a run.
-
-    Attributes
-    ----------
-    proxies : tuple of str
-        The kinds of proxy sets that it can learn from: holdout, dataset, path, generator; none: it needs none.
-    assigner : bool
-        Clients are clustered as the run's ``clusterer`` has it.
-    planted_groups : bool
-        It is told the planted groups.
-    given_number : bool
-        It must be told the number of clusters.
-    choices : bool
-        Clients choose among the clusters' models by their losses.
-    cluster_priors : bool
-        Clients put their own label prior for that of their cluster's expert.
-    """
-
-    proxies: tuple[str, ...] = ()
-    assigner: bool = False
-    planted_groups: bool = False
-    given_number: bool = False
-    choices: bool = False
-    cluster_priors: bool = False
-
-
-@dataclass(frozen=True)
-class Supports:
-    """What goes with a method, or an assigner.
-
-    Attributes
-    ----------
-    sums : bool
-        It needs no more than the sum of each cluster's updates, so that ``privacy=secure`` can be used.
-    mixed_models : bool
-        Clients may have several architectures.
-    uncovered : str
-        What clients send that the noise of ``privacy=dp`` does not cover; empty: nothing.
-    """
-
-    sums: bool = False
-    mixed_models: bool = False
-    uncovered: str = ""
 
 
 class Method(ABC, Generic[S]):

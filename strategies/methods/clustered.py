@@ -9,7 +9,8 @@ from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.similarity import SignatureBook
-from strategies.methods.base import Method, MethodState, Needs, Step
+from strategies.methods.base import Method, MethodState, Step
+from strategies.methods.declarations import Needs
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored

@@ -1,6 +1,12 @@
 """DisUE: clients train, clusters become experts, and the experts teach one universal expert.
 
-"Distilled Universal Expert", arXiv:2506.20285.
+"Distilled Universal Expert", arXiv:2506.20285. A round has three phases, each a method of `DisUE`:
+
+- L, `starts`: each client trains from the universal expert, or from a mixture of it and its cluster's expert.
+- C, `assign` and the first half of `step`: the clients are grouped, and each cluster's models become its expert.
+- U, the second half of `step`: the experts teach the universal expert, by `UniversalDistillation.teach`.
+
+`after_evaluation` then learns, from what clients say of both models, how much of the expert the next mixtures have.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +35,8 @@ from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
 from strategies.distillation.teachers import TEACHERS, log_priors_of
 from strategies.distillation.universal import UniversalDistillation
-from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Needs, Step, Supports, Uses
+from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
+from strategies.methods.declarations import Needs, Supports, Uses
 from strategies.methods.parts import Parts
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round

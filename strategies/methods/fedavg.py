@@ -6,7 +6,8 @@ McMahan et al., "Communication-Efficient Learning of Deep Networks from Decentra
 from collections.abc import Sequence
 from dataclasses import replace
 
-from strategies.methods.base import METHODS, Method, MethodState, Step, Supports
+from strategies.methods.base import METHODS, Method, MethodState, Step
+from strategies.methods.declarations import Supports
 from strategies.rounds.round import Round
 from strategies.updates import Contribution
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from disue.wire import EvaluateReply
-from strategies.methods.base import METHODS, Evaluated, MethodState, Needs
+from strategies.methods.base import METHODS, Evaluated, MethodState
+from strategies.methods.declarations import Needs
 from strategies.methods.fedavg import FedAvg
 from strategies.rounds.round import Round
 

@@ -16,7 +16,8 @@ from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.server import Server
-from strategies.methods.base import METHODS, Method, MethodState, Step, Uses
+from strategies.methods.base import METHODS, Method, MethodState, Step
+from strategies.methods.declarations import Uses
 from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.updates import Contribution

@@ -15,8 +15,9 @@ from torch import Tensor
 from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
-from strategies.methods.base import METHODS, MethodState, Step, Uses
+from strategies.methods.base import METHODS, MethodState, Step
 from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.declarations import Uses
 from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.updates import ClientUpdate

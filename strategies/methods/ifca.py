@@ -11,8 +11,9 @@ from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ByChoice
-from strategies.methods.base import METHODS, Supports, Uses
+from strategies.methods.base import METHODS
 from strategies.methods.clustered import AssignedMethod, AssignedState
+from strategies.methods.declarations import Supports, Uses
 from strategies.methods.parts import Parts
 from strategies.rounds.registry import Client
 

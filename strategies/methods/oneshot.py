@@ -17,8 +17,9 @@ from strategies.aggregation.robust import Aggregator
 from strategies.clustering.estimators import Clusterer, DecomposedCosines
 from strategies.clustering.landmarks import cluster_landmarks, embedding
 from strategies.clustering.similarity import SignatureKind
-from strategies.methods.base import METHODS, MethodState, Step, Uses
+from strategies.methods.base import METHODS, MethodState, Step
 from strategies.methods.clustered import ClusteredMethod
+from strategies.methods.declarations import Uses
 from strategies.methods.parts import Parts
 from strategies.rounds.round import Round
 from strategies.stored import stored

@@ -3,8 +3,9 @@
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import Planted
-from strategies.methods.base import METHODS, Uses
+from strategies.methods.base import METHODS
 from strategies.methods.clustered import AssignedMethod
+from strategies.methods.declarations import Uses
 
 
 @METHODS.register("oracle")

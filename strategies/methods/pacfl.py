@@ -14,8 +14,9 @@ from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import BySignature
 from strategies.clustering.estimators import Clusterer
 from strategies.clustering.similarity import SIGNATURES
-from strategies.methods.base import METHODS, Supports
+from strategies.methods.base import METHODS
 from strategies.methods.clustered import AssignedMethod
+from strategies.methods.declarations import Supports
 from strategies.methods.parts import Parts
 
 

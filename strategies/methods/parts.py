@@ -20,12 +20,12 @@ from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import AGGREGATORS, Aggregator
 from strategies.clustering.assignment import ByChoice, BySignature, ClusterAssigner, Planted
 from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
-from strategies.clustering.similarity import SIGNATURES, SignatureKind, of_sketches
+from strategies.clustering.similarity import SIGNATURES, of_sketches
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
 from strategies.distillation.proxy import USUAL_SIZE, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
-from strategies.methods.base import METHODS, Method, Supports, Uses
+from strategies.methods.declarations import Supports, Uses
 from strategies.methods.settings import StrategyConfig
 
 
@@ -195,31 +195,3 @@ ASSIGNERS.register("ifca")(
 ASSIGNERS.register("oracle")(
     AssignerKind(lambda parts: Planted(), Uses(planted_groups=True), Supports(mixed_models=True))
 )
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a run's settings choose: a method, and an assigner where the method takes one."""
-
-    config: StrategyConfig
-
-    @property
-    def method(self) -> type[Method[Any]]:
-        """The method; raise `ConfigError` if there is none of that name."""
-        return METHODS[self.config.method]
-
-    @property
-    def assigner(self) -> AssignerKind | None:
-        """The assigner; None: the method takes none."""
-        return ASSIGNERS[self.config.clusterer] if self.method.uses.assigner else None
-
-    @property
-    def signature(self) -> SignatureKind | None:
-        """What clients are compared by as the run's ``signature`` has it; None: they are not."""
-        return SIGNATURES[self.config.signature] if self.assigner and self.assigner.by_signature else None
-
-    def naming(self, what: Callable[[Uses], bool]) -> str | None:
-        """Return the key, ``method`` or ``clusterer``, whose value takes something of a run; None: neither does."""
-        if what(self.method.uses):
-            return "method"
-        return "clusterer" if self.assigner and what(self.assigner.uses) else None

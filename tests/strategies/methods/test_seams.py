@@ -18,7 +18,8 @@ from server_app.callbacks.checkpoint import packed, unpacked
 from server_app.config import RunConfig
 from strategies.aggregation.server_optimizer import ServerOptimizer, ServerOptimizerState, adam
 from strategies.flower import FederatedStrategy
-from strategies.methods.base import Method, MethodState, Needs, Step
+from strategies.methods.base import Method, MethodState, Step
+from strategies.methods.declarations import Needs
 from strategies.methods.fedavg import FedAvg
 from strategies.rounds.packing import seated
 from strategies.rounds.registry import ClientRegistry
