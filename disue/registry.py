@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 from disue.errors import ConfigError
@@ -38,6 +39,15 @@ class Registry(Mapping[str, T], Generic[T]):
             return part
 
         return enter
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """Forget at the end what was registered inside."""
+        before = dict(self._parts)
+        try:
+            yield
+        finally:
+            self._parts = before
 
     def __getitem__(self, name: str) -> T:
         """Return the part called ``name``; raise `ConfigError` that lists the names there are."""

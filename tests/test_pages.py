@@ -194,8 +194,7 @@ def _benchmark(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["7" if word == "N" else word for word in command.words[1:]]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(MODELS, "_parts", dict(MODELS._parts))  # some have models of their own
-    with pytest.raises(Started):
+    with MODELS.scope(), pytest.raises(Started):  # some have models of their own
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
 
 

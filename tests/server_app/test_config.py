@@ -69,10 +69,10 @@ class AveragedWithMomentum(Method[MomentumState]):
 
 
 @pytest.fixture
-def _registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
-    METHODS.register("averaged-with-momentum")(AveragedWithMomentum)
-    yield
+def _registered() -> Iterator[None]:
+    with METHODS.scope():
+        METHODS.register("averaged-with-momentum")(AveragedWithMomentum)
+        yield
 
 
 @pytest.mark.usefixtures("_registered")
@@ -123,11 +123,9 @@ def test_a_client_that_has_no_such_method_ignores_its_key() -> None:
         ClientConfig.from_flower(run_config | {"seed": -1})
 
 
-@pytest.mark.usefixtures("_registered")
-def test_a_run_is_read_where_its_method_is_not_installed(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_read_where_its_method_is_not_installed(spoilt: Path) -> None:
     path = spoilt / "config.toml"
     path.write_text(path.read_text().replace("[run]\n", "[run]\nserver-momentum = 0.5\n"))
-    monkeypatch.setattr(METHODS, "_parts", {k: v for k, v in METHODS._parts.items() if k != "averaged-with-momentum"})
     config = load_run(spoilt).config
     assert (config.method, config.server_momentum) == ("disue", 0.5)  # type: ignore[attr-defined]
     assert MomentumSettings.of(config).server_momentum == 0.5
@@ -143,26 +141,26 @@ def test_one_made_by_hand_has_the_keys_of_all_methods_too() -> None:
         RunConfig(cfl_eps3=0.2)
 
 
-def test_two_owners_of_one_key_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_owners_of_one_key_are_refused() -> None:
     class Other(Settings):
         """Method `other`."""
 
         cfl_eps1: float = Field(0.1, ge=0.0, le=1.0, description="something else")
 
-    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
-    METHODS.register("other")(type("OtherMethod", (AveragedWithMomentum,), {"settings": Other}))
-    with pytest.raises(ValueError, match="cfl-eps1 is declared twice"):
-        RunConfig.complete()
+    with METHODS.scope():
+        METHODS.register("other")(type("OtherMethod", (AveragedWithMomentum,), {"settings": Other}))
+        with pytest.raises(ValueError, match="cfl-eps1 is declared twice"):
+            RunConfig.complete()
 
 
-def test_a_method_may_take_over_the_keys_of_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_method_may_take_over_the_keys_of_another() -> None:
     class Wider(CFLSettings):
         """Method `wider`."""
 
         wider_by: float = Field(2.0, ge=1.0, le=10.0, description="so many times")
 
-    monkeypatch.setattr(METHODS, "_parts", dict(METHODS._parts))
-    METHODS.register("wider")(type("WiderMethod", (AveragedWithMomentum,), {"settings": Wider}))
-    config = RunConfig.from_flower({"wider-by": 3.0, "cfl-eps1": 0.2})
-    assert Wider.of(config).wider_by == 3.0
-    assert Wider.of(config).cfl_eps1 == CFLSettings.of(config).cfl_eps1 == 0.2
+    with METHODS.scope():
+        METHODS.register("wider")(type("WiderMethod", (AveragedWithMomentum,), {"settings": Wider}))
+        config = RunConfig.from_flower({"wider-by": 3.0, "cfl-eps1": 0.2})
+        assert Wider.of(config).wider_by == 3.0
+        assert Wider.of(config).cfl_eps1 == CFLSettings.of(config).cfl_eps1 == 0.2
