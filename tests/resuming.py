@@ -45,7 +45,7 @@ def carry_out(settings: dict[str, Any], clients: int, directory: Path) -> None:
 def simulation_on_ray(
     directory: Path, *words: str, rows: int
 ) -> Iterator[tuple["subprocess.Popen[str]", list[psutil.Process]]]:
-    """Start `disue simulate` on Ray; yield it and all that it started as soon as so many rounds are over."""
+    """Start `disue simulate` on Ray; yield it and all that it started as soon as so many rounds are saved."""
     command = [str(Path(sys.executable).parent / "disue"), "simulate", "--engine", "ray", *words]
     process = subprocess.Popen(
         [*command, "--output", str(directory)],
@@ -53,10 +53,15 @@ def simulation_on_ray(
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would ignore it
     )
-    metrics = directory / "metrics.jsonl"
+
+    def rounds_saved() -> int:
+        return max(
+            (int(path.name.split("-")[1]) for path in directory.glob("checkpoint/round-*.safetensors")), default=0
+        )
+
     try:
         deadline = time.monotonic() + 180
-        while not (metrics.exists() and metrics.read_text().count("\n") >= rows):
+        while rounds_saved() < rows:
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.1)

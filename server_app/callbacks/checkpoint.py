@@ -78,11 +78,12 @@ class Checkpoints:
         self.directory = directory / DIRECTORY
         self.has_saved = False
         self._good: list[Path] = []
+        self._source = source_hash()  # now: a round counts once it is saved, and its row is written already
 
     def save(self, server_round: int, parts: Mapping[str, object]) -> None:
         """Write what is to be known of some parts after a round, and remove what is older than the last two."""
         states = {name: state_of(part) for name, part in parts.items()}
-        content = packed({"round": server_round, "source": source_hash(), "parts": states})
+        content = packed({"round": server_round, "source": self._source, "parts": states})
         inside(self.directory.parent, DIRECTORY)  # it may have become a link since the last round
         path = self.directory / f"round-{server_round:06}-{hashlib.sha256(content).hexdigest()}.safetensors"
         write_whole(path, content)
