@@ -61,7 +61,8 @@ class TrainingJob:
             return state
         own = memory.Trained(state, result.steps, self.client.config.learning_rate)
         kept = self.memory.keep(self.start, own, self.kept, self.request.shared)
-        self._store().write(self.request.memory, self.request.server_round, kept)
+        if all(bool(tensor.isfinite().all()) for tensor in kept.values()):  # else the server refuses the model, too
+            self._store().write(self.request.memory, self.request.server_round, kept)
         return self.memory.told(self.start, state)
 
     def _store(self) -> ClientStore:

@@ -14,8 +14,8 @@ OF_CLIENTS = ("disue", "client_app")
 """The packages that clients run."""
 PACKAGES = (*OF_CLIENTS, "strategies", "server_app")
 """The packages of the app, which are what it computes with."""
-HELP = "description"
-"""The keyword argument that holds the help of a config key."""
+KEY, HELP = "Field", "description"
+"""What declares a config key, and its keyword argument that holds the help."""
 NO_CODE = ("ctx", "kind")
 """Fields of a syntax tree that follow from the rest, or say how a text is spelt."""
 
@@ -65,6 +65,8 @@ def _tell(value: Any, words: list[str]) -> None:
     """
     if isinstance(value, ast.JoinedStr):
         value.values = [own for own in value.values if getattr(own, "value", None) != ""]
+    if isinstance(value, ast.Call) and isinstance(value.func, ast.Name) and value.func.id == KEY:
+        value.keywords = [own for own in value.keywords if not _is_help(own)]
     if isinstance(value, ast.AST):
         words.append(f"{type(value).__name__}(")
         for name in type(value)._fields:
@@ -76,7 +78,7 @@ def _tell(value: Any, words: list[str]) -> None:
     elif isinstance(value, list):
         words.append("[")
         for own in value:
-            if not _is_for_people(own):
+            if not (isinstance(own, ast.Expr) and _is_text(own.value)):
                 _tell(own, words)
                 words.append(",")
         words.append("]")
@@ -84,8 +86,11 @@ def _tell(value: Any, words: list[str]) -> None:
         words.append(ascii(value))
 
 
-def _is_for_people(value: Any) -> bool:
-    """Return whether this is a text that stands alone, as docstrings do, or the help of a config key."""
-    if isinstance(value, ast.Expr) or (isinstance(value, ast.keyword) and value.arg == HELP):
-        return isinstance(value.value, ast.Constant) and isinstance(value.value.value, str)
-    return False
+def _is_help(keyword: ast.keyword) -> bool:
+    """Return whether a keyword of a config key's declaration is its help."""
+    return keyword.arg == HELP and _is_text(keyword.value)
+
+
+def _is_text(value: ast.expr) -> bool:
+    """Return whether this is a text; one that stands alone is for people, as docstrings are."""
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

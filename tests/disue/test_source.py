@@ -113,3 +113,13 @@ def test_the_name_of_a_file_counts_and_a_file_that_is_no_python_has_a_hash_too(t
 
 def test_each_set_of_packages_has_a_hash_of_its_own() -> None:
     assert len({source_hash(), source_hash(("disue",)), source_hash(("disue", "client_app"))}) == 3
+
+
+def test_a_description_that_is_no_help_counts(tmp_path: Path) -> None:
+    hashes = set[str]()
+    for number, text in enumerate(("a", "b")):
+        package = tmp_path / str(number) / "disue"
+        package.mkdir(parents=True)
+        (package / "needs.py").write_text(f'NEEDS = Needs(description="{text}")\n')
+        hashes.add(hash_of(tmp_path / str(number), ("disue",)))
+    assert len(hashes) == 2
