@@ -3,8 +3,10 @@
 import difflib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
+from disue.config import Settings
 from disue.errors import ConfigError
 
 T = TypeVar("T")
@@ -28,26 +30,49 @@ class Registry(Mapping[str, T], Generic[T]):
     def __init__(self, key: str) -> None:
         self.key = key
         self._parts: dict[str, T] = {}
+        self._settings: dict[str, type[Settings]] = {}
 
-    def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that enters a part under ``name``."""
+    def register(self, name: str, settings: type[Settings] | None = None) -> Callable[[T], T]:
+        """Return a decorator that enters a part under ``name``.
+
+        Parameters
+        ----------
+        name : str
+        settings : type of Settings, optional
+            The keys of a run that belong to the part.
+        """
 
         def enter(part: T) -> T:
             if name in self._parts:
                 raise ValueError(f"{self.key} '{name}' is registered twice")
             self._parts[name] = part
+            if settings is not None:
+                self._settings[name] = settings
             return part
 
         return enter
 
+    @property
+    def settings(self) -> list[type[Settings]]:
+        """The sections of the run config that belong to parts."""
+        return list(self._settings.values())
+
+    def configured(self, name: str, config: Settings) -> T:
+        """Return the function called ``name``; one that has keys is given them, as its argument ``settings``."""
+        part: Any = self[name]
+        if name in self._settings:
+            part = partial(part, settings=self._settings[name].of(config))
+        configured: T = part
+        return configured
+
     @contextmanager
     def scope(self) -> Iterator[None]:
         """Forget at the end what was registered inside."""
-        before = dict(self._parts)
+        before = dict(self._parts), dict(self._settings)
         try:
             yield
         finally:
-            self._parts = before
+            self._parts, self._settings = before
 
     def __getitem__(self, name: str) -> T:
         """Return the part called ``name``; raise `ConfigError` that lists the names there are."""

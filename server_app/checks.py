@@ -35,7 +35,7 @@ def check_names(config: RunConfig) -> None:
     for model in config.models_of_clients:
         check_model(config, model, "client-models")
     if config.clusterer in CLUSTERERS:
-        CLUSTERERS[config.clusterer](config.num_clusters, 0)
+        CLUSTERERS.configured(config.clusterer, config)(config.num_clusters, 0)
     proxies = METHODS[config.method].uses.proxies
     if proxies and config.proxy.partition(":")[0] not in proxies:
         *others, last = (PROXIES[kind] for kind in proxies)

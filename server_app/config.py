@@ -12,11 +12,16 @@ from disue.config import Settings
 from disue.config.settings import to_kebab
 from disue.errors import ConfigError
 from disue.files import run_settings
-from disue.registry import suggestion
+from disue.registry import Registry, suggestion
+from strategies.aggregation.robust import AGGREGATORS
+from strategies.clustering.estimators import CLUSTERERS
+from strategies.distillation.teachers import TEACHERS
 from strategies.methods import METHODS
 from strategies.methods.parts import ASSIGNERS
 from strategies.methods.settings import StrategyConfig
 
+OWNERS: tuple[Registry[Any], ...] = (AGGREGATORS, CLUSTERERS, ASSIGNERS, TEACHERS, METHODS)
+"""Registries whose parts may have keys of their own."""
 ROBUST: dict[str, Any] = {
     "aggregator": "multi-krum",
     "malicious_share": 0.4,
@@ -55,7 +60,7 @@ class OutputSettings(Settings):
 class RunConfig(StrategyConfig, RobustSettings, OutputSettings, Settings):
     """One run, resolved.
 
-    Here are the keys of every run. An instance has those of all methods and clusterers, too: their own classes declare
+    Here are the keys of every run. An instance has those of all registered parts, too: the parts' own classes declare
     them, and give them with their types (``CFLSettings.of(config).cfl_eps1``).
     """
 
@@ -67,9 +72,8 @@ class RunConfig(StrategyConfig, RobustSettings, OutputSettings, Settings):
 
     @classmethod
     def complete(cls) -> "type[RunConfig]":
-        """Return the class that has the keys of all methods and clusterers, too."""
-        owned = [method.settings for method in METHODS.values()] + [kind.settings for kind in ASSIGNERS.values()]
-        return _composed(tuple(dict.fromkeys(owned)))
+        """Return the class that has the keys of all registered parts, too."""
+        return _composed(tuple(dict.fromkeys(own for registry in OWNERS for own in registry.settings)))
 
     @classmethod
     def from_flower(cls, run_config: Mapping[str, Any]) -> Self:

@@ -20,10 +20,11 @@ from strategies.aggregation.average import weighted_average, weighted_averages
 from strategies.updates import Weighted, WeightedModel
 
 K = TypeVar("K")
-Rule = Callable[[Sequence[Weighted], float], State]
-"""From some clients' updates, and the share of them that may be wrong, to one model."""
+Rule = Callable[[Sequence[Weighted]], State]
+"""From some clients' updates to one model."""
 
-AGGREGATORS: Registry[Rule] = Registry("aggregator")
+AGGREGATORS: Registry[Callable[..., State]] = Registry("aggregator")
+"""Name -> `Rule`; one that has keys takes their ``settings``, too."""
 WEISZFELD_STEPS = 200
 WEISZFELD_TOLERANCE = 1e-9
 
@@ -34,6 +35,11 @@ class AggregatorSettings(Settings):
     aggregator: str = Field(
         "mean", description="how the clients' models are combined, in each cluster and over all clients"
     )
+
+
+class MaliciousShareSettings(Settings):
+    """Aggregators `trimmed-mean`, `krum` and `multi-krum`."""
+
     malicious_share: float = Field(
         0.2,
         ge=0.0,
@@ -49,19 +55,16 @@ class Aggregator:
     Parameters
     ----------
     rule : callable (default: the weighted mean)
-        An entry of `AGGREGATORS`.
-    wrong_share : float (default: 0.2)
-        Share of the models, below one half, that the rule withstands; see `wrong_models`.
+        An entry of `AGGREGATORS`, with its settings.
     """
 
     rule: Rule
-    wrong_share: float = 0.2
 
     def __call__(self, updates: Sequence[Weighted]) -> State:
         """Return the model; raise `ValueError` if there are no updates."""
         if not updates:
             raise ValueError("there is nothing to average")
-        return self.rule(updates, self.wrong_share)
+        return self.rule(updates)
 
     def of_groups(
         self, updates: Sequence[Weighted], groups: Mapping[K, Sequence[Weighted]]
@@ -93,13 +96,13 @@ def wrong_models(count: int, share: float) -> int:
 
 
 @AGGREGATORS.register("mean")
-def mean(updates: Sequence[Weighted], wrong_share: float) -> State:
+def mean(updates: Sequence[Weighted]) -> State:
     """Return the mean, weighted by examples; a single wrong model can move it anywhere."""
     return weighted_average(updates)
 
 
 @AGGREGATORS.register("median")
-def median(updates: Sequence[Weighted], wrong_share: float) -> State:
+def median(updates: Sequence[Weighted]) -> State:
     """Return the median of each parameter; of an even number, the mean of the two in the middle.
 
     Yin et al., "Byzantine-Robust Distributed Learning", ICML 2018, option I.
@@ -107,41 +110,41 @@ def median(updates: Sequence[Weighted], wrong_share: float) -> State:
     return _by_parameter(updates, _middle)
 
 
-@AGGREGATORS.register("trimmed-mean")
-def trimmed_mean(updates: Sequence[Weighted], wrong_share: float) -> State:
+@AGGREGATORS.register("trimmed-mean", MaliciousShareSettings)
+def trimmed_mean(updates: Sequence[Weighted], settings: MaliciousShareSettings) -> State:
     """Return the mean of each parameter without its largest and its smallest values, `wrong_models` of each.
 
     Yin et al., ICML 2018, option II.
     """
-    cut = wrong_models(len(updates), wrong_share)
+    cut = wrong_models(len(updates), settings.malicious_share)
     return _by_parameter(updates, lambda values: values.sort(dim=0).values[cut : len(values) - cut].mean(dim=0))
 
 
-@AGGREGATORS.register("krum")
-def krum(updates: Sequence[Weighted], wrong_share: float) -> State:
+@AGGREGATORS.register("krum", MaliciousShareSettings)
+def krum(updates: Sequence[Weighted], settings: MaliciousShareSettings) -> State:
     """Return the model that lies nearest to those nearest to it, of equally near ones the first; of few, the `median`.
 
     Blanchard et al., "Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", NeurIPS 2017. Of n
     models, f of them maybe wrong, a model's score is over its n - f - 2 nearest. Where that is none, as of three, there
     is no score.
     """
-    wrong = wrong_models(len(updates), wrong_share)
-    return _mean_of(_most_central(updates, wrong)[:1]) if _enough(updates, wrong) else median(updates, wrong_share)
+    wrong = wrong_models(len(updates), settings.malicious_share)
+    return _mean_of(_most_central(updates, wrong)[:1]) if _enough(updates, wrong) else median(updates)
 
 
-@AGGREGATORS.register("multi-krum")
-def multi_krum(updates: Sequence[Weighted], wrong_share: float) -> State:
+@AGGREGATORS.register("multi-krum", MaliciousShareSettings)
+def multi_krum(updates: Sequence[Weighted], settings: MaliciousShareSettings) -> State:
     """Return the mean of all models but the `wrong_models` that Krum puts last; of few, the `median`, as `krum` does.
 
     Blanchard et al., section 5.
     """
-    wrong = wrong_models(len(updates), wrong_share)
+    wrong = wrong_models(len(updates), settings.malicious_share)
     kept = len(updates) - wrong
-    return _mean_of(_most_central(updates, wrong)[:kept]) if _enough(updates, wrong) else median(updates, wrong_share)
+    return _mean_of(_most_central(updates, wrong)[:kept]) if _enough(updates, wrong) else median(updates)
 
 
 @AGGREGATORS.register("geometric-median")
-def geometric_median(updates: Sequence[Weighted], wrong_share: float) -> State:
+def geometric_median(updates: Sequence[Weighted]) -> State:
     """Return the model with the smallest sum of distances to all, by Weiszfeld's steps from the median.
 
     Pillutla et al., "Robust Aggregation for Federated Learning", IEEE TSP 2022; here every model counts once.

@@ -55,8 +55,9 @@ class MakeClusterer(Protocol):
         """Return a clusterer; what it does with smaller clusters is its own, and they may be left."""
 
 
-CLUSTERERS: Registry[MakeClusterer] = Registry("clusterer")
-"""Name -> `MakeClusterer`, for which 0 clusters means: choose the number."""
+CLUSTERERS: Registry[Callable[..., Clusterer]] = Registry("clusterer")
+"""Name -> `MakeClusterer`, for which 0 clusters means: choose the number; one that has keys takes their ``settings``,
+too."""
 
 MakeNumbered = Callable[[int, int], Clusterer]
 """``make(num_clusters, random_state)``, for one cluster at least."""

@@ -53,9 +53,12 @@ class TeacherInputs:
     labels: Tensor | None = None
 
 
-TEACHERS: Registry[Callable[[TeacherInputs], Tensor]] = Registry("teacher")
-"""Name -> function from evidence to weights that sum to one over the experts: (experts, samples, classes), or
-(experts, samples, 1) for a teacher that weighs all classes of a sample alike."""
+Teacher = Callable[[TeacherInputs], Tensor]
+"""From evidence to weights that sum to one over the experts: (experts, samples, classes), or (experts, samples, 1) for
+a teacher that weighs all classes of a sample alike."""
+
+TEACHERS: Registry[Callable[..., Tensor]] = Registry("teacher")
+"""Name -> `Teacher`; one that has keys takes their ``settings``, too."""
 
 
 @TEACHERS.register("mean")

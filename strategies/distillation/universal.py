@@ -1,6 +1,6 @@
 """Phase U: the experts teach the universal expert of each architecture on a proxy set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 
@@ -15,7 +15,7 @@ from strategies.distillation.generator import GeneratorState
 from strategies.distillation.prototypes import FeatureSpace, Prototypes, prototype_vote
 from strategies.distillation.server import ProxySource, Server
 from strategies.distillation.teachers import (
-    TeacherInputs,
+    Teacher,
     VoteSummary,
     estimated_log_priors,
     teacher_logits,
@@ -66,8 +66,8 @@ class UniversalDistillation:
         Models, device and seed.
     proxy : ProxySource
         Gives the proxy set of a round.
-    teacher : callable
-        From `TeacherInputs` to each expert's weight per proxy sample.
+    teacher : Teacher
+        Gives each expert's weight per proxy sample.
     distiller : Distiller
         Teaches the universal expert.
     prior_correction : bool (default: True)
@@ -84,7 +84,7 @@ class UniversalDistillation:
 
     server: Server
     proxy: ProxySource
-    teacher: Callable[[TeacherInputs], Tensor]
+    teacher: Teacher
     distiller: Distiller
     prior_correction: bool = True
     prototype_weight: float = 1.0

@@ -33,7 +33,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 from torch import Tensor
 
-from disue.config import Settings
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.registry import Registry
@@ -143,8 +142,6 @@ class Method(ABC, Generic[S]):
 
     Attributes
     ----------
-    settings : type of Settings
-        The keys of a run that belong to it; most methods have none of their own.
     needs : Needs
         What it asks of clients.
     uses : Uses
@@ -156,7 +153,6 @@ class Method(ABC, Generic[S]):
     """
 
     state_type: ClassVar[type[Any]] = MethodState
-    settings: ClassVar[type[Settings]] = Settings
     uses: ClassVar[Uses] = Uses()
     supports: ClassVar[Supports] = Supports()
     needs: Needs = Needs()

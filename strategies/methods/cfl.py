@@ -53,7 +53,7 @@ class CFLState(MethodState):
     origin: State = field(default_factory=dict)
 
 
-@METHODS.register("cfl")
+@METHODS.register("cfl", CFLSettings)
 class CFL(ClusteredMethod[CFLState]):
     """Recursive bipartition.
 
@@ -68,7 +68,6 @@ class CFL(ClusteredMethod[CFLState]):
     """
 
     state_type = CFLState
-    settings = CFLSettings
 
     def __init__(
         self,

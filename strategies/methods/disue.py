@@ -33,7 +33,7 @@ from strategies.distillation.generator import GeneratorState
 from strategies.distillation.prototypes import FeatureSpace, Prototypes, believed_counts
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
-from strategies.distillation.teachers import TEACHERS, log_priors_of
+from strategies.distillation.teachers import log_priors_of
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
 from strategies.methods.declarations import Needs, Supports, Uses
@@ -175,7 +175,7 @@ class DisUEOptions:
     clients_compare: bool = False
 
 
-@METHODS.register("disue")
+@METHODS.register("disue", DisUESettings)
 class DisUE(Method[DisUEState]):
     """The three phases.
 
@@ -197,7 +197,6 @@ class DisUE(Method[DisUEState]):
     needs = Needs(prototypes=True)
 
     state_type = DisUEState
-    settings = DisUESettings
 
     def __init__(
         self,
@@ -226,7 +225,7 @@ class DisUE(Method[DisUEState]):
         distillation = UniversalDistillation(
             parts.server,
             parts.proxy(),
-            teacher=TEACHERS[config.teacher],
+            teacher=parts.teacher,
             distiller=parts.distiller(settings.student_share),
             # What was trained with the balanced loss carries no prior that could be taken out.
             prior_correction=settings.prior_correction and config.local_loss != "balanced",

@@ -105,7 +105,7 @@ class FLHCSettings(Settings):
     warm_up_rounds: int = Field(3, ge=0, le=10**6, description="rounds of FedAvg before flhc clusters")
 
 
-@METHODS.register("flhc")
+@METHODS.register("flhc", FLHCSettings)
 class FLHC(OneShotMethod):
     """One hierarchical clustering of the updates after a warm-up, then separate training.
 
@@ -122,8 +122,6 @@ class FLHC(OneShotMethod):
     random_state : int (default: 0)
         Seed of the choice of landmarks, where there are more clients than are compared with each other.
     """
-
-    settings = FLHCSettings
 
     def __init__(
         self,

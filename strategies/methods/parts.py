@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from disue.config import Settings
 from disue.data import RunData
 from disue.errors import ConfigError
 from disue.models import State, build_model, get_state
@@ -25,6 +24,7 @@ from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
 from strategies.distillation.proxy import USUAL_SIZE, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
+from strategies.distillation.teachers import TEACHERS, Teacher
 from strategies.methods.declarations import Supports, Uses
 from strategies.methods.settings import StrategyConfig
 
@@ -58,7 +58,12 @@ class Parts:
     @property
     def aggregator(self) -> Aggregator:
         """Makes one model of the clients' models."""
-        return Aggregator(AGGREGATORS[self.config.aggregator], self.config.malicious_share)
+        return Aggregator(AGGREGATORS.configured(self.config.aggregator, self.config))
+
+    @property
+    def teacher(self) -> Teacher:
+        """Weighs the experts' votes."""
+        return TEACHERS.configured(self.config.teacher, self.config)
 
     @cached_property
     def caps(self) -> Caps:
@@ -153,15 +158,12 @@ class AssignerKind:
         Where clients are compared by signatures, the signature has a say, too.
     by_signature : bool
         Clients are compared by their signatures.
-    settings : type of Settings
-        The keys of a run that belong to it.
     """
 
     build: Callable[[Parts], ClusterAssigner[Any]]
     uses: Uses = field(default_factory=Uses)
     supports: Supports = field(default_factory=Supports)
     by_signature: bool = False
-    settings: type[Settings] = Settings
 
 
 ASSIGNERS: Registry[AssignerKind] = Registry("clusterer")
@@ -175,16 +177,22 @@ def smallest_cluster(config: StrategyConfig) -> int:
 
 def _by_signature(clusterer: str, parts: Parts) -> ClusterAssigner[Any]:
     config, seed = parts.config, parts.random_state
-    clusters = AtLeast(CLUSTERERS[clusterer], config.num_clusters, smallest_cluster(config), seed)
+    make = CLUSTERERS.configured(clusterer, config)
+    clusters = AtLeast(make, config.num_clusters, smallest_cluster(config), seed)
     kind = SIGNATURES[config.signature]
     if config.privacy == "secure":
         kind = of_sketches(kind)
     return BySignature(config.signature, kind, clusters, config.signature_memory, seed)
 
 
+def by_signature(clusterer: str) -> AssignerKind:
+    """Return the kind that clusters signatures by an entry of `CLUSTERERS`."""
+    supports = Supports(sums=True, mixed_models=True)
+    return AssignerKind(partial(_by_signature, clusterer), supports=supports, by_signature=True)
+
+
 for _name in CLUSTERERS:
-    _supports = Supports(sums=True, mixed_models=True)
-    ASSIGNERS.register(_name)(AssignerKind(partial(_by_signature, _name), supports=_supports, by_signature=True))
+    ASSIGNERS.register(_name)(by_signature(_name))
 ASSIGNERS.register("ifca")(
     AssignerKind(
         lambda parts: ByChoice(parts.random_models()),

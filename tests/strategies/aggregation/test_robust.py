@@ -13,7 +13,7 @@ from tests_support import calls_of
 
 from strategies.aggregation.average import weighted_average
 from strategies.aggregation.limits import Lengths
-from strategies.aggregation.robust import AGGREGATORS, Aggregator, wrong_models
+from strategies.aggregation.robust import AGGREGATORS, Aggregator, MaliciousShareSettings, Rule, wrong_models
 from strategies.methods.disue import DisUE
 from strategies.rounds.collecting import PlainCollector, Received
 from strategies.updates import ClientUpdate
@@ -30,10 +30,14 @@ def updates_of(points: list[list[float]], examples: list[int] | None = None) -> 
     ]
 
 
+def configured(rule: str, share: float = 0.2) -> Rule:
+    return AGGREGATORS.configured(rule, MaliciousShareSettings(malicious_share=share))
+
+
 def aggregated(
     rule: str, points: list[list[float]], share: float = 0.2, examples: list[int] | None = None
 ) -> list[float]:
-    state = Aggregator(AGGREGATORS[rule], share)(updates_of(points, examples))
+    state = Aggregator(configured(rule, share))(updates_of(points, examples))
     assert state["b"].shape == (1, 1)
     assert state["a"].dtype == torch.float32
     return [*state["a"].tolist(), *state["b"].flatten().tolist()]
@@ -125,7 +129,7 @@ def test_the_order_of_clients_makes_no_difference(rule: str) -> None:
 @pytest.mark.parametrize("rule", sorted(AGGREGATORS))
 def test_nothing_to_average_is_an_error(rule: str) -> None:
     with pytest.raises(ValueError, match="nothing to average"):
-        Aggregator(AGGREGATORS[rule])([])
+        Aggregator(configured(rule))([])
 
 
 def test_a_client_that_sends_the_opposite_many_times_over_does_no_harm(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -154,7 +158,7 @@ def test_each_cluster_has_a_robust_expert(run, monkeypatch, rule: str) -> None: 
     updates, state = step.given["updates"], step.result.state
     for team, expert in state.experts.items():
         members = [update for update in updates if state.clusters[update.name] == team.cluster]
-        expected = Aggregator(AGGREGATORS[rule], 0.3)(members)
+        expected = Aggregator(configured(rule, 0.3))(members)
         assert all(torch.equal(expert[name], tensor) for name, tensor in expected.items())
     average = step.result.averages["mlp"]
     assert not all(torch.equal(average[k], v) for k, v in weighted_average(updates).items())
@@ -164,7 +168,7 @@ def test_the_model_of_all_is_the_mean_of_all_or_of_the_groups_each_as_heavy_as_i
     updates = updates_of([[0.0, 0.0], [2.0, 2.0], [100.0, 100.0], [4.0, 8.0]], examples=[1, 2, 1, 4])
     groups = {0: updates[:3], 1: updates[3:]}
     for rule, expected in (("mean", weighted_average(updates)["a"].item()), ("median", (3 * 2.0 + 4.0) / 4)):
-        aggregator = Aggregator(AGGREGATORS[rule])
+        aggregator = Aggregator(configured(rule))
         models, model = aggregator.of_groups(updates, groups)
         assert model["a"].item() == pytest.approx(expected)
         for key, group in groups.items():
