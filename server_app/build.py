@@ -15,7 +15,6 @@ from disue.models.check import check_networks
 from server_app.checks import needs_sketch
 from server_app.config import RunConfig
 from server_app.doubts import doubts
-from server_app.resume import CHANGEABLE
 from strategies.aggregation.limits import Limits
 from strategies.aggregation.store import UpdateStore
 from strategies.clustering.similarity import SIGNATURES
@@ -67,7 +66,8 @@ def make_strategy(
 
 def _run_name(config: RunConfig) -> str:
     """Return 16 hexadecimal digits that tell a run by what it computes."""
-    told = {key: value for key, value in config.to_flower().items() if key not in CHANGEABLE}
+    values, changeable = config.to_flower(), config.changeable_keys()
+    told = {key: value for key, value in values.items() if key not in changeable}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from disue.config import Settings
+from disue.config import Changeable, Settings
 from disue.config.settings import to_kebab
 from disue.errors import ConfigError
 from disue.files import run_settings
@@ -45,12 +45,14 @@ class OutputSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    output_dir: str = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
-    report: bool = Field(True, description="make report.html at the end (5 MB); `disue report` makes it later")
-    tensorboard: bool = Field(
+    output_dir: Changeable[str] = Field("", description="run directory, missing or empty; empty: runs/DATE-TIME-METHOD")
+    report: Changeable[bool] = Field(
+        True, description="make report.html at the end (5 MB); `disue report` makes it later"
+    )
+    tensorboard: Changeable[bool] = Field(
         False, description="write event files into `tensorboard` of the run directory (extra `tensorboard`)"
     )
-    resume_from: str = Field(
+    resume_from: Changeable[str] = Field(
         "",
         description="directory of a run that was interrupted, to go on there; the keys that say what is computed must "
         "be as they were (`disue simulate --resume DIR` takes them from there)",

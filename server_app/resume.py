@@ -22,16 +22,6 @@ from server_app.config import RunConfig, stored_settings
 from server_app.report.reading import Row, membership_moves, metrics_rows
 from strategies.rounds.state import OTHER_VERSION, restore
 
-CHANGEABLE = frozenset(
-    {
-        *("num-server-rounds", "output-dir", "resume-from", "data-dir", "device", "report", "tensorboard"),
-        *("min-clients", "join-timeout", "round-timeout", "min-success-fraction"),
-        "reply-memory",
-    }
-)
-"""Keys that may have other values when a run goes on: the rounds that are over would have been the same."""
-
-
 RECORDS = ("config.toml", "metrics.jsonl", MEMBERSHIP, "summary.json")
 """Files that a run writes as it goes on, beside its checkpoints."""
 
@@ -193,8 +183,8 @@ def resumed_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _check_config(config: RunConfig, was: RunConfig, directory: Path) -> None:
-    before, now = was.to_flower(), config.to_flower()
-    other = [key for key in now if key not in CHANGEABLE and now[key] != before[key]]
+    before, now, changeable = was.to_flower(), config.to_flower(), config.changeable_keys()
+    other = [key for key in now if key not in changeable and now[key] != before[key]]
     if other:
         settings = _in_words(before, other)
         raise ConfigError(f"{other[0]}: got {now[other[0]]!r}; the run in '{directory}' goes on with {settings} only")

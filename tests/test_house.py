@@ -21,7 +21,6 @@ from disue_cli.config_table import config_table
 from disue_cli.engines.flower import copy_app
 from server_app.checks import check_names
 from server_app.config import RunConfig
-from server_app.resume import CHANGEABLE
 from strategies.methods import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -146,7 +145,9 @@ def test_the_page_lists_the_keys_that_may_change_when_a_run_goes_on() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     sentence = re.search(r"The settings are those in `config.toml`\. Only (.*?)\. On real machines", text)
     assert sentence
-    assert sorted(re.findall(r"`([^`]+)`", sentence[1])) == sorted(CHANGEABLE - {"output-dir", "resume-from"})
+    assert sorted(re.findall(r"`([^`]+)`", sentence[1])) == sorted(
+        RunConfig.complete().changeable_keys() - {"output-dir", "resume-from"}
+    )
 
 
 def test_every_part_that_a_key_can_name_is_in_the_table_of_keys_and_checked_before_a_run() -> None:

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from pydantic import Field, field_validator
 
-from disue.config.settings import Settings, words
+from disue.config.settings import Changeable, Settings, words
 from disue.naming import normal_name
 from disue.tasks import ImageShape
 from disue.tasks.images import LARGEST_SIDE, SMALLEST_SIDE
@@ -29,7 +29,9 @@ class DataSettings(Settings):
     test_fraction: float = Field(
         0.2, ge=1e-6, lt=1.0, description="with dataset=own: share of its data that a client holds out to test on"
     )
-    data_dir: str = Field("", description="where dataset files are looked for first; empty: the usual places")
+    data_dir: Changeable[str] = Field(
+        "", description="where dataset files are looked for first; empty: the usual places"
+    )
     scenario: str = Field("label-groups", description="how clients differ")
     num_groups: int = Field(3, ge=1, le=1000, description="planted groups, in scenarios that have them")
     alpha: float = Field(0.1, ge=1e-6, le=1e6, description="Dirichlet concentration; small is skewed")

@@ -4,7 +4,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from disue.config.settings import Settings
+from disue.config.settings import Changeable, Settings
 
 
 class ScheduleSettings(Settings):
@@ -12,7 +12,7 @@ class ScheduleSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    num_server_rounds: int = Field(10, ge=1, le=10**6, description="federated rounds")
+    num_server_rounds: Changeable[int] = Field(10, ge=1, le=10**6, description="federated rounds")
     seed: int = Field(0, ge=0, le=2**63 - 1, description="the one seed from which every random choice is derived")
     evaluate_every: int = Field(
         1, ge=1, le=10**6, description="evaluate on the clients every n rounds, and after the last"

@@ -2,12 +2,17 @@
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 
 from disue.errors import ConfigError
+
+T = TypeVar("T")
+CHANGEABLE = "changeable"
+Changeable = Annotated[T, CHANGEABLE]
+"""A key that may have another value when a run goes on: the rounds that are over would have been the same."""
 
 
 def to_kebab(name: str) -> str:
@@ -85,6 +90,12 @@ class Settings(BaseModel):
     def declared_keys(cls) -> list[str]:
         """Return all keys, in the order of the sections."""
         return [key for section in cls.sections() for key in section.own_keys()]
+
+    @classmethod
+    def changeable_keys(cls) -> frozenset[str]:
+        """Return the keys that are `Changeable`."""
+        fields = [own for section in cls.sections() for own in section.own_keys().items()]
+        return frozenset(key for key, field in fields if CHANGEABLE in field.metadata)
 
     def to_flower(self) -> dict[str, bool | float | int | str]:
         """Return the keys and their values as Flower keeps them: kebab-case keys, scalar values."""

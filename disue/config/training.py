@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from disue.config.settings import Settings, words
+from disue.config.settings import Changeable, Settings, words
 
 
 class ModelSettings(Settings):
@@ -59,7 +59,7 @@ class DeviceSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where clients and server compute")
+    device: Changeable[Literal["auto", "cpu", "cuda"]] = Field("auto", description="where clients and server compute")
     clients_per_node: int = Field(
         1,
         ge=1,

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from disue.config import Settings
+from disue.config import Changeable, Settings
 from disue.models import State
 
 REGION_BYTES = 2**28
@@ -26,7 +26,7 @@ class StoreSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    reply_memory: int = Field(
+    reply_memory: Changeable[int] = Field(
         1024,
         ge=0,
         le=10**9,

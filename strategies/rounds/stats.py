@@ -10,7 +10,7 @@ from typing import ClassVar
 from pydantic import Field
 from torch import Tensor
 
-from disue.config import Settings
+from disue.config import Changeable, Settings
 from disue.wire import EvaluateReply
 from strategies.updates import ClientUpdate, GroupSum
 
@@ -20,18 +20,20 @@ class ParticipationSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    min_clients: int = Field(
+    min_clients: Changeable[int] = Field(
         2, ge=1, le=10**6, description="fewest clients that must have joined, and answered, before the first round"
     )
-    join_timeout: float = Field(
+    join_timeout: Changeable[float] = Field(
         20.0, ge=1e-6, le=1e7, description="seconds to wait at the start for min-clients to join and to answer"
     )
     fraction_train: float = Field(1.0, ge=1e-6, le=1.0, description="share of clients sampled for training")
     fraction_evaluate: float = Field(
         1.0, ge=1e-6, le=1.0, description="share of clients sampled for evaluation; after the last round all are"
     )
-    round_timeout: float = Field(600.0, ge=1e-6, le=1e7, description="seconds that a phase waits for its replies")
-    min_success_fraction: float = Field(
+    round_timeout: Changeable[float] = Field(
+        600.0, ge=1e-6, le=1e7, description="seconds that a phase waits for its replies"
+    )
+    min_success_fraction: Changeable[float] = Field(
         0.5,
         ge=1e-6,
         le=1.0,

@@ -16,10 +16,12 @@ import torch
 from conftest import FAST
 from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
+from pydantic import Field
 from resuming import SETTINGS, left_by
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from client_app.app import app as client_app
+from disue.config import Changeable, Settings
 from disue.errors import ConfigError, DataError, FederationError, TooFewUpdates
 from disue_cli.engines import inline
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
@@ -28,6 +30,8 @@ from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import execute
 from server_app.run_lock import exclusive, is_held
+from strategies.aggregation.average import weighted_average
+from strategies.aggregation.robust import AGGREGATORS
 
 CLIENTS = 4
 SMALL = FAST | {"num-server-rounds": 3, "distill-steps": 3, "fraction-train": 0.75, "num-groups": 2}
@@ -211,6 +215,24 @@ def test_what_does_not_change_results_may_be_set_anew_and_is_kept(run_of_two: Pa
     run = settings["run"]
     assert (run["round-timeout"], run["num-server-rounds"], run["resume-from"]) == (77.0, 4, "")
     assert run["output-dir"] == str(run_of_two)
+
+
+class ToldSettings(Settings):
+    """Aggregator `told-mean`."""
+
+    told_aloud: Changeable[bool] = Field(False, description="say so")
+    told_twice: bool = Field(False, description="say it again")
+
+
+def test_a_part_says_which_of_its_keys_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
+    with AGGREGATORS.scope():
+        AGGREGATORS.register("told-mean", ToldSettings)(lambda updates, settings: weighted_average(updates))
+        run_inline(config_for(tmp_path, aggregator="told-mean", **{"num-server-rounds": 1}), CLIENTS)
+        with pytest.raises(ConfigError, match=r"^told-twice: got True; the run .* goes on with told-twice=false only"):
+            go_on(tmp_path, **{"num-server-rounds": 2, "told-aloud": True, "told-twice": True})
+        go_on(tmp_path, **{"num-server-rounds": 2, "told-aloud": True})
+        run = tomllib.loads((tmp_path / "config.toml").read_text())["run"]
+    assert (run["told-aloud"], run["told-twice"]) == (True, False)
 
 
 def test_a_run_that_was_moved_goes_on_where_it_is(run_of_two: Path, tmp_path: Path) -> None:
