@@ -17,7 +17,6 @@ from strategies.clustering.similarity import SIGNATURES, cosines
 from strategies.distillation.teachers import TEACHERS
 from strategies.methods import METHODS
 from strategies.methods.chosen import Chosen
-from strategies.methods.disue import DisUESettings
 from strategies.methods.parts import ASSIGNERS, smallest_cluster
 
 REGISTRIES: tuple[Registry[Any], ...] = (
@@ -42,6 +41,7 @@ def check_names(config: RunConfig) -> None:
         allowed = f"{', '.join(others)} or {last}" if others else last
         raise ConfigError(f"proxy: got '{config.proxy}'; method '{config.method}' needs {allowed}")
     check_privacy(config)
+    METHODS[config.method].check(config)
 
 
 def check_model(config: RunConfig, model: str, key: str = "model") -> None:
@@ -136,7 +136,7 @@ def check_privacy(config: RunConfig) -> None:
 
 
 def _check_secure(config: RunConfig) -> None:
-    chosen, limit = Chosen(config), DisUESettings.of(config).prototype_limit
+    chosen = Chosen(config)
     methods = [name for name, method in METHODS.items() if method.supports.sums]
     assigners = [name for name, kind in ASSIGNERS.items() if kind.supports.sums]
     refused = (
@@ -145,7 +145,6 @@ def _check_secure(config: RunConfig) -> None:
         ("signature", config.signature, not chosen.signature or config.signature in SKETCHED, ", ".join(SKETCHED)),
         ("aggregator", config.aggregator, config.aggregator == "mean", "mean"),
         ("clip-norm", config.clip_norm, config.clip_norm == 0.0, "0"),
-        ("prototype-limit", limit, limit == 0.0, "0"),
     )
     for key, value, allowed, use in refused:
         if not allowed:

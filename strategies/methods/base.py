@@ -42,6 +42,7 @@ from strategies.aggregation.robust import Aggregator, mean
 from strategies.clustering.similarity import SignatureBook
 from strategies.distillation.teachers import VoteSummary
 from strategies.methods.declarations import Needs, Supports, Uses
+from strategies.methods.settings import StrategyConfig
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored
@@ -162,6 +163,10 @@ class Method(ABC, Generic[S]):
         self.main = main
         self.objective = objective
         self.aggregator = aggregator or Aggregator(mean)
+
+    @classmethod
+    def check(cls, config: StrategyConfig) -> None:
+        """Raise `ConfigError` where the method's keys do not go with others of the run; most methods refuse nothing."""
 
     @classmethod
     def build(cls, parts: "Parts") -> Self:

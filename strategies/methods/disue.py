@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disue.config import Multiple, Settings
+from disue.errors import ConfigError
 from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
 from disue.runs.gate import Gate, Knowledge, Space
@@ -38,6 +39,7 @@ from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
 from strategies.methods.declarations import Needs, Supports, Uses
 from strategies.methods.parts import Parts
+from strategies.methods.settings import StrategyConfig
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored
@@ -216,6 +218,13 @@ class DisUE(Method[DisUEState]):
         self.needs = replace(self.needs, description=assigner.description, fits=self.options.learn_share)
         self.probation = Probation(self.options.probation_rounds)
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
+
+    @classmethod
+    def check(cls, config: StrategyConfig) -> None:
+        """Refuse a limit on each client's prototypes where the server gets their sums."""
+        limit = DisUESettings.of(config).prototype_limit
+        if config.privacy == "secure" and limit:
+            raise ConfigError(f"prototype-limit: got {limit!r}; the server gets sums only with privacy=secure, use 0")
 
     @classmethod
     def build(cls, parts: Parts) -> Self:

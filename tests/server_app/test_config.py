@@ -35,6 +35,7 @@ from strategies.distillation.universal import UniversalDistillation
 from strategies.methods import METHODS
 from strategies.methods.base import Method, MethodState, Step
 from strategies.methods.cfl import CFLSettings
+from strategies.methods.declarations import Supports
 from strategies.methods.disue import DisUESettings
 from strategies.methods.parts import ASSIGNERS, Parts, by_signature
 from strategies.methods.settings import StrategyConfig
@@ -59,10 +60,16 @@ class MomentumState(MethodState):
 
 class AveragedWithMomentum(Method[MomentumState]):
     state_type = MomentumState
+    supports = Supports(sums=True)
 
     def __init__(self, main: str, momentum: float) -> None:
         super().__init__(main)
         self.momentum = momentum
+
+    @classmethod
+    def check(cls, config: StrategyConfig) -> None:
+        if config.privacy == "secure" and MomentumSettings.of(config).server_momentum:
+            raise ConfigError("server-momentum: use 0 with privacy=secure")
 
     @classmethod
     def build(cls, parts: Parts) -> "AveragedWithMomentum":
@@ -117,6 +124,14 @@ def test_its_key_is_checked_shown_and_may_be_set_for_it_alone(tmp_path: Path) ->
     (cell,) = make_cells([label], ["iid"], [0], ["digits"], 3, {}, tmp_path)
     assert MomentumSettings.of(cell.config).server_momentum == 0.3
     assert pickle.loads(pickle.dumps(cell)) == cell  # as worker processes get it
+
+
+@pytest.mark.usefixtures("_registered")
+def test_a_method_refuses_what_its_key_does_not_go_with() -> None:
+    values = {"method": "averaged-with-momentum", "privacy": "secure"}
+    with pytest.raises(ConfigError, match="^server-momentum: use 0 with privacy=secure$"):
+        check_names(RunConfig.from_flower(values))
+    check_names(RunConfig.from_flower(values | {"server-momentum": 0.0}))
 
 
 @pytest.mark.usefixtures("_registered")

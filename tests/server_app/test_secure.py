@@ -162,6 +162,10 @@ def test_what_cannot_be_had_of_sums_is_refused(settings: dict[str, Any], message
     assert str(error.value).startswith(message)
 
 
+def test_a_key_of_another_method_is_not_refused() -> None:
+    check_names(RunConfig.from_flower({"privacy": "secure", "method": "fedavg", "prototype-limit": 2.0}))
+
+
 def test_clusters_are_of_three_clients_at_least(run) -> None:  # type: ignore[no-untyped-def]
     config = RunConfig.from_flower({"privacy": "secure", "num-clusters": 3})
     with pytest.raises(
