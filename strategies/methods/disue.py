@@ -98,6 +98,11 @@ class DisUESettings(Settings):
         0.5, ge=1e-6, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
     )
 
+    @property
+    def expert_share(self) -> float:
+        """Share of the own expert in what clients start from, as long as none is learnt."""
+        return {"universal": 0.0, "expert": 1.0}.get(self.initialisation, self.blend)
+
 
 @stored
 @dataclass(frozen=True)
@@ -139,44 +144,6 @@ class DisUEState(MethodState):
     warned: bool = False
 
 
-@dataclass(frozen=True)
-class DisUEOptions:
-    """What phases L and C do beyond the paper; the defaults are the paper's.
-
-    Attributes
-    ----------
-    expert_share : float
-        What clients start from: 0 the universal expert, 1 their own cluster's expert, and in between a mixture of both.
-    learn_share : bool
-        ``expert_share`` is for the start only; then each team's share is learnt from how well both models fit its
-        clients' data.
-    expert_memory : float
-        Share of the past in an expert: 0 the mean of the round's updates alone, and above it a running mean over the
-        rounds. Clients start from the former.
-    pool_prototypes : bool
-        Take the mean prototypes of a team's clients for those of each.
-    prototype_limit : float
-        A client's prototype of a class does not count if it lies farther from the median of all prototypes of that
-        class than so many times the median distance; 0: all count.
-    probation_rounds : int
-        See `Probation`.
-    client_prior : bool
-        Where a client uses its expert, its own label prior stands for the cluster's.
-    clients_compare : bool
-        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
-        the server cannot tell.
-    """
-
-    expert_share: float = 0.0
-    learn_share: bool = False
-    expert_memory: float = 0.0
-    pool_prototypes: bool = False
-    prototype_limit: float = 0.0
-    probation_rounds: int = 0
-    client_prior: bool = True
-    clients_compare: bool = False
-
-
 @METHODS.register("disue", DisUESettings)
 class DisUE(Method[DisUEState]):
     """The three phases.
@@ -187,11 +154,15 @@ class DisUE(Method[DisUEState]):
         Says who belongs together: by a signature and a clusterer, or as any other method does it.
     distillation : UniversalDistillation
         Makes the universal experts of the experts and the averages.
-    options : DisUEOptions
+    settings : DisUESettings
+        What phases L and C do; what phase U does is in ``distillation``.
     objective, aggregator
         See `Method`.
     caps : Caps
         Bounds the losses that shares are learnt from.
+    clients_compare : bool (default: False)
+        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
+        the server cannot tell.
     """
 
     uses = Uses(proxies=("holdout", "dataset", "path", "generator"), assigner=True, cluster_priors=True)
@@ -204,19 +175,22 @@ class DisUE(Method[DisUEState]):
         self,
         assigner: ClusterAssigner[Any],
         distillation: UniversalDistillation,
-        options: DisUEOptions | None = None,
+        settings: DisUESettings,
         objective: LocalObjective = PLAIN,
         aggregator: Aggregator | None = None,
         caps: Caps | None = None,
+        clients_compare: bool = False,
     ) -> None:
         self.distillation = distillation
         self.server = distillation.server
         super().__init__(self.server.main, objective, aggregator)
         self.assigner = assigner
-        self.options = options or DisUEOptions()
+        self.settings = settings
         self.caps = caps or Caps()
-        self.needs = replace(self.needs, description=assigner.description, fits=self.options.learn_share)
-        self.probation = Probation(self.options.probation_rounds)
+        self.clients_compare = clients_compare
+        learns = settings.initialisation == "learned"
+        self.needs = replace(self.needs, description=assigner.description, fits=learns)
+        self.probation = Probation(settings.probation_rounds)
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
 
     @classmethod
@@ -230,7 +204,7 @@ class DisUE(Method[DisUEState]):
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
         config, settings = parts.config, DisUESettings.of(parts.config)
-        starts = {"universal": 0.0, "expert": 1.0, "blend": settings.blend, "learned": settings.blend}
+        foreign = is_foreign(config.proxy)
         distillation = UniversalDistillation(
             parts.server,
             parts.proxy(),
@@ -240,19 +214,17 @@ class DisUE(Method[DisUEState]):
             prior_correction=settings.prior_correction and config.local_loss != "balanced",
             prototype_weight=settings.prototype_weight,
             label_counts_shared=config.share_label_counts,
-            foreign_proxy=is_foreign(config.proxy),
+            foreign_proxy=foreign,
         )
-        options = DisUEOptions(
-            expert_share=starts[settings.initialisation],
-            learn_share=settings.initialisation == "learned",
-            expert_memory=settings.expert_memory,
-            pool_prototypes=settings.prototypes == "cluster",
-            prototype_limit=settings.prototype_limit,
-            probation_rounds=settings.probation_rounds,
-            client_prior=settings.expert_prior == "client",
-            clients_compare=is_foreign(config.proxy) and config.privacy != "dp",  # with dp every answer costs
+        return cls(
+            parts.assigner(),
+            distillation,
+            settings,
+            parts.objective(),
+            parts.aggregator,
+            parts.caps,
+            clients_compare=foreign and config.privacy != "dp",  # with dp every answer costs
         )
-        return cls(parts.assigner(), distillation, options, parts.objective(), parts.aggregator, parts.caps)
 
     def begin(self, initial: State) -> DisUEState:
         """Return the state before the first round."""
@@ -328,7 +300,7 @@ class DisUE(Method[DisUEState]):
         Without γ, half where both fit alike; the worse the universal expert fits what its expert fits well, the nearer
         to one. γ is the proxy set's coverage: models that start apart are of use as one only if they can be reconciled.
         """
-        if not self.options.learn_share:
+        if not self.needs.fits:
             return Evaluated(state, evaluations)
         loss_unit = self.server.task.loss_unit
         fits: dict[Team, dict[str, tuple[float, float]]] = {}
@@ -344,7 +316,7 @@ class DisUE(Method[DisUEState]):
             )
             learnt[team] = state.coverage * universal / max(universal + expert, 1e-12)
         known = {**state.expert_shares, **learnt}
-        shares = [known.get(team, self.options.expert_share) for team in state.experts]
+        shares = [known.get(team, self.settings.expert_share) for team in state.experts]
         metrics = {"expert_share": sum(shares) / len(shares)}
         return Evaluated(replace(state, expert_shares=known), evaluations, metrics)
 
@@ -372,7 +344,7 @@ class DisUE(Method[DisUEState]):
 
     def _mixture(self, state: DisUEState, team: Team) -> State:
         """Return what the clients of a team start from."""
-        universal, share = self.universal(state, team.model), state.expert_shares.get(team, self.options.expert_share)
+        universal, share = self.universal(state, team.model), state.expert_shares.get(team, self.settings.expert_share)
         if team not in state.latest or share == 0.0 or same_model(state.latest[team], universal):
             return universal
         return interpolate(universal, state.latest[team], share)
@@ -393,7 +365,7 @@ class DisUE(Method[DisUEState]):
             )
             for team, own in members.items()
         }
-        if self.options.pool_prototypes:
+        if self.settings.prototypes == "cluster":
             told = {team: own.pooled() for team, own in told.items()}
         experts = renew(state.experts, self._remembered(state, fresh), teams, before)
         knowledge = renew(state.knowledge, told, teams, before)
@@ -437,7 +409,7 @@ class DisUE(Method[DisUEState]):
 
     def _remembered(self, state: DisUEState, fresh: Mapping[Team, State]) -> dict[Team, State]:
         """Return the running means of the teams' models; of a new team, and of the only one, the last model itself."""
-        memory = self.options.expert_memory
+        memory = self.settings.expert_memory
         alone = {team for team in fresh if all(other == team or other.model != team.model for other in fresh)}
         return {
             team: model
@@ -453,7 +425,7 @@ class DisUE(Method[DisUEState]):
         """
         told = {update.name: update.signature for update in updates if update.signature is not None}
         counts = {name: self._counted(signature) for name, signature in told.items()}
-        limit = self.options.prototype_limit
+        limit = self.settings.prototype_limit
         if not limit:
             return counts
         for model in sorted({round.models[name] for name in told}):
@@ -473,7 +445,7 @@ class DisUE(Method[DisUEState]):
     ) -> list[str]:
         """Return the architectures whose average fits the clients' data better, where clients are asked."""
         unsure = {model: state for model, state in taught.items() if not same_model(state, averages[model])}
-        if not self.options.clients_compare or not unsure:
+        if not self.clients_compare or not unsure:
             return []
         with round.timed("evaluation"):
             kept = sorted(round.fitted_better_by_average(unsure, averages, self.caps, self.server.task.loss_unit))
@@ -485,7 +457,7 @@ class DisUE(Method[DisUEState]):
     @property
     def _uses_client_priors(self) -> bool:
         has_priors = self.server.task.scores_strata and self.objective.local_loss != "balanced"
-        return self.options.client_prior and has_priors
+        return self.settings.expert_prior == "client" and has_priors
 
     def _warned(self, state: DisUEState, round: Round) -> DisUEState:
         """Say once that experts are used as they were trained, where nobody told a prior and none was estimated."""

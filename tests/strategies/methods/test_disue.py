@@ -20,7 +20,7 @@ from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import TEACHERS
 from strategies.distillation.universal import UniversalDistillation
-from strategies.methods.disue import DisUE
+from strategies.methods.disue import DisUE, DisUESettings
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.teams import Team
@@ -145,7 +145,7 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
     distillation = UniversalDistillation(
         server, FixedProxy(torch.zeros(4, 1, 8, 8)), TEACHERS["mean"], Distiller(steps=0)
     )
-    method, models = DisUE(Planted(), distillation), dict.fromkeys(names, "mlp")
+    method, models = DisUE(Planted(), distillation, DisUESettings(expert_memory=0.0)), dict.fromkeys(names, "mlp")
     state = replace(method.begin(updates[0].start), clusters=dict.fromkeys(names, 0))
     state = method.step(state, updates, Round(1, models)).state
     together = state.experts[Team(0, "mlp")]

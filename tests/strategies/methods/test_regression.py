@@ -29,7 +29,7 @@ from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import TEACHERS
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import Step
-from strategies.methods.disue import DisUE, DisUEOptions, DisUEState
+from strategies.methods.disue import DisUE, DisUESettings, DisUEState
 from strategies.methods.parts import Parts
 from strategies.rounds.collecting import PlainCollector
 from strategies.rounds.registry import ClientRegistry
@@ -79,12 +79,13 @@ def made(server: Server) -> list[ClientUpdate]:
     return updates
 
 
-def stepped(round: Round, options: DisUEOptions | None = None) -> tuple[DisUE, Step[DisUEState]]:
+def stepped(round: Round, clients_compare: bool = False) -> tuple[DisUE, Step[DisUEState]]:
     """Return DisUE, and what it makes of a round of these clients in their two clusters."""
     server = Server(TASK, "mlp", CPU, 0)
     proxy = FixedProxy(torch.cat([rows_of(8), rows_of(9)]))
     distillation = UniversalDistillation(server, proxy, TEACHERS["prototype"], Distiller(steps=200))
-    method, updates = DisUE(Planted(), distillation, options), made(server)
+    method = DisUE(Planted(), distillation, DisUESettings(), clients_compare=clients_compare)
+    updates = made(server)
     clusters = {update.name: i % 2 for i, update in enumerate(updates)}
     state = replace(method.begin(server.initial("mlp")), clusters=clusters)
     return method, method.step(state, updates, round)
@@ -144,7 +145,7 @@ def test_what_clients_say_of_both_models_is_bounded_by_the_loss_of_saying_the_me
         asked.append(loss_unit)
         return {"mlp"}
 
-    _, step = stepped(Round(1, MODELS, fitted_better_by_average=compare), DisUEOptions(clients_compare=True))
+    _, step = stepped(Round(1, MODELS, fitted_better_by_average=compare), clients_compare=True)
     assert asked == [1.0]
     assert step.state.universals["mlp"] is step.averages["mlp"]
 
