@@ -17,7 +17,7 @@ from disue.wire import EvaluateReply, EvaluateRequest, Records, TrainRequest, er
 from strategies.aggregation.caps import Caps
 from strategies.methods.base import Method, MethodState, Step
 from strategies.rounds.attempt import Attempt, Sent
-from strategies.rounds.collecting import Collector, PlainCollector, Received
+from strategies.rounds.collecting import Clustered, Collector, PlainCollector, Received
 from strategies.rounds.comparing import fitted_better_by_average
 from strategies.rounds.descriptions import Descriptions
 from strategies.rounds.registry import Client, ClientRegistry
@@ -177,9 +177,9 @@ class FederatedStrategy(Strategy):
         with stats.timed("clustering"):
             assigned: Step[Any] = method.assign(state, updates, round)
         stats.metrics |= assigned.metrics
-        like = method.universal(state, method.main)
         clusters = dict(assigned.state.clusters)
-        contributions = self.collector.contributions(updates, clusters, attempt, like)
+        clustered = Clustered(updates, clusters, like=method.universal(state, method.main))
+        contributions = self.collector.contributions(clustered, attempt)
         step: Step[Any] = method.step(assigned.state, contributions, round)
         stats.metrics |= step.metrics
         stats.sheet, stats.clusters = step.sheet, clusters

@@ -46,6 +46,24 @@ class Accepted:
         return [update for update in self.updates if isinstance(update, ClientUpdate)]
 
 
+@dataclass(frozen=True)
+class Clustered:
+    """What was accepted, and who belongs together.
+
+    Attributes
+    ----------
+    updates : sequence of ClientUpdate or ClientSketch
+        As `Collector.accept` returned them.
+    clusters : mapping of client to cluster
+    like : State
+        A model of the run's own architecture.
+    """
+
+    updates: Sequence[ClientUpdate | ClientSketch]
+    clusters: Mapping[str, int]
+    like: State
+
+
 class Collector(Protocol):
     """The updates of a round, from the replies to what the method aggregates."""
 
@@ -64,23 +82,8 @@ class Collector(Protocol):
     def accept(self, received: Sequence[Received]) -> Accepted:
         """Look at what came beside each other; ``received``: sorted by client name."""
 
-    def contributions(
-        self,
-        updates: Sequence[ClientUpdate | ClientSketch],
-        clusters: Mapping[str, int],
-        attempt: Attempt,
-        like: State,
-    ) -> Sequence[Contribution]:
+    def contributions(self, clustered: Clustered, attempt: Attempt) -> Sequence[Contribution]:
         """Return what the method aggregates, and count it.
-
-        Parameters
-        ----------
-        updates : sequence of ClientUpdate or ClientSketch
-            As `accept` returned them.
-        clusters : mapping of client to cluster
-        attempt : Attempt
-        like : State
-            A model of the run's own architecture.
 
         Raises
         ------
@@ -144,15 +147,10 @@ class PlainCollector:
         weighed = self.limits.weighed([update for update in updates if update.name not in rejected])
         return Accepted(self.limits.clipped(weighed, lengths, self.store.put), rejected)
 
-    def contributions(
-        self,
-        updates: Sequence[ClientUpdate | ClientSketch],
-        clusters: Mapping[str, int],
-        attempt: Attempt,
-        like: State,
-    ) -> Sequence[ClientUpdate]:
+    def contributions(self, clustered: Clustered, attempt: Attempt) -> Sequence[ClientUpdate]:
         """Return the updates, none of which stands for more examples than it may in its cluster."""
-        return self.limits.weighed_in([own for own in updates if isinstance(own, ClientUpdate)], clusters)
+        updates = [own for own in clustered.updates if isinstance(own, ClientUpdate)]
+        return self.limits.weighed_in(updates, clustered.clusters)
 
 
 class SecureCollector:
@@ -181,24 +179,18 @@ class SecureCollector:
         """Accept all: nothing of an update can be seen."""
         return Accepted([own.update for own in received])
 
-    def contributions(
-        self,
-        updates: Sequence[ClientUpdate | ClientSketch],
-        clusters: Mapping[str, int],
-        attempt: Attempt,
-        like: State,
-    ) -> Sequence[Contribution]:
+    def contributions(self, clustered: Clustered, attempt: Attempt) -> Sequence[Contribution]:
         """Return the sum of each cluster.
 
         If too few clients would be in the sums, these are not unmasked, and the round may be repeated: of one round no
         client may be in two sums, or their difference would show its update.
         """
-        sums, stats = self.sums, attempt.stats
+        sums, stats, like = self.sums, attempt.stats, clustered.like
         sums.tell = attempt.replies.tell_problem
-        trained = [own for own in updates if isinstance(own, ClientSketch)]
+        trained = [own for own in clustered.updates if isinstance(own, ClientSketch)]
         with stats.timed("local"):
             values = sum(vector_sizes(like, self.num_strata))
-            sums.gather(stats.server_round, trained, clusters, values, attempt.ask)
+            sums.gather(stats.server_round, trained, clustered.clusters, values, attempt.ask)
         try:
             attempt.require_enough(sums.present)
         except TooFewUpdates:
