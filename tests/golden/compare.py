@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from tests.golden.cases import CASES
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FILES = HERE / "files"
 PINNED = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OMP_NUM_THREADS": "1"}
 """What the child may use of the processor, which changes bits; PyTorch looks when it starts to compute."""
-TOLERANCE = 1e-6
-"""Of numbers on a machine whose bits are not kept; relative above one."""
 
 
 def recorded(names: Sequence[str], tree: Path = ROOT) -> tuple[str, dict[str, Any]]:
@@ -40,7 +40,7 @@ def kept(name: str) -> dict[str, Any]:
 def keep(name: str, key: str, found: dict[str, Any]) -> None:
     """Write what a case came to; hashes of other machines are dropped if the numbers changed."""
     before = kept(name)
-    same = before and not list(_differing(before["numbers"], found["numbers"], ""))
+    same = before and not list(_differing(before["numbers"], found["numbers"], "", CASES[name].tolerance))
     others = before["hashes"] if same else {}
     numbers = before["numbers"] if same else found["numbers"]
     FILES.mkdir(exist_ok=True)
@@ -48,35 +48,35 @@ def keep(name: str, key: str, found: dict[str, Any]) -> None:
     (FILES / f"{name}.json").write_text(json.dumps(lines, indent=1) + "\n")
 
 
-def differences(kept: dict[str, Any], found: dict[str, Any], key: str) -> list[str]:
+def differences(kept: dict[str, Any], found: dict[str, Any], key: str, tolerance: float) -> list[str]:
     """Return a line for each difference: bit by bit where the machine's key is known, else by numbers."""
     if not kept:
         return ["nothing is kept of it"]
-    numbers = list(_differing(kept["numbers"], found["numbers"], ""))
+    numbers = list(_differing(kept["numbers"], found["numbers"], "", tolerance))
     if key not in kept["hashes"]:
         return numbers
-    return [*_differing(kept["hashes"][key], found["hashes"], "bits of "), *numbers]
+    return [*_differing(kept["hashes"][key], found["hashes"], "bits of ", 0.0), *numbers]
 
 
-def _differing(kept: Any, found: Any, where: str) -> Iterator[str]:
+def _differing(kept: Any, found: Any, where: str, tolerance: float) -> Iterator[str]:
     if isinstance(kept, dict) and isinstance(found, dict):
         for name in dict.fromkeys((*kept, *found)):
             if name not in kept or name not in found:
                 yield f"{where}{name}: only {'found' if name in found else 'kept'}"
             else:
-                yield from _differing(kept[name], found[name], f"{where}{name} ")
+                yield from _differing(kept[name], found[name], f"{where}{name} ", tolerance)
     elif isinstance(kept, list) and isinstance(found, list) and len(kept) == len(found):
         for i, (one, other) in enumerate(zip(kept, found, strict=True)):
-            yield from _differing(one, other, f"{where}{i} ")
-    elif not _alike(kept, found):
+            yield from _differing(one, other, f"{where}{i} ", tolerance)
+    elif not _alike(kept, found, tolerance):
         yield f"{where.strip()}: {kept} was kept, {found} is found"
 
 
-def _alike(kept: Any, found: Any) -> bool:
+def _alike(kept: Any, found: Any, tolerance: float) -> bool:
     try:
         one, other = float(kept), float(found)
     except (TypeError, ValueError):
         return bool(kept == found)
     if math.isnan(one) or math.isnan(other):
         return math.isnan(one) and math.isnan(other)
-    return one == other or math.isclose(one, other, rel_tol=TOLERANCE, abs_tol=TOLERANCE)
+    return one == other or math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance)

@@ -11,13 +11,16 @@ from strategies.methods import METHODS
 from tests.golden.cases import CASES
 from tests.golden.compare import FILES, differences, kept, recorded
 
+TOLERANCE = CASES["disue"].tolerance
 QUICK = [name for name, case in CASES.items() if case.quick]
 
 
 def check(names: list[str]) -> None:
     """Raise `AssertionError` with each difference; warn if only numbers could be compared."""
     key, found = recorded(names)
-    lines = [f"{name}: {line}" for name in names for line in differences(kept(name), found[name], key)]
+    lines = [
+        f"{name}: {line}" for name in names for line in differences(kept(name), found[name], key, CASES[name].tolerance)
+    ]
     assert not lines, "\n".join(("see python -m tests.golden --help", *lines[:40]))
     if any(key not in kept(name)["hashes"] for name in names):
         warnings.warn(f"only numbers were compared: no bits are kept for {key}", stacklevel=1)
@@ -62,10 +65,10 @@ def test_a_difference_is_seen(where: str, value: Any, bits: int, numbers: int) -
     file = kept("disue")
     (key, hashes), *_ = file["hashes"].items()
     found = {"numbers": file["numbers"], "hashes": hashes}
-    assert differences(file, found, key) == []
+    assert differences(file, found, key, TOLERANCE) == []
     other = changed(found, where, value)
-    assert len(differences(file, other, key)) == bits
-    assert len(differences(file, other, "another machine")) == numbers
+    assert len(differences(file, other, key, TOLERANCE)) == bits
+    assert len(differences(file, other, "another machine", TOLERANCE)) == numbers
 
 
 @pytest.mark.parametrize(("by", "seen"), [(1e-8, False), (1e-4, True)])
@@ -74,9 +77,9 @@ def test_on_another_machine_numbers_may_differ_a_little(by: float, seen: bool) -
     other = copy.deepcopy(file["numbers"])
     tensor = next(iter(other["models"]["universal.safetensors"].values()))
     tensor[1] *= 1.0 + by
-    assert bool(differences(file, {"numbers": other, "hashes": {}}, "another machine")) == seen
+    assert bool(differences(file, {"numbers": other, "hashes": {}}, "another machine", TOLERANCE)) == seen
 
 
 def test_what_has_no_file_differs() -> None:
-    assert differences({}, {}, "") == ["nothing is kept of it"]
+    assert differences({}, {}, "", TOLERANCE) == ["nothing is kept of it"]
     assert re.fullmatch(r"[a-z0-9-]+", "".join(CASES))
