@@ -7,9 +7,9 @@ from flwr.app import Context
 from flwr.common.logger import log
 from flwr.serverapp import Grid, ServerApp
 
-from server_app.callbacks.recorder import default_directory
 from server_app.config import RunConfig
 from server_app.run import execute
+from server_app.run_directory import default_directory
 from server_app.stopping import OVER, signals_stop
 from strategies.rounds.transport import streaming
 

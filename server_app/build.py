@@ -1,20 +1,37 @@
-"""From a run config to the Flower strategy and its parts."""
+"""From a run config to a run: its Flower strategy with all parts, and what watches it."""
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from functools import partial
 from logging import WARNING
 
 import torch
 from flwr.common.logger import log
+from flwr.serverapp import Grid
 
 from disue.data import RunData
+from disue.device import prepare_device
 from disue.models import build_model
 from disue.models.check import check_networks
-from server_app.checks import needs_sketch
+from server_app.callbacks.base import Callback, RunContext
+from server_app.callbacks.checkpoint import Checkpointing
+from server_app.callbacks.ledger import Ledger
+from server_app.callbacks.progress import Progress
+from server_app.callbacks.recorder import Recorder
+from server_app.callbacks.report_data import ReportData
+from server_app.callbacks.results import Results
+from server_app.callbacks.tensorboard import Events
+from server_app.callbacks.warning_log import Warnings
+from server_app.checks import check_groups, needs_sketch
 from server_app.config import RunConfig
 from server_app.doubts import doubts
+from server_app.pages import Pages
+from server_app.resume import ResumePoint
+from server_app.rows import Rows
+from server_app.run_data import prepare_data
+from server_app.run_directory import default_directory
 from strategies.aggregation.limits import Limits
 from strategies.aggregation.store import UpdateStore
 from strategies.clustering.similarity import SIGNATURES
@@ -25,6 +42,26 @@ from strategies.rounds.collecting import Collector, PlainCollector, SecureCollec
 from strategies.rounds.registry import ClientRegistry
 from strategies.rounds.secure_sums import SecureSums
 from strategies.rounds.stats import Participation
+
+
+def make_run(config: RunConfig, grid: Grid, registry: ClientRegistry, past: ResumePoint) -> RunContext:
+    """Build what a run is made of, as it was left if the run goes on.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the config does not go with what the clients are and have.
+    """
+    device = prepare_device(config.device)
+    data = prepare_data(config, registry)
+    check_groups(config, data)
+    store = UpdateStore(config.reply_memory * 2**20, default_directory(config))
+    strategy = make_strategy(config, registry, data, device, store)
+    rows = Rows(data.task.metric_names, past.rows)
+    past.restore({"strategy": strategy, "rows": rows})
+    if past.saved and strategy.method.needs.memory:
+        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
+    return RunContext(config, grid, strategy, data, data.global_test(), device, rows)
 
 
 def make_strategy(
@@ -88,3 +125,37 @@ def _participation(config: RunConfig) -> Participation:
         evaluate_every=config.evaluate_every,
         min_success_fraction=config.min_success_fraction,
     )
+
+
+def make_callbacks(
+    config: RunConfig, past: ResumePoint, warnings: Warnings, own: Sequence[Callback] = ()
+) -> list[Callback]:
+    """Return what watches a run, in the order in which it is called.
+
+    A round's row is recorded after `Ledger` added to it, and before the checkpoint with which the round counts. At the
+    end the summary, which says that a run is completed, comes after the results, and the pages, which tell of all that,
+    come last.
+
+    Parameters
+    ----------
+    config : RunConfig
+    past : ResumePoint
+    warnings : Warnings
+        Those that were logged until now.
+    own : sequence of Callback
+        Called after a row is recorded.
+    """
+    report_data = ReportData(past.moves)
+    past.restore({"report_data": report_data})
+    return [
+        warnings,
+        Progress(default_directory(config), config.num_server_rounds),
+        *([Ledger()] if config.privacy == "dp" else []),
+        Results(),
+        report_data,
+        Recorder(),
+        *own,
+        *([Events()] if config.tensorboard else []),
+        Checkpointing(past.checkpoints, {"report_data": report_data}),
+        Pages(),
+    ]

@@ -15,11 +15,11 @@ from disue.errors import ConfigError, DataError, DisueError
 from disue.files import inside, read_text, run_summary, user_path
 from disue.source import source_hash
 from server_app.callbacks.checkpoint import NOT_UNPACKED, Checkpoints, Saved
-from server_app.callbacks.recorder import default_directory
 from server_app.callbacks.report_data import MEMBERSHIP, Move
 from server_app.card import CARD
 from server_app.config import RunConfig, stored_settings
 from server_app.report.reading import Row, membership_moves, metrics_rows
+from server_app.run_directory import default_directory
 from strategies.rounds.state import OTHER_VERSION, restore
 
 RECORDS = ("config.toml", "metrics.jsonl", MEMBERSHIP, "summary.json")
@@ -60,6 +60,11 @@ class ResumePoint:
     def rounds(self) -> int:
         """How many rounds are over."""
         return self.saved.round if self.saved else 0
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether there is a checkpoint."""
+        return self.saved is not None or self.checkpoints.has_saved
 
     def restore(self, parts: Mapping[str, object]) -> None:
         """Give parts what is known of them, if anything is; raise `DataError` if it is of another version."""

@@ -1,10 +1,9 @@
 """One run, from the validated config to the finished run directory."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from logging import INFO, WARNING
-from pathlib import Path
 
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.common.logger import log
@@ -13,33 +12,30 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from disue.data import OWN, build_federation, load_dataset
 from disue.device import prepare_device
-from disue.errors import ConfigError, DiskError, DisueError
+from disue.errors import ConfigError, DiskError
 from disue.files import disk_errors
-from disue.models import build_model, get_state
+from disue.models import get_state
 from disue.models.check import check_networks
 from disue.naming import by_name
 from disue.wire import HelloRequest
-from server_app.build import make_strategy
+from server_app.build import make_callbacks, make_run
+from server_app.callbacks.base import Callback, OnRound, RunContext, RunEnd
 from server_app.callbacks.checkpoint import Checkpoints
-from server_app.callbacks.ledger import Ledger, check_accountant
-from server_app.callbacks.progress import Progress
-from server_app.callbacks.recorder import Recorder, Row, check_directory, default_directory, forget_after
-from server_app.callbacks.report_data import ReportData
-from server_app.callbacks.tensorboard import Events, check_tensorboard
-from server_app.callbacks.warning_log import Warnings, collected
-from server_app.card import write_card
+from server_app.callbacks.ledger import check_accountant
+from server_app.callbacks.tensorboard import check_tensorboard
+from server_app.callbacks.warning_log import collected
 from server_app.checks import check_groups, check_main_model, check_model, check_names, check_sizes
 from server_app.config import RunConfig
-from server_app.report import write_report
 from server_app.resume import ResumePoint, look_back
-from server_app.run_data import check_own_data, check_summary, prepare_data, unfit
+from server_app.rows import Row, summary_of
+from server_app.run_data import check_own_data, check_summary, unfit
+from server_app.run_directory import check_directory, default_directory, forget_after, write_config
 from server_app.run_lock import exclusive, in_use, is_held
-from server_app.scoring import by_clients, on_test_set
+from server_app.scoring import Scores, by_clients, on_test_set
 from server_app.stopping import RunStopped, check_stop, stopping
 from strategies.aggregation.caps import Caps
-from strategies.aggregation.store import UpdateStore
 from strategies.distillation.proxy import look_at_proxy
-from strategies.flower import FederatedStrategy
+from strategies.methods.base import MethodState
 from strategies.methods.chosen import Chosen
 from strategies.rounds.packing import seated
 from strategies.rounds.registry import ClientRegistry
@@ -87,7 +83,12 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
             look_at_proxy(config, federation)  # what there is to tell belongs into the run's own log
 
 
-def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | None = None) -> Row:
+def execute(
+    config: RunConfig,
+    grid: Grid,
+    on_round: Callable[[Row], object] | None = None,
+    callbacks: Sequence[Callback] = (),
+) -> Row:
     """Run the configured method over the grid and write the run directory, or go on with a run that was interrupted.
 
     Parameters
@@ -98,6 +99,8 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
         Flower's own, or the in-process one.
     on_round : callable, optional
         Called with each row of ``metrics.jsonl`` as it is written.
+    callbacks : sequence of Callback
+        They watch the run, beside those that every run has.
 
     Returns
     -------
@@ -117,141 +120,16 @@ def execute(config: RunConfig, grid: Grid, on_round: Callable[[Row], None] | Non
     past = look_back(config) if config.resume_from else ResumePoint(Checkpoints(default_directory(config)))
     with collected() as warnings, past.blamed():
         past.tell()
-        return _carry_out(config, grid, past, on_round, warnings)
+        registry = gather(config, grid, past)
+        run = make_run(config, grid, registry, past)
+        own = [*([OnRound(on_round)] if on_round else []), *callbacks]
+        watching = make_callbacks(config, past, warnings, own)
+        with claimed(run, past):
+            begun, end = run_rounds(run, watching)
+            return leave(run, begun, end, past)
 
 
-def _carry_out(
-    config: RunConfig, grid: Grid, past: ResumePoint, on_round: Callable[[Row], None] | None, warnings: Warnings
-) -> Row:
-    device, directory = prepare_device(config.device), default_directory(config)
-    registry = _gathered(config, grid, past)
-    data = prepare_data(config, registry)
-    check_groups(config, data)
-    strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
-    method = strategy.method
-    past.restore({"strategy": strategy})
-    if past.saved and method.needs.memory:
-        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
-    task = data.task
-    build = partial(build_model, shape=task.shape, num_outputs=task.num_outputs, seed=config.seed)
-    start = get_state(build(config.model))
-    test, caps = data.global_test(), Caps(config.max_weight)
-    with _claimed(config, directory, past):
-        forget_after(directory, past.rounds)
-        recorder = Recorder(directory, config, task, registry.known, on_round, past.rows)
-        warnings.keep_in(directory, past.rounds, lambda: recorder.rounds + 1)
-        report_data = ReportData(directory, past.moves)
-        past.restore({"recorder": recorder, "report_data": report_data})
-        parts = {"registry": registry, "strategy": strategy, "recorder": recorder, "report_data": report_data}
-        progress = Progress(directory, config.num_server_rounds)
-        strategy.on_phase = progress.phase
-        ledger = Ledger(directory, config, registry.name_of, past.rounds)
-        events = Events(directory, task, method.proxy, past.rounds) if config.tensorboard else None
-        log(INFO, "run directory: %s", directory)
-
-        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
-            if test is None:
-                alike = config.privacy == "secure"  # then all say that they have one
-                scores = by_clients(strategy.stats.evaluations, registry.models, config.model, caps, alike)
-            else:
-                average = strategy.averages[config.model]
-                scores = on_test_set(task, strategy.reached().universals, average, build, config.model, test, device)
-            report_data.after_round(strategy.stats)
-            strategy.stats.metrics |= ledger.spent()
-            row = recorder.record_round(strategy.stats, registry.known, scores)
-            if events:
-                events.after_round(row, strategy.stats)
-            past.checkpoints.save(server_round, parts)
-            if server_round < config.num_server_rounds:
-                check_stop(directory)
-            return MetricRecord(
-                {key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None}
-            )
-
-        def leave() -> None:
-            state = strategy.reached()
-            gate = method.gate(state, strategy.descriptions)
-            recorder.save(state, config.model, gate, strategy.stats.evaluations)
-            groups = {client.name: client.group for client in registry.clients}
-            signatures = method.signatures(state)
-            report_data.finish(
-                state.universals[config.model], signatures, groups, data, test, build, config.model, device
-            )
-
-        over = False
-        try:
-            write_summary = recorder.finish
-            try:
-                with progress.watching(grid), ledger.watching(grid):
-                    strategy.start(
-                        grid,
-                        ArrayRecord(start),
-                        num_rounds=config.num_server_rounds,
-                        timeout=config.round_timeout,
-                        evaluate_fn=after_round,
-                        first_round=past.rounds + 1,
-                    )
-            except RunStopped:
-                log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", directory)
-                write_summary = recorder.stop
-            over = True
-            leave()
-            summary = write_summary()
-        except BaseException as error:
-            try:
-                recorder.fail(error)
-                if not over and _has_good_rounds(error, recorder, strategy):
-                    leave()
-                    _tell(config, directory)
-            except DisueError as another:  # a full disk is the error itself
-                log(WARNING, "not all could be written that the run has so far: %s", another)
-            if past.checkpoints.has_saved or past.saved:
-                log(WARNING, "to go on with the run after its last checkpoint: resume-from=%s", directory)
-            raise
-        finally:
-            if events:
-                events.close()
-        _tell(config, directory)
-        return summary
-
-
-@contextmanager
-def _claimed(config: RunConfig, directory: Path, past: ResumePoint) -> Iterator[None]:
-    """Hold the run directory, in which nobody may have written since it was looked at.
-
-    Raises
-    ------
-    ConfigError
-        If somebody did, or does.
-    """
-    if not config.resume_from:
-        check_directory(directory)  # before the lock is put there, too
-    with disk_errors(directory), exclusive(directory, "resume-from" if config.resume_from else "output-dir"):
-        if config.resume_from:
-            past.check_unchanged(directory)
-        else:
-            check_directory(directory)
-        with stopping(directory):
-            yield
-
-
-def _has_good_rounds(error: BaseException, recorder: Recorder, strategy: FederatedStrategy) -> bool:
-    """Return whether a run that failed has models to give: those of the last round that is recorded.
-
-    Not where somebody wants it to end at once, or the disk is the trouble.
-    """
-    wanted = isinstance(error, Exception) and not isinstance(error, OSError | DiskError)
-    return wanted and 0 < recorder.rounds == strategy.stats.server_round
-
-
-def _tell(config: RunConfig, directory: Path) -> None:
-    """Write the model card, and the report if it is wished."""
-    write_card(directory)
-    if config.report:
-        write_report(directory)
-
-
-def _gathered(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistry:
+def gather(config: RunConfig, grid: Grid, past: ResumePoint) -> ClientRegistry:
     """Return the clients that are to take part, those who took part before and are missing now included."""
     registry = ClientRegistry(
         config.seed,
@@ -276,6 +154,119 @@ def _hello(config: RunConfig) -> HelloRequest:
     chosen = Chosen(config)
     described = chosen.signature is not None and chosen.signature.from_update is None
     return HelloRequest(chosen.method.needs.prototypes, described)
+
+
+@contextmanager
+def claimed(run: RunContext, past: ResumePoint) -> Iterator[None]:
+    """Hold the run directory, in which nobody may have written since it was looked at, and write ``config.toml``.
+
+    Raises
+    ------
+    ConfigError
+        If somebody did, or does.
+    """
+    directory, resumed = run.directory, bool(run.config.resume_from)
+    if not resumed:
+        check_directory(directory)  # before the lock is put there, too
+    with disk_errors(directory), exclusive(directory, "resume-from" if resumed else "output-dir"):
+        if resumed:
+            past.check_unchanged(directory)
+        else:
+            check_directory(directory)
+        with stopping(directory):
+            forget_after(directory, past.rounds)
+            write_config(directory, run.config, run.data.task, run.strategy.registry.known)
+            yield
+
+
+def run_rounds(run: RunContext, callbacks: Sequence[Callback]) -> tuple[list[Callback], RunEnd]:
+    """Carry out the rounds that are still to do; return the callbacks that have begun, and how the run ends."""
+    begun: list[Callback] = []
+    try:
+        with run.during:
+            for callback in callbacks:
+                callback.begin(run)
+                begun.append(callback)
+            log(INFO, "run directory: %s", run.directory)
+            run.strategy.start(
+                run.grid,
+                ArrayRecord(get_state(run.model(run.config.model))),
+                num_rounds=run.config.num_server_rounds,
+                timeout=run.config.round_timeout,
+                evaluate_fn=partial(_after_round, run, callbacks, Caps(run.config.max_weight)),
+                first_round=len(run.rows.done) + 1,
+            )
+    except RunStopped:
+        log(INFO, "the run ends early, as was asked; to go on with it: resume-from=%s", run.directory)
+        why = f"it was asked to end after round {len(run.rows.done)}"
+        return begun, RunEnd(_summary(run, "stopped", why), run.strategy.reached())
+    except BaseException as error:
+        state = run.strategy.reached() if _has_good_rounds(error, run) else None
+        return begun, _failed(run, error, state)
+    return begun, RunEnd(_summary(run, "completed"), run.strategy.reached())
+
+
+def leave(run: RunContext, callbacks: Sequence[Callback], end: RunEnd, past: ResumePoint) -> Row:
+    """End the callbacks, and return the contents of ``summary.json``; raise what the run, or one of them, failed with.
+
+    After an error the run has failed for the callbacks that follow. Of several errors the first is raised, and the
+    others are logged.
+    """
+    for callback in callbacks:
+        try:
+            callback.end(run, end)
+        except BaseException as error:
+            if end.error is not None:  # a full disk is the error itself
+                log(WARNING, "not all could be written that the run has so far: %s", _words(error))
+            end = _failed(run, end.error or error, None)
+    if end.error is None:
+        return end.summary
+    if past.can_go_on:
+        log(WARNING, "to go on with the run after its last checkpoint: resume-from=%s", run.directory)
+    raise end.error
+
+
+def _after_round(
+    run: RunContext, callbacks: Sequence[Callback], caps: Caps, server_round: int, arrays: ArrayRecord
+) -> MetricRecord | None:
+    strategy = run.strategy
+    row = run.rows.add(strategy.stats, _scores(run, caps), strategy.registry.known)
+    for callback in callbacks:
+        callback.after_round(run, row)
+    if server_round < run.config.num_server_rounds:
+        check_stop(run.directory)
+    return MetricRecord({key: row[key] for key in ("universal_accuracy", "expert_accuracy") if row[key] is not None})
+
+
+def _scores(run: RunContext, caps: Caps) -> Scores:
+    """Return how good the universal models are after a round."""
+    strategy, main = run.strategy, run.config.model
+    if run.test is None:
+        alike = run.config.privacy == "secure"  # then all say that they have one
+        return by_clients(strategy.stats.evaluations, strategy.registry.models, main, caps, alike)
+    universals, average = strategy.reached().universals, strategy.averages[main]
+    return on_test_set(run.data.task, universals, average, run.model, main, run.test, run.device)
+
+
+def _has_good_rounds(error: BaseException, run: RunContext) -> bool:
+    """Return whether a run that failed has models to give: those of the last round that is recorded.
+
+    Not where somebody wants it to end at once, or the disk is the trouble.
+    """
+    wanted = isinstance(error, Exception) and not isinstance(error, OSError | DiskError)
+    return wanted and 0 < len(run.rows.done) == run.strategy.stats.server_round
+
+
+def _failed(run: RunContext, error: BaseException, state: MethodState | None) -> RunEnd:
+    return RunEnd(_summary(run, "failed", _words(error)), state, error)
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _summary(run: RunContext, status: str, why: str = "") -> Row:
+    return summary_of(run.config, len(run.strategy.registry.known), run.rows.done, status, why)
 
 
 def check_timeout(config: RunConfig, grid: Grid) -> None:

@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,11 +12,19 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 
+from disue.data import RunData
 from disue.models import State
 from disue.naming import client_name
 from disue.tasks import ImageClassification
 from disue.wire import EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue_cli.engines.inline import FIRST_NODE_ID, RUN_ID, InlineGrid
+from server_app.callbacks.base import RunContext
+from server_app.config import RunConfig
+from server_app.rows import Row, Rows
+from strategies.flower import FederatedStrategy
+from strategies.methods.fedavg import FedAvg
+from strategies.rounds.registry import Client, ClientRegistry
+from strategies.rounds.stats import Participation
 
 ARTEFACTS_OF_TWO = {
     *("config.toml", "metrics.jsonl", "clients.csv", "teaching.csv", "summary.json", "universal.safetensors"),
@@ -30,6 +38,18 @@ ARTEFACTS_OF_TWO = {
 def numbered_classes(count: int, shape: tuple[int, int, int] = (1, 4, 4)) -> ImageClassification:
     """Return the task of images in so many classes, which are normalised already."""
     return ImageClassification(tuple(map(str, range(count))), shape, (0.0,) * shape[0], (1.0,) * shape[0])
+
+
+def run_context(
+    directory: Path, data: RunData, clients: Sequence[Client] = (), done: Sequence[Row] = (), **settings: Any
+) -> RunContext:
+    """Return a run of FedAvg, as callbacks see it, in which nobody answers."""
+    config = RunConfig(output_dir=str(directory), model="mlp", **settings)
+    registry = ClientRegistry(config.seed)
+    registry.known = clients
+    strategy = FederatedStrategy(registry, Participation(config.num_server_rounds), FedAvg(config.model))
+    rows, grid = Rows(data.task.metric_names, done), InlineGrid(ClientApp(), {}, [])
+    return RunContext(config, grid, strategy, data, data.global_test(), torch.device("cpu"), rows)
 
 
 Behaviour = Callable[[str, TrainRequest, Message], Message]

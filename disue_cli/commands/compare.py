@@ -164,7 +164,7 @@ def _distinct(option: str, values: list[T]) -> list[T]:
 
 def _checked(output: Path) -> Path:
     """Return the directory; raise `ConfigError` if it holds something else, or cannot be written."""
-    from server_app.callbacks.recorder import check_directory, default_directory
+    from server_app.run_directory import check_directory, default_directory
 
     directory = default_directory(RunConfig.from_flower({"output-dir": str(output)}))
     if (directory / "cells").is_dir():

@@ -51,8 +51,8 @@ def simulate(
     config = RunConfig.from_flower(values)
 
     from disue_cli.engines.inline import nodes_for
-    from server_app.callbacks.recorder import default_directory
     from server_app.run import preflight
+    from server_app.run_directory import default_directory
 
     done, over = 0, False
     if config.resume_from:

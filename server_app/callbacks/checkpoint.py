@@ -23,6 +23,8 @@ from disue.files import NOT_PARSED, inside, write_whole
 from disue.source import source_hash
 from disue.tasks import DataSummary, ImageClassification
 from disue.wire import EvaluateReply
+from server_app.callbacks.base import Callback, RunContext
+from server_app.rows import Row
 from strategies.rounds.state import OTHER_VERSION, state_of
 from strategies.stored import STORED, stored
 
@@ -117,6 +119,25 @@ class Checkpoints:
         if damaged:
             raise DataError(f"'{self.directory}': all checkpoints are damaged ({', '.join(damaged)}); run it anew")
         return None
+
+
+class Checkpointing(Callback):
+    """Saves a checkpoint after every round.
+
+    Parameters
+    ----------
+    checkpoints : Checkpoints
+    parts : mapping of str to object
+        What remembers something from round to round, beside the parts of the run.
+    """
+
+    def __init__(self, checkpoints: Checkpoints, parts: Mapping[str, object]) -> None:
+        self.checkpoints = checkpoints
+        self.parts = parts
+
+    def after_round(self, run: RunContext, row: Row) -> None:
+        """Save one; from then on the round counts."""
+        self.checkpoints.save(row["round"], {**run.parts, **self.parts})
 
 
 def _round(value: object) -> int:

@@ -2,19 +2,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 from flwr.app import Message, MessageType
-from flwr.serverapp import Grid
 
 from disue.errors import ConfigError
 from disue.files import json_object, read_text, write_whole
 from disue.privacy.dp import ORDERS, SENSITIVITY
 from disue.wire.describe import DESCRIBE
-from server_app.config import RunConfig
+from server_app.callbacks.base import Callback, RunContext
+from server_app.rows import Row, finite
 
 LEDGER = "releases.json"
 
@@ -57,53 +56,43 @@ def _logging_as_it_is() -> Iterator[None]:
         root.setLevel(level)
 
 
-class Ledger:
+class Ledger(Callback):
     """Counts what each client releases, and writes it to ``releases.json`` before the client is asked.
 
     So a request that was never answered counts, and so does what a run was told that was killed then.
 
-    Parameters
+    Attributes
     ----------
-    directory : Path
-        The run directory.
-    config : RunConfig
-    name_of : callable
-        From a node id to a client's name.
-    rounds : int (default: 0)
-        Those that are over; then there must be a ledger.
-
-    Raises
-    ------
-    DataError
-        If there is none, or it is damaged.
+    releases : dict of client to int
     """
 
-    def __init__(self, directory: Path, config: RunConfig, name_of: Callable[[int], str], rounds: int = 0) -> None:
-        self.path = directory / LEDGER
-        self.config = config
-        self.name_of = name_of
-        nothing: dict[str, int] = {}
-        self.releases = read_text(self.path, _releases, None if rounds and config.privacy == "dp" else nothing)
+    def begin(self, run: RunContext) -> None:
+        """Read what was released in the rounds that are over, and count from now on.
 
-    def spent(self) -> dict[str, float | int]:
-        """Return epsilon, delta and the number of releases of the client that released most; {} without noise."""
-        if self.config.privacy != "dp":
-            return {}
+        Raises
+        ------
+        DataError
+            If rounds are over and there is no ledger, or it is damaged.
+        """
+        nothing: dict[str, int] = {}
+        self.releases = read_text(run.directory / LEDGER, _releases, None if run.rows.done else nothing)
+        run.during.enter_context(self.watching(run))
+
+    def after_round(self, run: RunContext, row: Row) -> None:
+        """Add to the row epsilon, delta and the number of releases of the client that released most."""
         releases = max(self.releases.values(), default=0)
-        epsilon = epsilon_of(releases, self.config.dp_noise, self.config.dp_delta) if releases else 0.0
-        return {"epsilon": epsilon, "delta": self.config.dp_delta, "releases": releases}
+        noise, delta = run.config.dp_noise, run.config.dp_delta
+        epsilon = epsilon_of(releases, noise, delta) if releases else 0.0
+        row |= finite({"epsilon": epsilon, "delta": delta, "releases": releases})
 
     @contextmanager
-    def watching(self, grid: Grid) -> Iterator[None]:
-        """Count what is asked through a grid."""
-        if self.config.privacy != "dp":
-            yield
-            return
-        push = grid.push_messages
+    def watching(self, run: RunContext) -> Iterator[None]:
+        """Count what clients are asked."""
+        grid, push = run.grid, run.grid.push_messages
 
         def push_messages(messages: Iterable[Message]) -> Iterable[str]:
             asked = list(messages)
-            self._enter(asked)
+            self._enter(asked, run)
             return push(asked)
 
         grid.push_messages = push_messages  # type: ignore[method-assign]
@@ -112,12 +101,12 @@ class Ledger:
         finally:
             grid.push_messages = push  # type: ignore[method-assign]
 
-    def _enter(self, requests: list[Message]) -> None:
+    def _enter(self, requests: list[Message], run: RunContext) -> None:
         for request in requests:
             if count := _releases_in(request):
-                name = self.name_of(request.metadata.dst_node_id)
+                name = run.strategy.registry.name_of(request.metadata.dst_node_id)
                 self.releases[name] = self.releases.get(name, 0) + count
-        write_whole(self.path, json.dumps(self.releases, indent=2) + "\n")
+        write_whole(run.directory / LEDGER, json.dumps(self.releases, indent=2) + "\n")
 
 
 def _releases_in(request: Message) -> int:

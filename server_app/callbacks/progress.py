@@ -11,13 +11,14 @@ from flwr.app import Message, MessageType
 from flwr.serverapp import Grid
 
 from disue.files import write_passing
+from server_app.callbacks.base import Callback, RunContext
 
 PROGRESS = "progress.json"
 SECONDS_BETWEEN_WRITES = 0.2
 PHASES = {MessageType.TRAIN: "local", MessageType.EVALUATE: "evaluation"}
 
 
-class Progress:
+class Progress(Callback):
     """Writes ``progress.json``: round, rounds, phase, clients done of those asked, and what the round did before.
 
     Parameters
@@ -36,7 +37,12 @@ class Progress:
         self._written = 0.0
         self._state: dict[str, Any] = {"round": 0, "rounds": rounds, "phase": "start", "done": 0, "of": 0}
         self._state |= {"since": clock(), "finished": {}}
+
+    def begin(self, run: RunContext) -> None:
+        """Write that the run begins, and watch it while it does its rounds; the file is removed after them."""
         self._write()
+        run.strategy.on_phase = self.phase
+        run.during.enter_context(self.watching(run.grid))
 
     def phase(self, server_round: int, phase: str) -> None:
         """Note that a round is in another phase."""

@@ -3,9 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -15,13 +14,12 @@ from safetensors.torch import save
 from sklearn.decomposition import KernelPCA
 from torch import Tensor
 
-from disue.data import Examples, Federation, RunData
+from disue.data import Federation, RunData
 from disue.files import append, write_whole
 from disue.metrics import confusion
-from disue.models import Classifier, State
 from disue.naming import by_name, client_name
-from strategies.clustering.similarity import SignatureBook
-from strategies.rounds.stats import RoundStats
+from server_app.callbacks.base import Callback, RunContext, RunEnd
+from server_app.rows import Row
 
 MEMBERSHIP = "membership.csv"
 TENSORS = "portrait.safetensors"
@@ -41,13 +39,11 @@ class Move:
     cluster: int
 
 
-class ReportData:
+class ReportData(Callback):
     """Writes ``membership.csv`` as the run goes, and ``portrait.safetensors`` and ``portrait.json`` at its end.
 
     Parameters
     ----------
-    directory : Path
-        The run directory.
     moves : sequence of Move
         Those of the rounds that are over.
 
@@ -61,51 +57,31 @@ class ReportData:
 
     stateful: ClassVar[tuple[str, ...]] = ("clusters", "label_counts")
 
-    def __init__(self, directory: Path, moves: Sequence[Move] = ()) -> None:
-        self.directory = directory
+    def __init__(self, moves: Sequence[Move] = ()) -> None:
+        self.moves = moves
         self.clusters: dict[str, int] = {}
         self.label_counts: dict[str, Tensor] = {}
-        rows = [(move.round, move.client, move.cluster) for move in moves]
-        write_whole(directory / MEMBERSHIP, _csv([("round", "client", "cluster"), *rows]))
 
-    def after_round(self, stats: RoundStats) -> None:
+    def begin(self, run: RunContext) -> None:
+        """Write the moves of the rounds that are over."""
+        rows = [(move.round, move.client, move.cluster) for move in self.moves]
+        write_whole(run.directory / MEMBERSHIP, _csv([("round", "client", "cluster"), *rows]))
+
+    def after_round(self, run: RunContext, row: Row) -> None:
         """Append who is in another cluster than before; the first cluster of a client is one, too."""
+        stats = run.strategy.stats
         self.label_counts |= stats.label_counts
         moved = [name for name in by_name(stats.clusters) if self.clusters.get(name) != stats.clusters[name]]
         self.clusters |= stats.clusters
-        append(self.directory / MEMBERSHIP, _csv([stats.server_round, name, stats.clusters[name]] for name in moved))
+        append(run.directory / MEMBERSHIP, _csv([stats.server_round, name, stats.clusters[name]] for name in moved))
 
-    def finish(
-        self,
-        universal: State,
-        signatures: SignatureBook | None,
-        groups: Mapping[str, int],
-        data: RunData,
-        test: Examples | None,
-        build: Callable[[str], Classifier],
-        main: str,
-        device: torch.device,
-    ) -> None:
-        """Write the rest.
-
-        Parameters
-        ----------
-        universal : State
-            The universal expert of the run's own architecture, after the last round.
-        signatures : SignatureBook or None
-            What clients are compared by.
-        groups : mapping of client to int
-            Their planted groups.
-        data : RunData
-            The run's task. The data of a simulation tell the labels where the clients do not.
-        test : Examples or None
-            The server's test set, for the confusion matrix of the universal expert in a task of classes.
-        build : callable
-            From the name of an architecture to a model.
-        main : str
-            The run's own architecture.
-        device : torch.device
-        """
+    def end(self, run: RunContext, end: RunEnd) -> None:
+        """Write the map of the clients, how similar they are, their labels, and the universal expert's confusion."""
+        if end.state is None:
+            return
+        strategy, task = run.strategy, run.data.task
+        signatures = strategy.method.signatures(end.state)
+        groups = {client.name: client.group for client in strategy.registry.clients}
         tensors: dict[str, Tensor] = {}
         names: dict[str, object] = {}
         if signatures is not None and signatures.names:
@@ -117,17 +93,17 @@ class ReportData:
             tensors["map"] = torch.from_numpy(points).float()
             tensors["similarity"] = torch.from_numpy(gram[np.ix_(rows, rows)]).float()
             names |= {"map": mapped, "map-share": round(share, 6), "similarity": chosen}
-        labels, source = self._labels(data)
+        labels, source = self._labels(run.data)
         if labels:
             tensors["labels"] = torch.stack(list(labels.values())).float()
             names |= {"labels": list(labels), "labels-source": source}
-        if test is not None and data.task.scores_strata:
-            model = build(main)
-            model.load_state_dict(universal)
-            tensors["confusion"] = confusion(model, test, device)
+        if run.test is not None and task.scores_strata:
+            model = run.model(run.config.model)
+            model.load_state_dict(end.state.universals[run.config.model])
+            tensors["confusion"] = confusion(model, run.test, run.device)
         # In this order: who reads a run that goes on looks for the tensors first, and then for whose they are.
-        write_whole(self.directory / NAMES, json.dumps(names, indent=1) + "\n")
-        write_whole(self.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+        write_whole(run.directory / NAMES, json.dumps(names, indent=1) + "\n")
+        write_whole(run.directory / TENSORS, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
 
     def _labels(self, data: RunData) -> tuple[dict[str, Tensor], str]:
         if self.label_counts:

@@ -2,17 +2,15 @@
 
 from collections.abc import Sequence
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from disue.errors import ConfigError
 from disue.files import inside
-from disue.tasks import Task
+from server_app.callbacks.base import Callback, RunContext, RunEnd
+from server_app.rows import Row
 from strategies.distillation.server import SHEET_COLUMNS
-from strategies.rounds.stats import RoundStats
 
 DIRECTORY = "tensorboard"
 PICTURES = 4 * SHEET_COLUMNS
@@ -28,56 +26,41 @@ def check_tensorboard() -> None:
         )
 
 
-class Events:
-    """Writes TensorBoard's event files, flushed after every round.
+class Events(Callback):
+    """Writes TensorBoard's event files into ``tensorboard`` of the run directory, flushed after every round."""
 
-    Parameters
-    ----------
-    directory : Path
-        The run directory; the files are in its ``tensorboard``.
-    task : Task
-        Says what the metrics are called, and whether inputs are images.
-    proxy : (samples, *shape) tensor or None
-        A proxy set that does not change; if it is of images, some are shown once.
-    rounds : int (default: 0)
-        Those that are over; what was written of later ones is not shown any more.
-    """
+    def begin(self, run: RunContext) -> None:
+        """Open the files. What was written of rounds that are still to do is not shown any more.
 
-    def __init__(self, directory: Path, task: Task, proxy: Tensor | None, rounds: int = 0) -> None:
+        A proxy set of images that does not change is shown once.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(inside(directory, DIRECTORY), purge_step=rounds + 1)
-        self._metric_names = task.metric_names
-        if proxy is not None and task.image_shape is not None and not rounds:
+        self.writer = SummaryWriter(inside(run.directory, DIRECTORY), purge_step=len(run.rows.done) + 1)
+        proxy = run.strategy.method.proxy
+        if proxy is not None and run.data.task.image_shape is not None and not run.rows.done:
             self._show("proxy", pixels_of(proxy[:PICTURES]), 0)
 
-    def after_round(self, row: dict[str, Any], stats: RoundStats) -> None:
-        """Write one round.
-
-        Parameters
-        ----------
-        row : dict
-            Its line of ``metrics.jsonl``.
-        stats : RoundStats
-        """
-        number = stats.server_round
+    def after_round(self, run: RunContext, row: Row) -> None:
+        """Write the numbers of a row, the clusters, and generated samples."""
+        number, stats = row["round"], run.strategy.stats
         for key, value in row.items():
             if key != "round" and isinstance(value, int | float):
-                self._writer.add_scalar(tag_of(key, self._metric_names), value, number)
+                self.writer.add_scalar(tag_of(key, run.data.task.metric_names), value, number)
         if stats.clusters:
             clusters = np.array(list(stats.clusters.values()))
-            self._writer.add_histogram("clusters", clusters, number, bins=np.arange(clusters.max() + 2) - 0.5)
+            self.writer.add_histogram("clusters", clusters, number, bins=np.arange(clusters.max() + 2) - 0.5)
         if stats.sheet is not None:
             self._show("generator", stats.sheet.flatten(0, 1), number)
-        self._writer.flush()
+        self.writer.flush()
 
-    def close(self) -> None:
+    def end(self, run: RunContext, end: RunEnd) -> None:
         """Finish the files."""
-        self._writer.close()
+        self.writer.close()
 
     def _show(self, name: str, pixels: Tensor, number: int) -> None:
         colours = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
-        self._writer.add_images(name, colours, number)
+        self.writer.add_images(name, colours, number)
 
 
 def tag_of(key: str, metric_names: Sequence[str]) -> str:

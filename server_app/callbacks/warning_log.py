@@ -3,13 +3,13 @@
 import csv
 import io
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from disue.errors import one_line
 from disue.files import append, read_text, write_whole
+from server_app.callbacks.base import Callback, RunContext
 
 WARNINGS = "warnings.csv"
 HEADER = "round,warning\n"
@@ -23,38 +23,28 @@ class Warned:
     text: str
 
 
-class Warnings(logging.Handler):
+class Warnings(logging.Handler, Callback):
     """Takes in what is logged as a warning or worse; it is kept until there is a run directory to write it to."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._early: list[str] = []
-        self._path: Path | None = None
-        self._round: Callable[[], int] = lambda: 1
+        self._run: RunContext | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line; raise `DiskError` if that is not possible."""
         text = one_line(record.getMessage())
-        if self._path is None:
+        if self._run is None:
             self._early.append(text)
         else:
-            if not self._path.exists():
-                write_whole(self._path, HEADER)
-            append(self._path, _line(Warned(self._round(), text)))
+            path = self._run.directory / WARNINGS
+            if not path.exists():
+                write_whole(path, HEADER)
+            append(path, _line(Warned(len(self._run.rows.done) + 1, text)))
 
-    def keep_in(self, directory: Path, rounds: int, current: Callable[[], int]) -> None:
-        """Write to ``warnings.csv`` from now on.
-
-        Parameters
-        ----------
-        directory : Path
-            The run directory, which is this process's own.
-        rounds : int
-            Those that are over; what was said in later ones is forgotten, for they are carried out again.
-        current : callable
-            Returns the number of the round that is under way.
-        """
-        path = directory / WARNINGS
+    def begin(self, run: RunContext) -> None:
+        """Write to ``warnings.csv`` from now on; what rounds said that are carried out again is forgotten."""
+        path, rounds = run.directory / WARNINGS, len(run.rows.done)
         nothing: list[Warned] = []
         before = [own for own in read_text(path, warned, nothing) if own.round <= rounds]
         lines = [_line(own) for own in (*before, *(Warned(rounds + 1, text) for text in self._early))]
@@ -62,7 +52,7 @@ class Warnings(logging.Handler):
             write_whole(path, HEADER + "".join(lines))
         else:
             path.unlink(missing_ok=True)
-        self._path, self._round = path, current
+        self._run = run
 
 
 @contextmanager

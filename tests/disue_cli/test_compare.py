@@ -26,7 +26,7 @@ from disue_cli.compare import cells
 from disue_cli.compare.cells import THREAD_VARIABLES, Cell, run_cells, seconds_left
 from disue_cli.compare.presets import preset
 from disue_cli.compare.tables import paired, write_table
-from server_app.callbacks.recorder import Recorder
+from server_app.callbacks.checkpoint import Checkpointing
 from server_app.checks import check_names
 from server_app.config import RunConfig
 from server_app.run_lock import exclusive
@@ -325,13 +325,7 @@ def test_a_cell_that_was_stopped_or_is_held_is_not_finished(tmp_path: Path, monk
     with exclusive(cell.directory):
         assert str(cells._run_cell(cell)).startswith(f"--output: '{cell.directory}' is in use")
         assert cell.directory.exists()
-    after_round = Recorder.record_round
-
-    def stop(*arguments: Any) -> Any:
-        ask_to_stop(cell.directory)
-        return after_round(*arguments)
-
-    monkeypatch.setattr(Recorder, "record_round", stop)
+    monkeypatch.setattr(Checkpointing, "after_round", lambda *_: ask_to_stop(cell.directory))
     assert str(cells._run_cell(cell)) == "the run was stopped: it was asked to end after round 1"
     assert cell.summary() is None
 

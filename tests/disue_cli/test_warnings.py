@@ -11,6 +11,7 @@ from flwr.common.logger import log
 from rich.console import Console
 from rich.live import Live
 from synthetic import write_run
+from tests_support import numbered_classes, run_context
 
 from disue.errors import DataError
 from disue_cli.engines.inline import run_inline
@@ -18,6 +19,7 @@ from disue_cli.views import ENDING, LiveView, PlainView, told_through
 from disue_cli.watching import Sight, followed, look
 from server_app.callbacks.warning_log import WARNINGS, Warned, Warnings, collected, warned
 from server_app.resume import resumed_config
+from server_app.run_data import AgreedData
 from server_app.run_lock import exclusive
 from server_app.stopping import STOP
 
@@ -123,18 +125,18 @@ def test_a_run_keeps_what_it_warns_of_and_says_it_again_when_it_is_watched(
 
 def test_rounds_that_are_carried_out_again_warn_again(tmp_path: Path) -> None:
     (tmp_path / WARNINGS).write_text("round,warning\n1,early\n2,late\n3,cut sho")
-    number = 2
+    context = run_context(tmp_path, AgreedData(numbered_classes(2)), done=[{"round": 1}])
     with collected() as taken:
         log(logging.WARNING, 'it goes on, "so" to say')
-        taken.keep_in(tmp_path, 1, lambda: number)
+        taken.begin(context)
         log(logging.WARNING, "late")
-        number = 3
+        context.rows.done.append({"round": 2})
         log(logging.ERROR, "worse")
     expected = [Warned(1, "early"), Warned(2, 'it goes on, "so" to say'), Warned(2, "late"), Warned(3, "worse")]
     assert warned((tmp_path / WARNINGS).read_text()) == expected
     log(logging.WARNING, "after it")
     assert look(tmp_path).warnings == expected
-    Warnings().keep_in(tmp_path, 0, lambda: 1)
+    Warnings().begin(run_context(tmp_path, AgreedData(numbered_classes(2))))
     assert not (tmp_path / WARNINGS).exists()
 
 

@@ -11,16 +11,19 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import mean_absolute_error, r2_score
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tests_support import run_context
 
 from disue.data import Examples
 from disue.metrics import predict_logits
 from disue.models import build_model, get_state
-from disue.runs.gate import Gate
 from disue.tasks import Regression
-from server_app.callbacks.recorder import Recorder, Row
+from server_app.callbacks.base import RunContext, RunEnd
+from server_app.callbacks.recorder import Recorder
 from server_app.callbacks.report_data import ReportData
+from server_app.callbacks.results import write_votes
 from server_app.callbacks.tensorboard import Events
-from server_app.config import RunConfig
+from server_app.rows import Row
+from server_app.run_directory import write_config
 from server_app.scoring import Scores, on_test_set
 from strategies.distillation.teachers import VoteSummary
 from strategies.methods.base import MethodState
@@ -54,16 +57,20 @@ def scores() -> Scores:
 
 
 @pytest.fixture
-def recorder(tmp_path: Path) -> Recorder:
-    return Recorder(tmp_path, RunConfig(model="mlp"), TASK, [Client("a", 1, 9, -1, 1, "mlp")])
+def context(tmp_path: Path) -> RunContext:
+    made = run_context(tmp_path, Table(), [Client("a", 1, 9, -1, 1, "mlp")])
+    made.strategy.stats = RoundStats(1, clusters={"a": 0})
+    return made
 
 
-def recorded(recorder: Recorder) -> Row:
-    return recorder.record_round(RoundStats(1, clusters={"a": 0}), [], scores())
+def recorded(context: RunContext) -> Row:
+    row = context.rows.add(context.strategy.stats, scores(), context.strategy.registry.known)
+    Recorder().after_round(context, row)
+    return row
 
 
-def test_a_row_has_the_metrics_of_the_task(recorder: Recorder, tmp_path: Path) -> None:
-    row = recorded(recorder)
+def test_a_row_has_the_metrics_of_the_task(context: RunContext, tmp_path: Path) -> None:
+    row = recorded(context)
     truth = TEST.y.double().numpy()
     for prefix, suffix, seed in (("universal", "", 1), ("universal", "_lenet", 1), ("average", "", 2)):
         said = predict_logits(BUILD("mlp", seed=seed), TEST.x, CPU).double().numpy()
@@ -76,7 +83,8 @@ def test_a_row_has_the_metrics_of_the_task(recorder: Recorder, tmp_path: Path) -
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == row
 
 
-def test_the_config_file_says_what_the_task_is(recorder: Recorder, tmp_path: Path) -> None:
+def test_the_config_file_says_what_the_task_is(context: RunContext, tmp_path: Path) -> None:
+    write_config(tmp_path, context.config, TASK, context.strategy.registry.known)
     assert tomllib.loads((tmp_path / "config.toml").read_text())["task"] == {
         "targets": ["a", "b"],
         "target-mean": [5.0, 0.0],
@@ -87,25 +95,24 @@ def test_the_config_file_says_what_the_task_is(recorder: Recorder, tmp_path: Pat
     }
 
 
-def test_who_taught_is_one_line_for_each_expert(recorder: Recorder, tmp_path: Path) -> None:
-    recorded(recorder)
+def test_who_taught_is_one_line_for_each_expert(tmp_path: Path) -> None:
     votes = VoteSummary(["0", "1"], torch.tensor([[0.25, 0.75], [0.75, 0.25]]), torch.zeros(2, dtype=torch.int64))
-    state = get_state(BUILD("mlp"))
-    method = MethodState(initial=state, universals={"mlp": state}, votes=votes)
-    recorder.save(method, "mlp", Gate("", {}, {}), {})
+    write_votes(tmp_path, votes, TASK.num_strata)
     assert (tmp_path / "teaching.csv").read_text().splitlines()[1:] == ["0,0,0.5000,2", "1,0,0.5000,2"]
 
 
-def test_there_is_no_confusion_of_quantities(tmp_path: Path) -> None:
-    report_data = ReportData(tmp_path)
-    report_data.finish(get_state(BUILD("mlp")), None, {}, Table(), TEST, BUILD, "mlp", CPU)
+def test_there_is_no_confusion_of_quantities(context: RunContext, tmp_path: Path) -> None:
+    state = get_state(BUILD("mlp"))
+    ReportData().end(context, RunEnd({}, MethodState(initial=state, universals={"mlp": state})))
     assert not load_file(tmp_path / "portrait.safetensors")
 
 
-def test_metrics_are_grouped_and_rows_of_a_table_are_no_pictures(recorder: Recorder, tmp_path: Path) -> None:
-    events = Events(tmp_path, TASK, TEST.x)
-    events.after_round(recorded(recorder), RoundStats(1))
-    events.close()
+def test_metrics_are_grouped_and_rows_of_a_table_are_no_pictures(context: RunContext, tmp_path: Path) -> None:
+    context.strategy.method.proxy = TEST.x
+    events = Events()
+    events.begin(context)
+    events.after_round(context, recorded(context))
+    events.end(context, RunEnd({}))
     written = EventAccumulator(str(tmp_path / "tensorboard"))
     written.Reload()
     assert {"r2/universal_r2", "mae/average_mae", "loss/universal_loss"} <= set(written.Tags()["scalars"])

@@ -21,10 +21,10 @@ from disue.metrics import evaluate
 from disue.models import build_model
 from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from server_app.app import app as server_app
-from server_app.callbacks.recorder import check_directory, default_directory
 from server_app.checks import check_model, check_sizes
 from server_app.config import RunConfig
 from server_app.run import execute, preflight
+from server_app.run_directory import check_directory, default_directory
 
 ROUND_KEYS = {
     *("round", "universal_accuracy", "universal_loss", "expert_accuracy", "personal_accuracy"),

@@ -2,26 +2,28 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import FAST
+from flwr.app import Message, MessageType
 from resuming import left_by
 
+from client_app.app import app as client_app
 from disue.errors import ConfigError, DataError
-from disue_cli.engines.inline import run_inline
+from disue_cli.engines.inline import InlineGrid, run_inline, simulated_nodes
 from server_app import run as server_run
 from server_app.callbacks import report_data
 from server_app.callbacks.checkpoint import Checkpoints
-from server_app.callbacks.recorder import check_directory
 from server_app.config import RunConfig
 from server_app.report import write_report
 from server_app.report.reading import read_run
 from server_app.resume import resumed_config
 from server_app.run import execute
+from server_app.run_directory import check_directory
 from server_app.run_lock import LOCK, exclusive, is_held
 from server_app.stopping import STOP, ask_to_stop
 
@@ -48,110 +50,103 @@ def stopped(directory: Path, after: int = 1) -> Path:
     return directory
 
 
-@pytest.fixture
-def meanwhile(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
-    """Do something once while a run waits for its clients: it has looked at its directory, and does not hold it."""
-    gathered = server_run._gathered
+class Meanwhile(InlineGrid):
+    """Something is done once as a run waits for its clients: it has looked at its directory, and does not hold it."""
 
-    def do(act: Callable[[], object]) -> None:
-        def gather(*arguments: Any) -> Any:
-            monkeypatch.setattr(server_run, "_gathered", gathered)
-            act()
-            return gathered(*arguments)
+    def __init__(self, config: RunConfig, act: Callable[[], object]) -> None:
+        super().__init__(client_app, config.to_flower(), simulated_nodes(CLIENTS))
+        self.acts = [act]
 
-        monkeypatch.setattr(server_run, "_gathered", gather)
+    def get_node_ids(self) -> list[int]:
+        while self.acts:
+            self.acts.pop()()
+        return super().get_node_ids()
 
-    return do
+
+def execute_while(config: RunConfig, act: Callable[[], object]) -> dict[str, Any]:
+    return execute(config, Meanwhile(config, act))
+
+
+def resumed(directory: Path) -> RunConfig:
+    return resumed_config({"resume-from": str(directory)})
 
 
 def everything_in(directory: Path) -> dict[str, bytes]:
     return {path.as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_was_completed_while_another_waited_to_go_on_with_it_stays(
-    tmp_path: Path, meanwhile: Callable[[Callable[[], object]], None]
-) -> None:
+def test_a_run_that_was_completed_while_another_waited_to_go_on_with_it_stays(tmp_path: Path) -> None:
     directory, kept = stopped(tmp_path / "run"), {}
 
     def complete() -> None:
         assert go_on(directory)["status"] == "completed"
         kept.update(everything_in(directory))
 
-    meanwhile(complete)
     with pytest.raises(ConfigError, match="resume-from: another process went on with the run in .* is another"):
-        go_on(directory)
+        execute_while(resumed(directory), complete)
     assert everything_in(directory) == kept
 
 
 @pytest.mark.parametrize("act", ["a round more", "another config", "an extended run"])
-def test_whatever_another_process_changed_is_seen(
-    tmp_path: Path, meanwhile: Callable[[Callable[[], object]], None], act: str
-) -> None:
+def test_whatever_another_process_changed_is_seen(tmp_path: Path, act: str) -> None:
     directory = stopped(tmp_path / "run")
     acts: dict[str, Callable[[], object]] = {
-        "a round more": lambda: run_inline(
-            resumed_config({"resume-from": str(directory)}), CLIENTS, lambda row: ask_to_stop(directory)
-        ),
+        "a round more": lambda: run_inline(resumed(directory), CLIENTS, lambda row: ask_to_stop(directory)),
         "another config": lambda: (directory / "config.toml").write_text(
             (directory / "config.toml").read_text().replace("round-timeout = 600.0", "round-timeout = 601.0")
         ),
         "an extended run": lambda: go_on(directory, **{"num-server-rounds": 4}),
     }
-    meanwhile(acts[act])
     with pytest.raises(ConfigError, match="resume-from: another process went on"):
-        go_on(directory)
+        execute_while(resumed(directory), acts[act])
 
 
-def test_of_two_runs_with_one_directory_the_first_stays(
-    tmp_path: Path, meanwhile: Callable[[Callable[[], object]], None]
-) -> None:
+def test_of_two_runs_with_one_directory_the_first_stays(tmp_path: Path) -> None:
     directory, kept = tmp_path / "run", {}
 
     def first() -> None:
         run_inline(config_for(directory, seed=1), CLIENTS)
         kept.update(everything_in(directory))
 
-    meanwhile(first)
     with pytest.raises(ConfigError, match="output-dir: '.*' is not empty"):
-        run_inline(config_for(directory, seed=2), CLIENTS)
+        execute_while(config_for(directory, seed=2), first)
     assert everything_in(directory) == kept
 
 
-@pytest.mark.parametrize("resumed", [False, True])
-def test_of_two_that_begin_at_once_one_ends_well_and_the_other_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, resumed: bool
-) -> None:
+@pytest.mark.parametrize("begun", [False, True])
+def test_of_two_that_begin_at_once_one_ends_well_and_the_other_says_why(tmp_path: Path, begun: bool) -> None:
     """In two threads, which hold it against each other as two processes do.
 
     Each draws its first model alone: threads, and not processes, share what PyTorch draws from.
     """
     run_inline(config_for(tmp_path / "alone"), CLIENTS)
-    directory, gathered, both = tmp_path / "run", server_run._gathered, threading.Barrier(2)
-    if resumed:
+    directory, both, drawing = tmp_path / "run", threading.Barrier(2), threading.Lock()
+    if begun:
         stopped(directory)
-
-    claimed, drawing = server_run._claimed, threading.Lock()
-
-    def together(*arguments: Any) -> Any:
-        both.wait(10)
-        drawing.acquire()
-        return gathered(*arguments)
-
-    def one_by_one(*arguments: Any) -> Any:
-        drawing.release()
-        return claimed(*arguments)
-
-    monkeypatch.setattr(server_run, "_gathered", together)
-    monkeypatch.setattr(server_run, "_claimed", one_by_one)
     ends: list[object] = []
 
+    def together() -> None:
+        both.wait(10)
+        drawing.acquire()
+
+    class Drawn(Meanwhile):
+        """The first model is drawn when somebody is to train."""
+
+        drawn = False
+
+        def push_messages(self, messages: Iterable[Message]) -> list[str]:
+            sent = list(messages)
+            if not self.drawn and any(message.metadata.message_type == MessageType.TRAIN for message in sent):
+                self.drawn = True
+                drawing.release()
+            return super().push_messages(sent)
+
     def carry_out() -> None:
+        config = resumed(directory) if begun else config_for(directory)
         try:
-            if resumed:
-                ends.append(go_on(directory)["status"])
-            else:
-                ends.append(run_inline(config_for(directory), CLIENTS)["status"])
+            ends.append(execute(config, Drawn(config, together))["status"])
         except ConfigError as error:
+            drawing.release()
             ends.append(error)
 
     threads = [threading.Thread(target=carry_out) for _ in range(2)]
@@ -161,7 +156,7 @@ def test_of_two_that_begin_at_once_one_ends_well_and_the_other_says_why(
         thread.join()
     assert sorted(type(end).__name__ for end in ends) == ["ConfigError", "str"]
     assert "completed" in ends
-    key = "resume-from: " if resumed else "output-dir: "
+    key = "resume-from: " if begun else "output-dir: "
     assert next(str(end) for end in ends if end != "completed").startswith(key)
     assert left_by(directory) == left_by(tmp_path / "alone")
 
@@ -341,7 +336,7 @@ def test_files_behind_links_stay_as_they_are(tmp_path: Path, hard: bool) -> None
         (directory / name).parent.mkdir(exist_ok=True)
         move_out(directory / name)
     before = everything_in(outside)
-    run_inline(resumed_config({"resume-from": str(directory)}), CLIENTS)
+    run_inline(resumed(directory), CLIENTS)
     assert everything_in(outside) == before
     left, alone = left_by(directory), left_by(tmp_path / "alone")
     assert {name: left[name] for name in alone} == alone
@@ -397,6 +392,6 @@ def test_a_file_with_a_second_name_is_added_to_under_its_own(tmp_path: Path) -> 
 def test_execute_says_the_same_without_the_command(tmp_path: Path) -> None:
     """The checks are where the lock is, not in the command."""
     directory = stopped(tmp_path / "run")
-    config = resumed_config({"resume-from": str(directory)})
+    config = resumed(directory)
     with exclusive(directory), pytest.raises(ConfigError, match="is in use"):
         execute(config, None)  # type: ignore[arg-type]

@@ -9,10 +9,12 @@ import torch
 from safetensors.torch import load_file
 from sklearn.decomposition import PCA
 from sklearn.metrics import confusion_matrix
+from tests_support import numbered_classes, run_context
 
 from disue.data import build_federation
 from disue.models import build_model
 from server_app.callbacks.report_data import ReportData, chosen_for_similarity, map_of
+from server_app.run_data import AgreedData
 from strategies.rounds.stats import RoundStats
 
 
@@ -72,9 +74,11 @@ def test_clients_that_tell_nothing_are_drawn_from_the_scenario(run) -> None:  # 
 
 
 def test_only_moves_are_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    report_data = ReportData(tmp_path)
+    report_data, context = ReportData(), run_context(tmp_path, AgreedData(numbered_classes(2)))
+    report_data.begin(context)
     for number, clusters in enumerate([{"a": 0, 'b,"': 1}, {"a": 0, 'b,"': 1}, {"a": 2, 'b,"': 1, "c": 0}], start=1):
-        report_data.after_round(RoundStats(number, clusters=clusters))
+        context.strategy.stats = RoundStats(number, clusters=clusters)
+        report_data.after_round(context, {})
     moves = [tuple(row.values()) for row in rows_of(tmp_path / "membership.csv")]
     assert moves == [("1", "a", "0"), ("1", 'b,"', "1"), ("3", "a", "2"), ("3", "c", "0")]
 
