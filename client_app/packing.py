@@ -35,7 +35,7 @@ def answer_for_all(message: Message, context: Context, answer: Answer) -> Messag
         for seat, part in unbundle(message.content).items()
         if isinstance(part, RecordDict)
     }
-    at_once = _clients_at_once(config, len(seats))
+    at_once = clients_at_once(config, len(seats))
     if message.metadata.message_type == MessageType.TRAIN and at_once > 1:
         replies = _trained_together(message, context, seats, at_once)
     else:
@@ -48,7 +48,7 @@ def answer_for_all(message: Message, context: Context, answer: Answer) -> Messag
     return Message(bundle(told), reply_to=message)
 
 
-def _clients_at_once(config: ClientConfig, clients: int) -> int:
+def clients_at_once(config: ClientConfig, clients: int) -> int:
     """Return how many train together: as many as are wished, or else some on a GPU, and on a CPU each alone."""
     usual = ON_A_GPU if prepare_device(config.device).type == "cuda" else 1
     return min(config.clients_at_once or usual, clients)

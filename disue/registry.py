@@ -66,9 +66,16 @@ class Registry(Mapping[str, T], Generic[T]):
         return configured
 
     @contextmanager
-    def scope(self) -> Iterator[None]:
-        """Forget at the end what was registered inside."""
+    def scope(self, instead: Mapping[str, T] | None = None) -> Iterator[None]:
+        """Forget at the end what was registered inside.
+
+        Parameters
+        ----------
+        instead : mapping of str to part, optional
+            Parts that stand inside for those of the same names.
+        """
         before = dict(self._parts), dict(self._settings)
+        self._parts |= instead or {}
         try:
             yield
         finally:

@@ -209,25 +209,25 @@ class FaultyGrid(InlineGrid):
         """Let nodes leave and come back, and return those that are there."""
         self._looks += 1
         for context in self._back.pop(self._looks, []):
-            self._contexts[context.node_id] = context
-        for node_id in list(self._contexts):
+            self.contexts[context.node_id] = context
+        for node_id in list(self.contexts):
             move, looks = self.schedule.move(node_id, self._looks) if self.faults else ("", 0)
             if move == "falls silent":
                 self._silent[node_id] = self._looks + looks
             elif move:
-                old = self._contexts.pop(node_id)
+                old = self.contexts.pop(node_id)
                 new_id = node_id + 100 * (move == "is replaced")
                 context = Context(RUN_ID, new_id, old.node_config, RecordDict(), old.run_config)
                 self._back.setdefault(self._looks + looks, []).append(context)
-        return list(self._contexts)
+        return list(self.contexts)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Answer the messages of the nodes that are there and not silent."""
-        reachable = [i for i in message_ids if self._is_reachable(self._pushed[i].metadata.dst_node_id)]
+        reachable = [i for i in message_ids if self._is_reachable(self.waiting[i].metadata.dst_node_id)]
         return super().pull_messages(reachable)
 
     def _is_reachable(self, node_id: int) -> bool:
-        return node_id in self._contexts and self._silent.get(node_id, 0) <= self._looks
+        return node_id in self.contexts and self._silent.get(node_id, 0) <= self._looks
 
     # --- faults ----------------------------------------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class FaultyGrid(InlineGrid):
         return delivered
 
     def _name(self, node_id: int) -> str:
-        return client_name(self._contexts[node_id].node_config) if node_id in self._contexts else ""
+        return client_name(self.contexts[node_id].node_config) if node_id in self.contexts else ""
 
     def _spoilt(self, replies: list[Message], fault: str) -> tuple[list[Message], str]:
         """Return what arrives in place of a reply, and what it is: good, broken, an error or none to this request."""
@@ -282,7 +282,7 @@ class FaultyGrid(InlineGrid):
             case "fails" | "crashes":
                 return [_error(reply, fault, node)], "error"
             case "under another's name":
-                others = [other for other in self._contexts if other != node]
+                others = [other for other in self.contexts if other != node]
                 return ([from_node(reply, others[0])] if others else []), ""
             case "twice":
                 return [reply, changed(reply, lambda content: _spoil(content, _far_away))], "good"

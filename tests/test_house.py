@@ -1,10 +1,13 @@
 """Rules of the house: who may import whom, what ships to the clients, and documents that must be true."""
 
+import ast
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
+from collections.abc import Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -238,3 +241,102 @@ def test_no_key_and_no_certificate_is_under_version_control() -> None:
     for path in files:
         assert path.suffix not in (".pem", ".key", ".crt", ".p12"), path
         assert not re.search(rb"-----BEGIN [A-Z ]+-----\s+[A-Za-z0-9+/=]{40}", path.read_bytes()), path
+
+
+FLOORS = ("disue", "client_app", "strategies", "server_app", "disue_cli")
+PUBLIC = {"_fields", "_replace", "_asdict", "_make"}
+"""Of every named tuple."""
+PATCHES = ("setattr", "delattr", "getattr", "setitem", "delitem")
+
+
+def is_private(name: str) -> bool:
+    return name.strip("_") != "" and name.startswith("_") and not name.startswith("__") and name not in PUBLIC
+
+
+def names_written(tree: ast.AST) -> set[str]:
+    """Return the names that a file defines or assigns, those of attributes included."""
+    return {
+        *(node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)),
+        *(node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)),
+        *(node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)),
+    }
+
+
+def names_read(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield what a file reads of others, with its line: attributes, imports from our floors, and what it patches.
+
+    So does a script that it has as a text. A name that the file writes is its own, but as an attribute of ``super()``.
+    """
+    own = names_written(tree)
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute() if node.attr not in own or ast.unparse(node.value) == "super()":
+                yield node.lineno, node.attr
+            case ast.ImportFrom() if (node.module or "").split(".")[0] in FLOORS:
+                yield from ((node.lineno, alias.name) for alias in node.names)
+            case ast.Call() if ast.unparse(node.func).split(".")[-1] in PATCHES:
+                yield from ((node.lineno, text.split(".")[-1]) for text in texts_of(node.args))
+            case ast.Subscript():
+                yield from ((node.lineno, text) for text in texts_of([node.slice]))
+            case ast.Constant(value=str(text)) if "import " in text:
+                yield from ((node.lineno, name) for script in scripts_in(text) for _, name in names_read(script))
+
+
+def scripts_in(text: str) -> list[ast.Module]:
+    """Return the script that a text is, if it is one."""
+    try:
+        return [ast.parse(textwrap.dedent(text))]
+    except SyntaxError:
+        return []
+
+
+def texts_of(nodes: Iterable[ast.expr]) -> list[str]:
+    return [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from strategies.flower import _concealed",
+        "from server_app import run\nrun._concealed()",
+        "class Own(Grid):\n    def answer(self):\n        return self._concealed",
+        "class Own(Grid):\n    def _concealed(self):\n        return super()._concealed()",
+        "monkeypatch.setattr(run, '_concealed', None)",
+        "monkeypatch.setattr('server_app.run._concealed', None)",
+        "run.execute.__globals__['_concealed']",
+        "SCRIPT = '''\nfrom server_app.run import _concealed\n'''",
+    ],
+)
+def test_a_private_name_that_is_read_is_found(text: str) -> None:
+    assert "_concealed" in {name for _, name in names_read(ast.parse(text))}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from os import _concealed",
+        "class Own:\n    def __init__(self):\n        self._concealed = 1\n        print(self._concealed)",
+        "suffix = '_concealed'",
+    ],
+)
+def test_private_names_of_others_and_of_its_own_are_not(text: str) -> None:
+    assert "_concealed" not in {name for _, name in names_read(ast.parse(text))}
+
+
+def test_no_test_and_no_benchmark_reads_a_private_name() -> None:
+    """It would break by a change that no user sees, and shows that a return value is missing."""
+    ours = {
+        name
+        for floor in FLOORS
+        for path in (ROOT / floor).rglob("*.py")
+        for name in names_written(ast.parse(path.read_text()))
+        if is_private(name)
+    }
+    found = [
+        f"{path.relative_to(ROOT)}:{line}: {name}"
+        for folder in ("tests", "benchmarks")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        for line, name in names_read(ast.parse(path.read_text()))
+        if name in ours
+    ]
+    assert not found

@@ -79,10 +79,10 @@ def run_of_huge_inputs():
     write_tensors(run / "universal.safetensors", get_state(build_model("mlp", (1, 8, 8), 2)), {"model": "mlp"})
     load_run(run).universal
 def a_class_of_a_huge_number():
-    from server_app.report.reading import _teaching
+    from server_app.report.reading import teaching_shares
     from disue.files import read_text
     (place / "teaching.csv").write_text("expert,class,weight,samples\\n0,999999999,0.5,3\\n")
-    read_text(place / "teaching.csv", _teaching)
+    read_text(place / "teaching.csv", teaching_shares)
 
 torch.set_num_threads(1)
 for name in sys.argv[2:]:

@@ -83,9 +83,8 @@ def _like_fashion_mnist(_directory: Path | None) -> Dataset:
 @pytest.fixture(scope="module")
 def _no_download() -> Iterator[None]:
     """Put blank images, as many as Fashion-MNIST has, in its place."""
-    caches = (datasets.load_dataset, federation._build)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DATASETS._parts, "fashion-mnist", _like_fashion_mnist)
+    caches = (datasets.load_dataset, federation.federation_of)
+    with DATASETS.scope({"fashion-mnist": _like_fashion_mnist}):
         for cache in caches:
             cache.cache_clear()
         yield

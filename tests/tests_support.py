@@ -116,22 +116,22 @@ class ChangingGrid(InlineGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Answer the messages of the nodes that are not silent."""
         return super().pull_messages(
-            [i for i in message_ids if self._pushed[i].metadata.dst_node_id not in self.silent]
+            [i for i in message_ids if self.waiting[i].metadata.dst_node_id not in self.silent]
         )
 
     def forget(self, node_id: int) -> Context:
         """Take a node away."""
-        return self._contexts.pop(node_id)
+        return self.contexts.pop(node_id)
 
     def bring_back(self, context: Context) -> None:
         """Connect a node again under the id that it had."""
-        self._contexts[context.node_id] = context
+        self.contexts[context.node_id] = context
 
     def add_node(self, node_config: dict[str, object]) -> int:
         """Add a node under an id that was never used, and return it."""
         self._added += 1
         node_id = 10 * FIRST_NODE_ID + self._added
-        self._contexts[node_id] = Context(RUN_ID, node_id, node_config, RecordDict(), {})  # type: ignore[arg-type]
+        self.contexts[node_id] = Context(RUN_ID, node_id, node_config, RecordDict(), {})  # type: ignore[arg-type]
         return node_id
 
 

@@ -79,7 +79,7 @@ class NoisyRelease(ReleasePolicy):
     def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
         """Release the strata's shares and prototypes together; a stratum with little share after that is not there."""
         exact = make_signature(universal, examples, device, task)
-        bound = _usual_length(universal, task, device) * LONGEST_PROTOTYPE
+        bound = usual_length(universal, task, device) * LONGEST_PROTOTYPE
         shares = exact.label_counts / exact.label_counts.sum()
         lengths = exact.prototypes.norm(dim=1, keepdim=True)
         points = exact.prototypes / lengths.clamp(min=bound)
@@ -129,7 +129,7 @@ class NoisyRelease(ReleasePolicy):
         return gaussian_mechanism(vector, bound, self.config.dp_noise, self.draw)
 
 
-def _usual_length(model: Classifier, task: Task, device: torch.device) -> float:
+def usual_length(model: Classifier, task: Task, device: torch.device) -> float:
     """Return the mean length of the features of noise: whoever has the model knows it."""
     inputs = task.noise(NOISE_INPUTS, torch_rng("images of noise"))
     return float(predict_logits(model.body, inputs, device).norm(dim=1).mean())

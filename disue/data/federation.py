@@ -135,7 +135,7 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
     DataError
         If the dataset is missing, or too small for this many clients and this proxy set.
     """
-    return _build(
+    return federation_of(
         config.dataset,
         config.data_dir,
         config.scenario,
@@ -151,7 +151,7 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
 
 
 @lru_cache(maxsize=4)
-def _build(
+def federation_of(
     dataset_name: str,
     data_dir: str,
     scenario_name: str,
@@ -164,6 +164,7 @@ def _build(
     seed: int,
     num_clients: int,
 ) -> Federation:
+    """Return what `build_federation` returns; kept in memory for the next caller in this process."""
     make_scenario = SCENARIOS[scenario_name]
     dataset = load_dataset(dataset_name, data_dir)
     train_labels, test_labels = dataset.train.y.numpy(), dataset.test.y.numpy()

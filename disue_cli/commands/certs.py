@@ -48,7 +48,7 @@ def make_certificates(directory: Path, hosts: Sequence[str], nodes: int, days: i
     ConfigError
         If the directory holds something or cannot be written, or a host is neither a name nor an address.
     """
-    names = [_general_name(host) for host in hosts]
+    names = [general_name(host) for host in hosts]
     directory = directory.absolute()
     try:
         if os.path.lexists(directory) and not (directory.is_dir() and not any(directory.iterdir())):
@@ -112,7 +112,8 @@ def commands(directory: Path, hosts: Sequence[str], nodes: int) -> str:
     )
 
 
-def _general_name(host: str) -> x509.GeneralName:
+def general_name(host: str) -> x509.GeneralName:
+    """Return a host as a certificate has it; raise `ConfigError` if it is neither a name nor an address."""
     try:
         if "%" not in host:  # what comes after it is a name that one machine gave to an interface of its own
             return x509.IPAddress(ipaddress.ip_address(host))

@@ -57,7 +57,7 @@ def compare(
     console = Console(highlight=False, markup=False)
     cells = _applicable(cells, console)
     _preflight(cells, console)
-    with _locked(output):
+    with locked(output):
         known = {cell.name: summary for cell in cells if (summary := cell.summary())}
         pending = [cell for cell in cells if cell.name not in known]
         workers = min(workers or cores(), max(1, len(pending)))
@@ -175,7 +175,7 @@ def _checked(output: Path) -> Path:
 
 
 @contextmanager
-def _locked(output: Path) -> Iterator[None]:
+def locked(output: Path) -> Iterator[None]:
     """Keep other comparisons out of the directory, which is made if need be."""
     lock = folder_inside(output, "cells") / ".lock"
     with os.fdopen(open_itself(lock, os.O_RDWR | os.O_CREAT), "rb") as file:

@@ -46,11 +46,11 @@ def run(connection: str, assignments: list[str]) -> None:
     environment = quiet_environment()
     with tempfile.TemporaryDirectory(prefix="disue-") as home:
         work = Path(home)
-        run_id = _submit(connection, config, environment, work)
+        run_id = submit(connection, config, environment, work)
         say(f"run {run_id} on SuperLink connection '{connection}'")
         try:
             log = _follow([tool("flwr"), "log", run_id, connection], environment, work)
-            status = _end_of_run(run_id, connection, environment, work)
+            status = end_of_run(run_id, connection, environment, work)
         except (KeyboardInterrupt, SystemExit):
             say(
                 f"run {run_id} goes on; to see it: flwr log {run_id} {connection}; "
@@ -66,7 +66,7 @@ def run(connection: str, assignments: list[str]) -> None:
         say(f"artefacts, on the machine of the ServerApp: {directories[-1]}")
 
 
-def _submit(connection: str, config: RunConfig, environment: dict[str, str], work: Path) -> str:
+def submit(connection: str, config: RunConfig, environment: dict[str, str], work: Path) -> str:
     """Send the app, with the settings that differ from its own, and return the id of the run."""
     command = [tool("flwr"), "run", str(copy_app(work / "app")), connection, "--format", "json"]
     settings = config.model_dump(by_alias=True, exclude_unset=True)
@@ -118,7 +118,7 @@ def _follow(command: list[str], environment: dict[str, str], work: Path) -> list
     return lines
 
 
-def _end_of_run(run_id: str, connection: str, environment: dict[str, str], work: Path) -> str:
+def end_of_run(run_id: str, connection: str, environment: dict[str, str], work: Path) -> str:
     """Wait until the run has ended, also where its log broke off before, and return its status."""
     last_contact = time.monotonic()
     while not (status := run_status(run_id, connection, environment, work)).startswith("finished"):

@@ -165,7 +165,7 @@ def _show(config: RunConfig, console: Console, compared: bool) -> None:
         if config.report:
             write_report(directory)
     record = read_run(directory)
-    console.print(_summary_table(record, config.num_server_rounds))
+    console.print(summary_table(record, config.num_server_rounds))
     for name, why in record.unlike.items():
         again = shlex.join(["disue", "simulate", "--resume", config.output_dir, "--baseline", name])
         console.print(f"{name} is not compared with: {why}; to bring it up to the run: {again}", soft_wrap=True)
@@ -216,7 +216,8 @@ def _check_gpus(config: RunConfig, engine: str, gpus_per_client: float) -> None:
         raise ConfigError("device: got 'cuda'; the ray engine gives clients a GPU with --gpus-per-client above 0 only")
 
 
-def _summary_table(record: "RunRecord", rounds: int) -> Table:
+def summary_table(record: "RunRecord", rounds: int) -> Table:
+    """Return what a run came to after some of its rounds, as a person reads it."""
     from server_app.report.words import AVERAGE, interval
 
     summary = record.summary

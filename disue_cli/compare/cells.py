@@ -113,7 +113,7 @@ def run_cells(cells: Sequence[Cell], workers: int, on_done: Callable[[Cell, Summ
     pool = ProcessPoolExecutor(min(workers, len(cells)), context, initializer=prepare_worker)
     try:
         with _one_thread_for_children():
-            futures: dict[Future[Summary | DisueError], Cell] = {pool.submit(_run_cell, cell): cell for cell in cells}
+            futures: dict[Future[Summary | DisueError], Cell] = {pool.submit(run_cell, cell): cell for cell in cells}
         for future in as_completed(futures):
             result = future.result()
             if isinstance(result, DisueError):
@@ -171,7 +171,11 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _run_cell(cell: Cell) -> Summary | DisueError:
+def run_cell(cell: Cell) -> Summary | DisueError:
+    """Carry out one cell in this process, and return its summary, or what went wrong.
+
+    What an earlier attempt left in its directory is removed.
+    """
     from disue_cli.engines.inline import run_inline
     from server_app.run_lock import in_use, is_held
 

@@ -63,6 +63,13 @@ class InlineGrid(Grid):
         The app's run config, as every client sees it.
     node_configs : list of dict
         One node each.
+
+    Attributes
+    ----------
+    contexts : dict of int to Context
+        The nodes that are there, by their ids.
+    waiting : dict of str to Message
+        What was pushed and is not answered yet, by message id.
     """
 
     def __init__(
@@ -74,11 +81,11 @@ class InlineGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = RUN_ID, RUN_ID, SUPERLINK_NODE_ID
         self._client_app = client_app
         self._run = Run.create_empty(RUN_ID)
-        self._contexts = {
+        self.contexts = {
             FIRST_NODE_ID + i: Context(RUN_ID, FIRST_NODE_ID + i, node_config, RecordDict(), dict(run_config))  # type: ignore[arg-type]
             for i, node_config in enumerate(node_configs)
         }
-        self._pushed: dict[str, Message] = {}
+        self.waiting: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
         """Set the run."""
@@ -102,20 +109,20 @@ class InlineGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return all node ids."""
-        return list(self._contexts)
+        return list(self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keep the messages until their replies are pulled."""
         ids = []
         for message in messages:
             message.metadata.__dict__["_message_id"] = uuid4().hex
-            self._pushed[message.metadata.message_id] = message
+            self.waiting[message.metadata.message_id] = message
             ids.append(message.metadata.message_id)
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Answer the messages."""
-        return [self._answer(self._pushed.pop(message_id)) for message_id in message_ids]
+        return [self.answer(self.waiting.pop(message_id)) for message_id in message_ids]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Answer the messages one by one, as they are asked for; after ``timeout`` seconds the others get no reply."""
@@ -125,12 +132,13 @@ class InlineGrid(Grid):
     def _replies(self, sent: list[str], deadline: float) -> Iterator[Message]:
         for message_id in sent:
             if time.monotonic() > deadline:
-                del self._pushed[message_id]
+                del self.waiting[message_id]
             else:
                 yield from self.pull_messages([message_id])
 
-    def _answer(self, message: Message) -> Message:
-        context = self._contexts[message.metadata.dst_node_id]
+    def answer(self, message: Message) -> Message:
+        """Return what a node replies."""
+        context = self.contexts[message.metadata.dst_node_id]
         try:
             reply = self._client_app(message, context)
         except Exception as error:

@@ -138,7 +138,7 @@ def read_run(directory: Path) -> RunRecord:
         summary=read_text(directory / "summary.json", run_summary, {}),
         clients=read_text(directory / "clients.csv", _clients, []),
         moves=read_text(directory / MEMBERSHIP, membership_moves, []),
-        teaching=read_text(directory / "teaching.csv", _teaching, []),
+        teaching=read_text(directory / "teaching.csv", teaching_shares, []),
         arrays=_read_arrays(directory / TENSORS),
         names=read_text(directory / NAMES, _portrait_names, {}),
     )
@@ -268,7 +268,8 @@ def _clients(text: str) -> list[ClientRow]:
     ]
 
 
-def _teaching(text: str) -> list[Taught]:
+def teaching_shares(text: str) -> list[Taught]:
+    """Parse ``teaching.csv``."""
     return [
         Taught(line["expert"], _label(line["class"]), _finite(line["weight"]), int(line["samples"]))
         for line in csv.DictReader(text.splitlines(keepends=True))

@@ -36,12 +36,12 @@ def weighted_averages(
     groups : mapping of group to sequence of Weighted
         Some of the updates each, in the same order; each in one group at most.
     """
-    everyone, sums, means = _Sum(updates), dict[K, _Sum](), dict[K, State]()
+    everyone, sums, means = WeightedSum(updates), dict[K, WeightedSum](), dict[K, State]()
     group_of = {update.name: key for key, group in groups.items() for update in group}
     for update in updates:
         key = group_of.get(update.name)
         if key is not None and key not in sums:
-            sums[key] = _Sum(groups[key])
+            sums[key] = WeightedSum(groups[key])
         wanted = [everyone] if key is None else [everyone, sums[key]]
         for name, tensor in update.state.items():
             exact = tensor.double()
@@ -52,7 +52,7 @@ def weighted_averages(
     return {key: means[key] for key in groups}, everyone.mean()
 
 
-class _Sum:
+class WeightedSum:
     """The weighted sum of some models, in float64."""
 
     def __init__(self, updates: Sequence[Weighted]) -> None:
@@ -63,7 +63,9 @@ class _Sum:
         self.sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in self.like.items()}
 
     def add(self, name: str, exact: Tensor, num_examples: int) -> None:
+        """Add a tensor, in float64, of a model of so many examples."""
         self.sums[name].add_(exact, alpha=num_examples / self.total)
 
     def mean(self) -> State:
+        """Return the mean."""
         return {name: accumulator.to(self.like[name].dtype) for name, accumulator in self.sums.items()}

@@ -32,12 +32,15 @@ class PackedGrid(Grid):
     ----------
     nodes : Grid
         As given.
+    open : dict of str to pair
+        For each bundle that is not answered yet its metadata, and by seat what is kept of its messages: all but their
+        content.
     """
 
     def __init__(self, grid: Grid, seats: int) -> None:
         self.nodes = grid
         self._seats = seats
-        self._open: dict[str, tuple[Metadata, dict[int, Message]]] = {}
+        self.open: dict[str, tuple[Metadata, dict[int, Message]]] = {}
         self._arrived: dict[str, Message] = {}
 
     def set_run(self, run: Run) -> None:
@@ -87,22 +90,22 @@ class PackedGrid(Grid):
                 ids[id(message)] = message.metadata.__dict__["_message_id"] = _id_of(bundle_id, seat)
         for bundle_id, message, group in zip(sent, bundles, groups.values(), strict=False):
             if bundle_id:
-                self._open[bundle_id] = message.metadata, {seat: _envelope(own) for seat, own in group.items()}
+                self.open[bundle_id] = message.metadata, {seat: _envelope(own) for seat, own in group.items()}
         return [ids.get(id(message), "") for message in messages]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies to these messages, as far as they are there."""
         wanted = list(message_ids)
         bundles = {message_id.rpartition("/")[0] for message_id in wanted if message_id not in self._arrived}
-        for reply in self.nodes.pull_messages([bundle_id for bundle_id in self._open if bundle_id in bundles]):
+        for reply in self.nodes.pull_messages([bundle_id for bundle_id in self.open if bundle_id in bundles]):
             bundle_id = reply.metadata.reply_to_message_id
-            if bundle_id not in self._open:
+            if bundle_id not in self.open:
                 continue
-            asked, clients = self._open[bundle_id]
+            asked, clients = self.open[bundle_id]
             if not is_no_answer(reply) and (reason := misfit(reply, {asked.dst_node_id: asked})):
                 log(WARNING, "node %s: reply rejected: %s", reply.metadata.src_node_id, reason)
                 continue
-            del self._open[bundle_id]
+            del self.open[bundle_id]
             for single in self._taken_apart(reply, clients):
                 self._arrived[single.metadata.reply_to_message_id] = single
         return [self._arrived.pop(message_id) for message_id in wanted if message_id in self._arrived]

@@ -37,7 +37,7 @@ def submitted(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunConfig]:
         sent.append(config)
         raise FederationError("no SuperLink")
 
-    monkeypatch.setattr(run, "_submit", submit)
+    monkeypatch.setattr(run, "submit", submit)
 
     def call(*assignments: str) -> RunConfig:
         with pytest.raises(FederationError, match="no SuperLink"):
@@ -63,9 +63,9 @@ def test_a_run_on_another_machine_goes_on_with_the_config_that_is_given(submitte
 def test_a_log_that_was_shown_is_not_shown_again_with_the_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(run, "_submit", lambda *arguments: "7")
+    monkeypatch.setattr(run, "submit", lambda *arguments: "7")
     monkeypatch.setattr(run, "tool", lambda name: "echo")
-    monkeypatch.setattr(run, "_end_of_run", lambda *arguments: "finished:stopped")
+    monkeypatch.setattr(run, "end_of_run", lambda *arguments: "finished:stopped")
     with pytest.raises(FederationError, match=r"^run 7 ended as 'finished:stopped'$"):
         run.run("there", [])
     assert capsys.readouterr().out.splitlines() == ["run 7 on SuperLink connection 'there'", "log 7 there"]

@@ -191,8 +191,7 @@ def setting_targets() -> list[Target]:
 
     def certificates(value: tuple[list[str], str]) -> None:
         hosts, directory = value
-        names = [certs_command._general_name(host) for host in hosts]
-        certs_command._builder  # noqa: B018
+        names = [certs_command.general_name(host) for host in hosts]
         _certificate(names)
         _check_script(certs_command.commands(Path("/keys", directory.replace("\0", "")), hosts, 2))
 
@@ -359,8 +358,8 @@ class Hostile(InlineGrid):
         super().__init__(app, config.to_flower(), simulated_nodes(clients))
         self.spoil = spoil
 
-    def _answer(self, message: Message) -> Message:
-        reply = super()._answer(message)
+    def answer(self, message: Message) -> Message:
+        reply = super().answer(message)
         if message.metadata.dst_node_id != FIRST_NODE_ID or reply.has_error():
             return reply
         return self.spoil(reply)

@@ -56,12 +56,12 @@ class Failing(InlineGrid):
         self.attempts += bool(messages) and messages[0].metadata.message_type == MessageType.TRAIN
         return super().send_and_receive(messages, timeout=timeout)
 
-    def _answer(self, message: Message) -> Message:
-        last = message.metadata.dst_node_id - min(self._contexts) >= self.but
+    def answer(self, message: Message) -> Message:
+        last = message.metadata.dst_node_id - min(self.contexts) >= self.but
         if self.attempts == self.attempt and message.metadata.message_type == self.kind and last:
             self.failed += 1
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def run_of(directory: Path, settings: dict[str, Any], *failing: Any) -> dict[str, Any]:

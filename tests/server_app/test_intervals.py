@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from synthetic import write_run
 
-from disue_cli.commands.simulate import _summary_table
+from disue_cli.commands.simulate import summary_table
 from server_app.card import card
 from server_app.report import read_run
 from server_app.report.intervals import in_words, over_clients
@@ -44,9 +44,7 @@ def test_where_only_clients_tested_each_mean_has_an_interval_over_them(tmp_path:
         mlp,
         experts,
     )
-    screen = {
-        line.split("│")[1].strip(): line for line in shown(_summary_table(record, 10)).splitlines() if "│" in line
-    }
+    screen = {line.split("│")[1].strip(): line for line in shown(summary_table(record, 10)).splitlines() if "│" in line}
     for name, expected in (("accuracy", cnn), ("accuracy, mlp", mlp)):
         assert f"95 % interval over clients {expected}" in screen[f"universal {name}"]
     assert f"95 % interval over clients {experts}" in screen["expert accuracy"]

@@ -223,8 +223,7 @@ def test_a_client_that_restarts_as_another_node_is_in_its_cluster_again(
         if row["round"] == 1:
             grid.forget(1003)
         if row["round"] == 2:
-            grid.add_node(nodes[3])
-            next(reversed(grid._contexts.values())).run_config.update(config.to_flower())
+            grid.contexts[grid.add_node(nodes[3])].run_config.update(config.to_flower())
 
     execute(config, grid, restart)
     assert "client hospital-d is no longer connected; going on without it" in messages
@@ -240,8 +239,7 @@ def test_a_latecomer_that_trains_and_is_gone_before_the_round_is_over_counts(
 
     def join(row: dict[str, Any]) -> None:
         if row["round"] == 1:
-            grid.add_node(nodes[3])
-            (late,) = (context for context in grid._contexts.values() if context.node_config == nodes[3])
+            late = grid.contexts[grid.add_node(nodes[3])]
             late.run_config.update(config.to_flower())
             push = grid.push_messages
 
@@ -270,8 +268,7 @@ def test_latecomers_with_other_classes_are_refused_and_named_classes_let_them_in
 
         def join(row: dict[str, Any], grid: Watched = grid, config: RunConfig = config) -> None:
             if row["round"] == 1:
-                grid.add_node(late)
-                next(reversed(grid._contexts.values())).run_config.update(config.to_flower())
+                grid.contexts[grid.add_node(late)].run_config.update(config.to_flower())
 
         execute(config, grid, join)
         assert [row["clients_ok"] for row in rows_of(tmp_path / name)] == ok

@@ -348,11 +348,11 @@ def test_clients_that_are_missing_are_left_out_and_come_back(run_of_two: Path, m
     config = resumed_config({"resume-from": str(run_of_two), "join-timeout": 0.5, "num-server-rounds": 6})
     nodes = simulated_nodes(CLIENTS)
     grid = InlineGrid(client_app, config.to_flower(), nodes)
-    late = grid._contexts.pop(inline.FIRST_NODE_ID + 2)
+    late = grid.contexts.pop(inline.FIRST_NODE_ID + 2)
 
     def bring_back(row: dict[str, Any]) -> None:
         if row["round"] == 4:
-            grid._contexts[late.node_id] = late
+            grid.contexts[late.node_id] = late
 
     summary = execute(config, grid, bring_back)
     rows = [json.loads(line) for line in (run_of_two / "metrics.jsonl").read_text().splitlines()]
@@ -404,12 +404,12 @@ class Failing(InlineGrid):
         self.in_round = in_round
         self.times = times
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         asked = message.metadata
         if (asked.message_type, asked.group_id) == (MessageType.TRAIN, str(self.in_round)) and self.times:
             self.times -= 1
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def test_a_run_that_too_many_clients_stopped_goes_on_from_its_checkpoint(runs: Path, tmp_path: Path) -> None:

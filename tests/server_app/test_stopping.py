@@ -261,10 +261,10 @@ def test_it_goes_on_as_if_it_had_not_been_stopped(tmp_path: Path, settings: str)
 class Broken(InlineGrid):
     """Nobody trains well from a round on."""
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         if message.metadata.message_type == MessageType.TRAIN and int(message.metadata.group_id) >= 3:
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def test_a_run_that_failed_leaves_what_its_good_rounds_made(tmp_path: Path, messages: list[str]) -> None:
@@ -291,10 +291,10 @@ def test_a_run_that_failed_in_its_first_round_has_no_models_and_claims_none(tmp_
     config = config_for(directory, **SEVERAL)
 
     class Never(Broken):
-        def _answer(self, message: Message) -> Message:
+        def answer(self, message: Message) -> Message:
             if message.metadata.message_type == MessageType.TRAIN:
                 return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
-            return super()._answer(message)
+            return super().answer(message)
 
     with pytest.raises(TooFewUpdates):
         execute(config, Never(client_app, config.to_flower(), simulated_nodes(4)))

@@ -142,7 +142,7 @@ def test_a_server_that_asks_for_more_than_it_announced_gets_no_more() -> None:
     assert asked(grid, HelloRequest().to_message(client)) == ""
     assert asked(grid, train(1)) == ""
     assert asked(grid, EvaluateRequest(state, 1).to_message(client)) == ""
-    assert grid._contexts[client].state[RECORD]["count"] == planned - 1
+    assert grid.contexts[client].state[RECORD]["count"] == planned - 1
     for number in (1, 2):  # two releases, of which one is left: none is told
         reason = asked(grid, train(number))
         assert f"max-epsilon: {planned + 1} releases with dp-noise=2, for which it was asked, come to epsilon" in reason

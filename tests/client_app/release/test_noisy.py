@@ -121,7 +121,7 @@ def test_no_signature_is_longer_than_the_bound_and_little_noise_changes_little(m
     exact, told = make_signature(model, data, CPU, TASK), private().signature(model, data, CPU, TASK)
     assert told.label_counts.sum() <= len(data)
     assert (told.label_counts - exact.label_counts).abs().max() <= 1.0  # whole numbers
-    usual = noisy._usual_length(model, TASK, CPU) * noisy.LONGEST_PROTOTYPE
+    usual = noisy.usual_length(model, TASK, CPU) * noisy.LONGEST_PROTOTYPE
     longest = exact.prototypes.norm(dim=1, keepdim=True).clamp(min=usual)
     torch.testing.assert_close(told.prototypes, exact.prototypes * usual / longest, atol=1e-4, rtol=1e-4)
     with torch.no_grad():

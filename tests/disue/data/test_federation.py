@@ -35,7 +35,7 @@ def test_the_global_test_set_is_balanced() -> None:
 
 def test_the_same_seed_gives_the_same_federation_and_another_one_does_not() -> None:
     first, other = build_federation(ClientConfig(seed=1), 5), build_federation(ClientConfig(seed=2), 5)
-    build_federation.__globals__["_build"].cache_clear()
+    federation.federation_of.cache_clear()
     again = build_federation(ClientConfig(seed=1), 5)
     for client in range(5):
         assert torch.equal(first.client(client).train.x, again.client(client).train.x)
@@ -62,7 +62,7 @@ def test_clients_data_are_kept_as_long_as_they_take_little_memory(monkeypatch: p
     kept = build_federation(config, 4)
     assert kept.client(2) is kept.client(2)
     monkeypatch.setattr(federation, "KEPT_BYTES", 2 * kept.client(0).nbytes)
-    build_federation.__globals__["_build"].cache_clear()
+    federation.federation_of.cache_clear()
     opened = build_federation(config, 4)
     first = [opened.client(i) for i in range(4)]
     assert [opened.client(i) is first[i] for i in range(4)] == [True, True, False, False]

@@ -1,6 +1,6 @@
 """Models that a person registers: what cannot work is refused before the first round, and what can works to the end."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -160,9 +160,10 @@ GOOD: dict[str, Build] = {
 
 
 @pytest.fixture
-def register(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Build], None]:
+def register() -> Iterator[Callable[[str, Build], object]]:
     """Register a model until the end of the test."""
-    return lambda name, build: monkeypatch.setitem(MODELS._parts, name, build)  # type: ignore[arg-type]
+    with MODELS.scope():
+        yield lambda name, build: MODELS.register(name)(build)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -212,14 +213,12 @@ def test_what_can_work_does_so_to_the_end(register, run, name: str) -> None:  # 
     assert all(loaded.expert(expert)(x).shape == (2, 10) for expert in loaded.choose(x))
 
 
-def test_a_run_whose_model_is_not_registered_says_so_and_blames_no_file(  # type: ignore[no-untyped-def]
-    register, run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register("mine-2", lambda *_: of())
+def test_a_run_whose_model_is_not_registered_says_so_and_blames_no_file(register, run) -> None:  # type: ignore[no-untyped-def]
     settings = {"num_server_rounds": 1, "train_examples": 20, "global_test_size": 100}
-    directory = run(clients=4, model="mine-2", **settings).directory
-    loaded = load_run(directory)
-    monkeypatch.delitem(MODELS._parts, "mine-2")
+    with MODELS.scope():
+        register("mine-2", lambda *_: of())
+        directory = run(clients=4, model="mine-2", **settings).directory
+        loaded = load_run(directory)
     for read in (lambda: load_run(directory), lambda: loaded.universal, lambda: loaded.gate.network(0, loaded.task)):
         with pytest.raises(DataError, match="the run has a model 'mine-2', which is not registered here") as caught:
             read()  # type: ignore[no-untyped-call]

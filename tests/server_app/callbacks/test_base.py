@@ -92,11 +92,11 @@ def test_a_run_that_goes_on_begins_with_the_rows_that_there_are(tmp_path: Path) 
 class Busy(InlineGrid):
     """Nobody trains in the second round."""
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
         asked = message.metadata
         if asked.message_type == MessageType.TRAIN and asked.group_id == "2":
             return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "busy"), reply_to=message)
-        return super()._answer(message)
+        return super().answer(message)
 
 
 def test_a_callback_is_ended_when_the_run_fails(tmp_path: Path) -> None:

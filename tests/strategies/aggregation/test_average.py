@@ -65,15 +65,15 @@ def test_the_means_of_groups_and_of_all_are_those_taken_one_by_one_bit_for_bit(m
 
 def test_a_group_of_its_own_for_each_client_needs_one_sum_at_a_time(make_updates, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     alive: list[int] = []
-    sums: WeakSet[aggregators._Sum] = WeakSet()
-    original = aggregators._Sum.add
+    sums: WeakSet[aggregators.WeightedSum] = WeakSet()
+    original = aggregators.WeightedSum.add
 
     def watch(self, *rest):  # type: ignore[no-untyped-def]
         sums.add(self)
         alive.append(len(sums))
         return original(self, *rest)
 
-    monkeypatch.setattr(aggregators._Sum, "add", watch)
+    monkeypatch.setattr(aggregators.WeightedSum, "add", watch)
     updates = make_updates(8)
     means, _ = weighted_averages(updates, {i: [update] for i, update in enumerate(updates)})
     assert max(alive) == 2

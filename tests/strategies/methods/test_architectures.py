@@ -205,7 +205,7 @@ def test_a_generator_teaches_several_architectures(run) -> None:  # type: ignore
 
 def test_everybody_is_described_by_the_runs_initial_model(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     described: dict[int, torch.Tensor] = {}
-    original = InlineGrid._answer
+    original = InlineGrid.answer
 
     def watch(self, message: Message) -> Message:  # type: ignore[no-untyped-def]
         reply = original(self, message)
@@ -214,7 +214,7 @@ def test_everybody_is_described_by_the_runs_initial_model(run, monkeypatch: pyte
             described[message.metadata.dst_node_id] = tensors["description"]
         return reply
 
-    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    monkeypatch.setattr(InlineGrid, "answer", watch)
     result = run(clients=4, model="cnn", client_models="mlp,cnn", num_server_rounds=1)
     initial = build_model("cnn", SHAPE, 10, result.config.seed)
     federation = build_federation(result.config, 4)

@@ -179,7 +179,7 @@ def test_with_memory_an_expert_is_a_running_mean_and_clients_start_from_the_last
 def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, training: set[tuple[str, ...]]) -> None:  # type: ignore[no-untyped-def]
     """A training request carries the start, and the universal expert where it is another model; replies no echo."""
     sizes: dict[str, set[tuple[str, ...]]] = {}
-    original = InlineGrid._answer
+    original = InlineGrid.answer
 
     def watch(self, message):  # type: ignore[no-untyped-def]
         reply = original(self, message)
@@ -188,7 +188,7 @@ def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, tr
         sizes.setdefault(f"{kind} reply", set()).add(tuple(sorted(reply.content.array_records)))
         return reply
 
-    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    monkeypatch.setattr(InlineGrid, "answer", watch)
     run(num_clusters=3, initialisation=initialisation)
     assert sizes == {
         "query request": {()},
@@ -206,7 +206,7 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
     """By what is on the wire: which classes there are, and nothing that grows with how often."""
     counts: list[torch.Tensor] = []
     norms: list[torch.Tensor] = []
-    original = InlineGrid._answer
+    original = InlineGrid.answer
 
     def watch(self, message):  # type: ignore[no-untyped-def]
         reply = original(self, message)
@@ -219,7 +219,7 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
                 norms.append(tensors["description"].norm(dim=1))
         return reply
 
-    monkeypatch.setattr(InlineGrid, "_answer", watch)
+    monkeypatch.setattr(InlineGrid, "answer", watch)
     settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15}
     told = run(**settings)
     assert any(int(row.max()) > 1 for row in counts)

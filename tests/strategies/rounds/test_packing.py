@@ -51,8 +51,8 @@ def test_how_many_clients_of_a_node_train_together(
     monkeypatch: pytest.MonkeyPatch, device: str, wished: int, found: int
 ) -> None:
     monkeypatch.setattr(packing, "prepare_device", lambda name: torch.device(device))
-    assert packing._clients_at_once(RunConfig(clients_at_once=wished), 250) == found
-    assert packing._clients_at_once(RunConfig(clients_at_once=wished), 1) == 1
+    assert packing.clients_at_once(RunConfig(clients_at_once=wished), 250) == found
+    assert packing.clients_at_once(RunConfig(clients_at_once=wished), 1) == 1
 
 
 @pytest.fixture
@@ -187,7 +187,7 @@ def test_what_is_never_answered_is_kept_without_its_models() -> None:
     grid = some_grid(nodes=1, seats=2)
     model = ArrayRecord({"w": torch.zeros(1000)})
     grid.push_messages([Message(RecordDict({"arrays": model}), node, "train") for node in grid.get_node_ids()])
-    ((_, clients),) = grid._open.values()
+    ((_, clients),) = grid.open.values()
     assert len(clients) == 2
     assert not any(len(message.content) for message in clients.values())
 

@@ -1,5 +1,5 @@
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pytest
 from flwr.app import Error, Message
@@ -342,10 +342,10 @@ def test_a_client_whose_node_is_gone_is_away(messages: list[str]) -> None:
 
 def test_the_superlinks_word_on_a_node_that_is_gone_is_no_refusal(messages: list[str]) -> None:
     class Telling(ChangingGrid):
-        def _answer(self, message: Message) -> Message:
+        def answer(self, message: Message) -> Message:
             if message.metadata.dst_node_id in self.silent:
                 return Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=message)
-            return super()._answer(message)
+            return super().answer(message)
 
         def pull_messages(self, message_ids):  # type: ignore[no-untyped-def]
             return super(ChangingGrid, self).pull_messages(message_ids)
@@ -392,11 +392,20 @@ def test_a_hello_that_is_lost_with_the_process_that_fetched_it_is_said_again() -
     nodes.silent.add(1001)
     made.leave_out([1001])
     made.refresh(nodes)
-    (lost,) = nodes._pushed
-    nodes.pull_messages = lambda ids: InlineGrid.pull_messages(nodes, [i for i in ids if i != lost])  # type: ignore[method-assign]
+    (lost,) = nodes.waiting
+    pulled: list[str] = []
+
+    def pull(ids: Iterable[str]) -> list[Message]:
+        pulled.extend(wanted := list(ids))
+        return InlineGrid.pull_messages(nodes, [i for i in wanted if i != lost])
+
+    nodes.pull_messages = pull  # type: ignore[method-assign]
     made.refresh(nodes)
     assert [client.name for client in made.clients] == ["a"]
     time.sleep(0.3)
     made.refresh(nodes)
     assert [client.name for client in made.clients] == ["a", "b"]
-    assert made._unanswered == {}
+    assert lost in pulled
+    pulled.clear()
+    made.refresh(nodes)
+    assert pulled == []  # nobody waits for it any more

@@ -139,8 +139,8 @@ class Recording(ChangingGrid):
         self.sent += messages
         return super().push_messages(messages)
 
-    def _answer(self, message: Message) -> Message:
-        reply = super()._answer(message)
+    def answer(self, message: Message) -> Message:
+        reply = super().answer(message)
         self.received.append((message.metadata.message_type, reply))
         return reply
 
@@ -326,8 +326,8 @@ class Late(Recording):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
         replies = list(super().send_and_receive(messages, timeout=timeout))
-        for message in list(self._pushed.values()):
-            self._answer(self._pushed.pop(message.metadata.message_id))
+        for message in list(self.waiting.values()):
+            self.answer(self.waiting.pop(message.metadata.message_id))
         return replies
 
 
