@@ -244,7 +244,7 @@ def _scores(run: RunContext, caps: Caps) -> Scores:
     if run.test is None:
         alike = run.config.privacy == "secure"  # then all say that they have one
         return by_clients(strategy.stats.evaluations, strategy.registry.models, main, caps, alike)
-    universals, average = strategy.reached().universals, strategy.averages[main]
+    universals, average = strategy.reached().universals, strategy.stats.averages[main]
     return on_test_set(run.data.task, universals, average, run.model, main, run.test, run.device)
 
 

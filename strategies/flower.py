@@ -51,10 +51,8 @@ class FederatedStrategy(Strategy):
     ----------
     state : MethodState or None
         After the last round that succeeded; None before the first.
-    averages : dict of architecture to State
-        The weighted means of that round's models.
     stats : RoundStats
-        Of that round.
+        What that round did.
     descriptions : Descriptions
         What clients said of their data, where the method asks for it.
     on_phase : callable
@@ -79,7 +77,6 @@ class FederatedStrategy(Strategy):
         self.replies = ReplyCollector(registry)
         self.descriptions = Descriptions(registry, self.replies.tell_problem, described_as)
         self.state: MethodState | None = None
-        self.averages: dict[str, State] = {}
         self.stats = RoundStats(server_round=0)
         self.run = run
         self.on_phase: Callable[[int, str], None] = lambda number, phase: None
@@ -118,7 +115,7 @@ class FederatedStrategy(Strategy):
         for server_round in range(first_round, num_rounds + 1):
             log(INFO, "")
             log(INFO, "[ROUND %s/%s]", server_round, num_rounds)
-            before = self.state, self.averages, self.stats
+            before = self.state, self.stats
             try:
                 trained, train_metrics = self._train(server_round, arrays, train_config, grid, timeout)
                 result.arrays = arrays = trained or arrays
@@ -126,7 +123,7 @@ class FederatedStrategy(Strategy):
                 replies = grid.send_and_receive(requests, timeout=timeout)
                 self.aggregate_evaluate(server_round, replies)
             except BaseException:
-                self.state, self.averages, self.stats = before
+                self.state, self.stats = before
                 raise
             if train_metrics:
                 result.train_metrics_clientapp[server_round] = train_metrics
@@ -182,8 +179,8 @@ class FederatedStrategy(Strategy):
         contributions = self.collector.contributions(clustered, attempt)
         step: Step[Any] = method.step(assigned.state, contributions, round)
         stats.metrics |= step.metrics
-        stats.sheet, stats.clusters = step.sheet, clusters
-        self.state, self.averages, self.stats = step.state, dict(step.averages), stats
+        stats.sheet, stats.clusters, stats.averages = step.sheet, clusters, step.averages
+        self.state, self.stats = step.state, stats
         metrics = MetricRecord({"train-loss": stats.train_loss, "clients": stats.clients_ok})
         return ArrayRecord(step.state.universals[method.main]), metrics
 

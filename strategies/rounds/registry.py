@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from logging import INFO, WARNING
 from typing import ClassVar
 
@@ -17,8 +17,9 @@ from disue.naming import by_name, quoted
 from disue.seeding import numpy_rng
 from disue.tasks import DataSummary, ImageClassification
 from disue.wire import HelloReply, HelloRequest, error_reason
+from strategies.rounds.hellos import Hellos
 from strategies.rounds.keys import node_keys
-from strategies.rounds.transport import collect, is_no_answer, send
+from strategies.rounds.transport import is_no_answer
 from strategies.stored import stored
 
 JOIN_POLL_SECONDS = 0.2
@@ -45,10 +46,9 @@ class Client:
 class ClientRegistry:
     """The clients that take part.
 
-    Every round it is asked who is new. A node is waited for once, at most ``timeout`` seconds; one that was refused is
-    asked again in later rounds, and one that was silent once its time is up, without waiting for it. A client that did
-    not answer, whatever it was asked, is left out until it says hello again. The name of a client whose node has a key
-    belongs to that key for the rest of the run, and when the run goes on after a break.
+    Every round it says hello to who is new. A client that did not answer, whatever it was asked, is left out until it
+    says hello again. The name of a client whose node has a key belongs to that key for the rest of the run, and when
+    the run goes on after a break.
 
     The dataset is divided by one number for all: at the start the one that most clients say, which the run keeps.
 
@@ -57,7 +57,7 @@ class ClientRegistry:
     seed : int
         The run seed; it alone decides who is sampled.
     timeout : float (default: 600.0)
-        Seconds to wait for the answers to a hello.
+        Seconds to wait for the answers to a hello; see `Hellos`.
     check_model : callable
         Raises `ConfigError` for an architecture that a client may not have.
     check_summary : callable
@@ -71,8 +71,8 @@ class ClientRegistry:
 
     Attributes
     ----------
-    models : dict of client to str
-        The architecture of every client that takes or took part.
+    hellos : Hellos
+        What nodes are asked first.
     task : ImageClassification or None
         What clients with data of their own are told with every request; None: clients know it.
     away : dict of client to Client
@@ -94,23 +94,16 @@ class ClientRegistry:
         hello: HelloRequest | None = None,
     ) -> None:
         self.seed = seed
-        self.timeout = timeout
+        self.hellos = Hellos(hello or HelloRequest(), timeout)
         self.check_model = check_model
         self.check_summary = check_summary
         self.unfit = unfit
-        self.models: dict[str, str] = {}
         self.task: ImageClassification | None = None
         self.away: dict[str, Client] = {}
         self.returned: list[str] = []
         self._clients: dict[str, Client] = {}
         self._names: dict[int, str] = {}
-        self._asked: dict[int, float] = {}
-        self._unanswered: dict[str, int] = {}
-        self._refusals: dict[int, str] = {}
-        self.hello = hello or HelloRequest()
         self._partitions = partitions
-        self._said: dict[int, str] = {}
-        self._keys: dict[int, str] = {}
 
     @property
     def clients(self) -> list[Client]:
@@ -127,7 +120,11 @@ class ClientRegistry:
     def known(self, clients: Iterable[Client]) -> None:
         self.away = {client.name: client for client in clients}
         self._names = {client.node_id: client.name for client in self.away.values()}
-        self.models = {client.name: client.model for client in self.away.values()}
+
+    @property
+    def models(self) -> dict[str, str]:
+        """The architecture of every client that takes or took part."""
+        return {name: client.model for name, client in (self.away | self._clients).items()}
 
     def name_of(self, node_id: int) -> str:
         """Return the name of a known node, or a description of an unknown one."""
@@ -174,26 +171,14 @@ class ClientRegistry:
         Who is new is waited for.
         """
         self.returned = []
-        self._keys = node_keys(grid)
-        present = set(self._keys)
-        self._leave_out({c.node_id for c in self._clients.values()} - present, "is no longer connected")
-        self._asked = {node: when for node, when in self._asked.items() if node in present}
-        self._unanswered = {sent: node for sent, node in self._unanswered.items() if node in present}
-        self._refusals = {node: reason for node, reason in self._refusals.items() if node in present}
-        now = time.monotonic()
-        pending = {node for node in self._unanswered.values() if now - self._asked[node] < self.timeout}
-        strangers = present - {c.node_id for c in self._clients.values()} - pending
-        new = strangers - self._asked.keys()
-        self._asked |= dict.fromkeys(strangers, now)
-        self._unanswered |= send(grid, [self.hello.to_message(node) for node in sorted(strangers)])
-        replies = collect(grid, self._unanswered, new, self.timeout)
-        asked = {self._unanswered[sent]: reply for sent, reply in replies.items()}
-        self._unanswered = {sent: node for sent, node in self._unanswered.items() if node not in asked}
+        keys = node_keys(grid)
+        self._leave_out({client.node_id for client in self._clients.values()} - keys.keys(), "is no longer connected")
+        answers = self.hellos.say(grid, keys, {client.node_id for client in self._clients.values()})
         problems: list[DisueError] = []
-        for node_id in sorted(asked):
-            if not is_no_answer(asked[node_id]):
-                problems += self._take_in(asked[node_id], node_id)
-        if asked:
+        for node_id in sorted(answers):
+            if not is_no_answer(answers[node_id]):
+                problems += self._take_in(answers[node_id], node_id, keys[node_id])
+        if answers:
             bound = sum(bool(client.key) for client in self._clients.values())
             what = f"; the names of {bound} belong to their nodes' keys" if bound else ""
             log(INFO, "%s clients take part%s", len(self._clients), what)
@@ -212,8 +197,7 @@ class ClientRegistry:
         """Go on without a client that said hello; it is asked again in later rounds."""
         del self._clients[client.name]
         error = DataError(f"{client.name}: {reason}")
-        self._refusals[client.node_id] = str(error)
-        log(WARNING, "node %s cannot take part: %s", client.node_id, error)
+        self.hellos.refuse(client.node_id, error)
         return error
 
     def _agreeing(self) -> int:
@@ -241,28 +225,24 @@ class ClientRegistry:
     def _other_partitions(self, number: int) -> str:
         return f"num-partitions: got {number}; the run has {self._partitions}, give all nodes the same"
 
-    def _take_in(self, reply: Message, node_id: int) -> list[DisueError]:
+    def _take_in(self, reply: Message, node_id: int, key: str) -> list[DisueError]:
         """Enter a client, or return and, if it is not known yet, log why it cannot take part."""
         try:
-            client = replace(self._read(reply, node_id), key=self._keys.get(node_id, ""))
+            client = self._read(reply, node_id, key)
             self._require_own_name(client)
-            if self._said.setdefault(node_id, client.name) != client.name:
-                raise WireError(f"it says that it is '{client.name}', and was '{self._said[node_id]}' before")
+            self.hellos.require_one_name(node_id, client.name)
             if self._partitions is not None and client.num_partitions != self._partitions:
                 raise DataError(f"{client.name}: {self._other_partitions(client.num_partitions)}")
         except (WireError, DataError, FederationError) as error:
-            if self._refusals.get(node_id) != str(error):
-                self._refusals[node_id] = str(error)
-                log(WARNING, "node %s cannot take part: %s", node_id, error)
+            self.hellos.refuse(node_id, error)
             return [error]
-        self._refusals.pop(node_id, None)
+        self.hellos.welcome(node_id)
         if before := self.away.pop(client.name, None):
             self.returned.append(client.name)
             if self._names.get(before.node_id) == client.name:  # another may be on that node by now
                 del self._names[before.node_id]
         self._names[client.node_id] = client.name
         self._clients[client.name] = client
-        self.models[client.name] = client.model
         return []
 
     def _require_own_name(self, client: Client) -> None:
@@ -275,7 +255,7 @@ class ClientRegistry:
                 f"node {has}; start it with that key, or give it another name"
             )
 
-    def _read(self, reply: Message, node_id: int) -> Client:
+    def _read(self, reply: Message, node_id: int, key: str) -> Client:
         if reply.has_error():
             raise WireError(error_reason(reply))
         hello = HelloReply.from_message(reply)
@@ -289,9 +269,8 @@ class ClientRegistry:
             self.check_summary(hello.summary, self.task)
         except DataError as error:
             raise DataError(f"{hello.name}: {error}") from None
-        return Client(
-            hello.name, node_id, hello.num_examples, hello.group, hello.num_partitions, hello.model, hello.summary
-        )
+        told = hello.num_examples, hello.group, hello.num_partitions, hello.model, hello.summary
+        return Client(hello.name, node_id, *told, key)
 
     def sample(
         self, fraction: float, purpose: str, server_round: int, tried: Mapping[str, bool] | None = None

@@ -54,7 +54,7 @@ class ReplyCollector:
     def ask(self, grid: Grid, messages: list[Message], stats: RoundStats, phase: str = "local") -> Iterator[Message]:
         """Send messages, and yield the answers as they come; their bytes are counted as the phase's."""
         down, up = sum(map(message_bytes, messages)), 0
-        for reply in self._fitting(grid.send_and_receive(self.begin(messages), timeout=self.registry.timeout)):
+        for reply in self._fitting(grid.send_and_receive(self.begin(messages), timeout=self.registry.hellos.timeout)):
             up += message_bytes(reply)
             yield reply
         if phase == "evaluation":

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disue.config import Changeable, Settings
+from disue.models import State
 from disue.wire import EvaluateReply
 from strategies.updates import ClientUpdate, GroupSum
 
@@ -78,6 +79,8 @@ class RoundStats:
     """What the method and the collector have to say beside these."""
     label_counts: dict[str, Tensor] = field(default_factory=dict)
     """What clients told of their labels, (classes,) each."""
+    averages: Mapping[str, State] = field(default_factory=dict)
+    """For each architecture the weighted mean of the clients' models, with which the universal one is compared."""
     sheet: Tensor | None = None
     """Pictures of generated samples, (rows, columns, channels, height, width), pixels in 0..1."""
     on_phase: Callable[[int, str], None] = field(default=lambda number, phase: None, repr=False, compare=False)
