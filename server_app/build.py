@@ -1,7 +1,5 @@
 """From a run config to the Flower strategy and its parts."""
 
-import hashlib
-import json
 import math
 from functools import partial
 from logging import WARNING
@@ -28,11 +26,16 @@ from strategies.rounds.stats import Participation
 
 
 def make_strategy(
-    config: RunConfig, registry: ClientRegistry, data: RunData, device: torch.device, store: UpdateStore | None = None
+    config: RunConfig,
+    registry: ClientRegistry,
+    data: RunData,
+    device: torch.device,
+    store: UpdateStore | None = None,
+    run: str = "",
 ) -> FederatedStrategy:
     """Build the configured method and its Flower strategy.
 
-    ``store``: where the clients' models of a round are kept.
+    ``store``: where the clients' models of a round are kept. ``run``: as in `FederatedStrategy`.
 
     Raises
     ------
@@ -60,15 +63,9 @@ def make_strategy(
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
         collector = PlainCollector(limits, store, num_strata)
     described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    run = _run_name(config) if method.needs.memory else ""
-    return FederatedStrategy(registry, _participation(config), method, collector, described_as, run)
-
-
-def _run_name(config: RunConfig) -> str:
-    """Return 16 hexadecimal digits that tell a run by what it computes."""
-    values, changeable = config.to_flower(), config.changeable_keys()
-    told = {key: value for key, value in values.items() if key not in changeable}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return FederatedStrategy(
+        registry, _participation(config), method, collector, described_as, run if method.needs.memory else ""
+    )
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:

@@ -127,11 +127,16 @@ def _carry_out(
     registry = _gathered(config, grid, past)
     data = prepare_data(config, registry)
     check_groups(config, data)
-    strategy = make_strategy(config, registry, data, device, UpdateStore(config.reply_memory * 2**20, directory))
+    store, run = UpdateStore(config.reply_memory * 2**20, directory), f"{grid.run.run_id:016x}"
+    strategy = make_strategy(config, registry, data, device, store, run)
     method = strategy.method
     past.restore({"strategy": strategy})
     if past.saved and method.needs.memory:
-        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
+        log(
+            WARNING,
+            "clients go on with what they kept in the rounds before only where their nodes have a state-path, and not "
+            "after a run that was completed",
+        )
     task = data.task
     build = partial(build_model, shape=task.shape, num_outputs=task.num_outputs, seed=config.seed)
     start = get_state(build(config.model))
