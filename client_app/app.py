@@ -1,6 +1,6 @@
 """The Flower ClientApp. The same code answers in a Ray actor, in the inline engine and on a real machine."""
 
-from flwr.app import Context, Message
+from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client_app.client import LocalClient, own_model
@@ -9,6 +9,7 @@ from client_app.describe import DESCRIPTIONS
 from client_app.packing import answer_for_all
 from client_app.release import choose_policy, withhold_errors
 from client_app.secagg import mask, share_out, unmask
+from client_app.store import ClientStore, check_state_path
 from client_app.training_job import TrainingJob
 from disue.config import ClientConfig
 from disue.errors import FederationError
@@ -21,6 +22,7 @@ from disue.wire import (
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    ForgetRequest,
     HelloRequest,
     Parcels,
     ShareRequest,
@@ -36,6 +38,7 @@ def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
     asked = HelloRequest.from_message(message)
     config, node = ClientConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
+    check_state_path(node)
     reply = introduce(config, node, own_model(node, config))
     return choose_policy(config, node, "hello").hello(reply, asked).to_message(message)
 
@@ -94,6 +97,15 @@ def compare(message: Message, context: Context) -> Message:
     return client.policy("compare", request.server_round).comparison(reply).to_message(message)
 
 
+@app.query("forget")
+@withhold_errors
+def forget(message: Message, context: Context) -> Message:
+    """Delete what was kept for a run that is over."""
+    request, node = ForgetRequest.from_message(message), NodeConfig.from_flower(context.node_config)
+    ClientStore(context, node.client, request.run, node.state_path).forget()
+    return Message(RecordDict(), reply_to=message)
+
+
 @app.evaluate()
 @withhold_errors
 def evaluate_locally(message: Message, context: Context) -> Message:
@@ -126,8 +138,6 @@ def evaluate_locally(message: Message, context: Context) -> Message:
         universal_fit=universal_fit,
         expert_fit=expert_fit,
     )
-    if request.forget:
-        client.store(request.forget).forget()
     return client.policy("evaluate", request.server_round).evaluation(reply, client.task).to_message(message)
 
 

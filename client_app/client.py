@@ -9,8 +9,8 @@ from flwr.app import Context
 from torch import Tensor
 
 from client_app.data import open_data
-from client_app.memory import ClientStore
 from client_app.release import ReleasePolicy, choose_policy
+from client_app.store import ClientStore
 from client_app.train import TrainingResult, output_shift, train
 from disue.config import ClientConfig
 from disue.data import Examples

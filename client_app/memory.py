@@ -1,29 +1,14 @@
 """What a client keeps from round to round, beside its data: a control variate, a head of its own.
 
 A method on the server names one kind (`strategies.methods.base.Needs.memory`). The client does the rest: it prepares
-its start by what it kept, and keeps something new when it has trained. Nothing of it leaves.
-
-It is kept by the client's name and the round. A round that is repeated, or that the server goes on from after a break,
-finds what was kept before it. It is in the client's context, where Flower holds it as long as the process of the node
-lives, and in files below ``state-path``, where the node config has one. `forget` is called when the run is over.
+its start by what it kept, and keeps something new when it has trained (`client_app.store`). Nothing of it leaves.
 """
 
-import hashlib
-import re
-import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
-
-from flwr.app import ArrayRecord, Context
 
 from disue.errors import WireError, quoted_value
-from disue.files import read_tensors, user_path, write_tensors
 from disue.models import State
-
-RECORD = "memory"
-ROUNDS = 2
-"""How many rounds are kept: the last one may be repeated."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +47,10 @@ class Memory(ABC):
     """One kind of memory."""
 
     @abstractmethod
+    def part(self, model: State) -> State:
+        """Return the part of a model whose names, shapes and types are those of what is kept."""
+
+    @abstractmethod
     def prepare(self, start: State, kept: State | None, shared: State) -> Prepared:
         """Return where the training starts.
 
@@ -91,6 +80,10 @@ class ControlVariate(Memory):
     option II. The server shares the variate of all, c, and the client keeps its own, c_i.
     """
 
+    def part(self, model: State) -> State:
+        """Return the whole model."""
+        return model
+
     def prepare(self, start: State, kept: State | None, shared: State) -> Prepared:
         """Return the start, and c - c_i."""
         if not shared:
@@ -112,17 +105,21 @@ class PersonalHead(Memory):
     Arivazhagan et al., "Federated Learning with Personalization Layers", 2019 (FedPer).
     """
 
+    def part(self, model: State) -> State:
+        """Return the head."""
+        return {name: tensor for name, tensor in model.items() if name.startswith("head.")}
+
     def prepare(self, start: State, kept: State | None, shared: State) -> Prepared:
         """Return the start with the client's own head."""
         return Prepared(start | kept if kept else start)
 
     def keep(self, start: State, trained: Trained, kept: State | None, shared: State) -> State:
         """Return the trained head."""
-        return {name: tensor for name, tensor in trained.state.items() if _is_of_head(name)}
+        return self.part(trained.state)
 
     def told(self, start: State, trained: State) -> State:
         """Return the trained model with the head that the server sent."""
-        return trained | {name: tensor for name, tensor in start.items() if _is_of_head(name)}
+        return trained | self.part(start)
 
 
 MEMORIES: dict[str, Memory] = {"control-variate": ControlVariate(), "personal-head": PersonalHead()}
@@ -133,89 +130,3 @@ def memory_of(kind: str) -> Memory:
     if kind not in MEMORIES:
         raise WireError(f"the request's memory is {quoted_value(kind)}; there are {', '.join(MEMORIES)}")
     return MEMORIES[kind]
-
-
-def _is_of_head(name: str) -> bool:
-    return name.startswith("head.")
-
-
-class ClientStore:
-    """Where one client's memory of a run is.
-
-    Parameters
-    ----------
-    context : Context
-        Of this client.
-    name : str
-        Its stable name.
-    run : str
-        What the server calls the run: 16 hexadecimal digits.
-    place : str, optional
-        ``state-path`` of the node config; None: it is in the context only.
-
-    Raises
-    ------
-    WireError
-        If the server calls the run something else.
-    DataError
-        If ``state-path`` can be no path.
-    """
-
-    def __init__(self, context: Context, name: str, run: str, place: str | None = None) -> None:
-        if not re.fullmatch("[0-9a-f]{16}", run):
-            raise WireError(f"the request's run is {quoted_value(run)}; expected 16 hexadecimal digits")
-        self.context = context
-        owner = hashlib.sha256(name.encode()).hexdigest()[:16]
-        self.folder = None if place is None else user_path(place, "state-path") / run / owner
-
-    def read(self, kind: str, server_round: int) -> State | None:
-        """Return what was kept in the last round before this one; None: nothing was.
-
-        Raises
-        ------
-        DataError
-            If its file is damaged.
-        """
-        before = max((number for number in self._rounds(kind) if number < server_round), default=None)
-        if before is None:
-            return None
-        record = self.context.state.array_records.get(_record(kind, before))
-        if record is not None:
-            return dict(record.to_torch_state_dict())
-        return None if self.folder is None else read_tensors(self._path(kind, before))[0]
-
-    def write(self, kind: str, server_round: int, state: State) -> None:
-        """Keep something of a round, and drop what is older than the last `ROUNDS`, or of rounds that are undone."""
-        self.context.state[_record(kind, server_round)] = ArrayRecord(state)
-        if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_tensors(self._path(kind, server_round), state, {"round": server_round})
-        kept = sorted(number for number in self._rounds(kind) if number <= server_round)
-        for number in self._rounds(kind) - set(kept[-ROUNDS:]):
-            self.context.state.pop(_record(kind, number), None)
-            if self.folder is not None:
-                self._path(kind, number).unlink(missing_ok=True)
-
-    def forget(self) -> None:
-        """Remove everything of the run."""
-        for name in [name for name in self.context.state if name.startswith(f"{RECORD}-")]:
-            del self.context.state[name]
-        if self.folder is not None and self.folder.exists():
-            shutil.rmtree(self.folder)
-            if not any(self.folder.parent.iterdir()):
-                self.folder.parent.rmdir()
-
-    def _rounds(self, kind: str) -> set[int]:
-        names = [name.rpartition("-") for name in self.context.state]
-        found = {int(number) for stem, _, number in names if stem == f"{RECORD}-{kind}"}
-        if self.folder is not None:
-            found |= {int(path.stem.rpartition("-")[2]) for path in self.folder.glob(f"{kind}-*.safetensors")}
-        return found
-
-    def _path(self, kind: str, number: int) -> Path:
-        assert self.folder is not None
-        return self.folder / f"{kind}-{number:06}.safetensors"
-
-
-def _record(kind: str, number: int) -> str:
-    return f"{RECORD}-{kind}-{number}"

@@ -6,7 +6,8 @@ from flwr.app import Context, Message
 
 from client_app import memory
 from client_app.client import LocalClient
-from client_app.memory import ClientStore, Prepared, memory_of
+from client_app.memory import Prepared, memory_of
+from client_app.store import ClientStore
 from client_app.train import TrainingResult
 from client_app.train_batched import train_batched
 from disue.models import State, get_state
@@ -46,7 +47,8 @@ class TrainingJob:
         self.kept: State | None = None
         self.prepared = Prepared(self.start)
         if self.memory:
-            self.kept = self._store().read(self.request.memory, self.request.server_round)
+            like = self.memory.part(self.start)
+            self.kept = self._store().read(self.request.memory, self.request.server_round, like)
             self.prepared = self.memory.prepare(self.start, self.kept, self.request.shared)
 
     def run(self) -> Trained:

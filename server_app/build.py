@@ -1,7 +1,5 @@
 """From a run config to a run: its Flower strategy with all parts, and what watches it."""
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from functools import partial
@@ -56,20 +54,29 @@ def make_run(config: RunConfig, grid: Grid, registry: ClientRegistry, past: Resu
     data = prepare_data(config, registry)
     check_groups(config, data)
     store = UpdateStore(config.reply_memory * 2**20, default_directory(config))
-    strategy = make_strategy(config, registry, data, device, store)
+    strategy = make_strategy(config, registry, data, device, store, f"{grid.run.run_id:016x}")
     rows = Rows(data.task.metric_names, past.rows)
     past.restore({"strategy": strategy, "rows": rows})
     if past.saved and strategy.method.needs.memory:
-        log(WARNING, "clients whose nodes have no state-path have forgotten what they kept in the rounds before")
+        log(
+            WARNING,
+            "clients go on with what they kept in the rounds before only where their nodes have a state-path, and not "
+            "after a run that was completed",
+        )
     return RunContext(config, grid, strategy, data, data.global_test(), device, rows)
 
 
 def make_strategy(
-    config: RunConfig, registry: ClientRegistry, data: RunData, device: torch.device, store: UpdateStore | None = None
+    config: RunConfig,
+    registry: ClientRegistry,
+    data: RunData,
+    device: torch.device,
+    store: UpdateStore | None = None,
+    run: str = "",
 ) -> FederatedStrategy:
     """Build the configured method and its Flower strategy.
 
-    ``store``: where the clients' models of a round are kept.
+    ``store``: where the clients' models of a round are kept. ``run``: as in `FederatedStrategy`.
 
     Raises
     ------
@@ -97,15 +104,9 @@ def make_strategy(
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
         collector = PlainCollector(limits, store, num_strata)
     described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    run = _run_name(config) if method.needs.memory else ""
-    return FederatedStrategy(registry, _participation(config), method, collector, described_as, run)
-
-
-def _run_name(config: RunConfig) -> str:
-    """Return 16 hexadecimal digits that tell a run by what it computes."""
-    values, changeable = config.to_flower(), config.changeable_keys()
-    told = {key: value for key, value in values.items() if key not in changeable}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+    return FederatedStrategy(
+        registry, _participation(config), method, collector, described_as, run if method.needs.memory else ""
+    )
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:

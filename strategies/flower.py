@@ -13,7 +13,15 @@ from flwr.serverapp.strategy import Result, Strategy
 from disue.errors import TooFewUpdates, WireError
 from disue.models import State, same_model
 from disue.naming import by_name
-from disue.wire import EvaluateReply, EvaluateRequest, Records, TrainRequest, error_reason, message_bytes
+from disue.wire import (
+    EvaluateReply,
+    EvaluateRequest,
+    ForgetRequest,
+    Records,
+    TrainRequest,
+    error_reason,
+    message_bytes,
+)
 from strategies.aggregation.caps import Caps
 from strategies.methods.base import Method, MethodState, Step
 from strategies.rounds.attempt import Attempt, Sent
@@ -44,8 +52,8 @@ class FederatedStrategy(Strategy):
     described_as : tuple of int, optional
         The shape of what clients say of their data, where it is known.
     run : str (default: "")
-        What clients keep their memory of this run by, 16 hexadecimal digits, where the method lets them have one. A run
-        that goes on after a break has the one that it had.
+        What clients keep their memory of this run by, where the method lets them have one: 16 hexadecimal digits that
+        no other run has. A run that goes on after a break has those that it had.
 
     Attributes
     ----------
@@ -130,6 +138,8 @@ class FederatedStrategy(Strategy):
             if evaluate_fn and (scores := evaluate_fn(server_round, arrays)):
                 log(INFO, "\t└──> %s", scores)
                 result.evaluate_metrics_serverapp[server_round] = scores
+        if self.method.needs.memory and self._is_last(num_rounds):
+            self._end(grid)
         return result
 
     def configure_train(
@@ -202,7 +212,6 @@ class FederatedStrategy(Strategy):
                 expert_prior=self.method.prior(state, client),
                 personalise=self._is_personal(server_round),
                 compare=self.method.needs.fits,
-                forget=self.run if self.method.needs.memory and self._is_last(server_round) else "",
                 objective=self.method.objective,
                 task=self.registry.task,
             )
@@ -269,6 +278,22 @@ class FederatedStrategy(Strategy):
         sampled = self.registry.sample(self.participation.fraction_train, "train", server_round, tried)
         self.collector.begin()
         return Attempt(grid, self.replies, self.participation, stats, sampled, left_out)
+
+    def _end(self, grid: Grid) -> None:
+        """Let clients delete what they kept for the run, and say who did not.
+
+        Not before the last round is saved: until then it may have to be repeated.
+        """
+        left = {client.name: "it is away" for client in self.registry.known}
+        requests = [ForgetRequest(self.run).to_message(client.node_id) for client in self.registry.clients]
+        for reply in self.replies.ask(grid, requests, RoundStats(self.participation.num_rounds)) if requests else ():
+            name = self.registry.name_of(reply.metadata.src_node_id)
+            if reply.has_error():
+                left[name] = error_reason(reply)
+            else:
+                del left[name]
+        for name in by_name(left):
+            log(WARNING, "%s has not deleted what it kept for run %s: %s", name, self.run, left[name])
 
     def _under_way(self) -> tuple[Attempt, MethodState]:
         if self._attempt is None:

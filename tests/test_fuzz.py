@@ -31,7 +31,7 @@ NAMES = [
     *(f"reply-{kind}" for kind in ("hello", "describe", "train", "evaluate", "compare", "bundle")),
     *(f"reply-{kind}" for kind in ("kept", "parcels", "masked")),
     *(f"request-{kind}" for kind in ("hello", "describe", "train", "evaluate", "compare", "bundle")),
-    *(f"request-{kind}" for kind in ("share", "mask", "unmask")),
+    *(f"request-{kind}" for kind in ("forget", "share", "mask", "unmask")),
     *("error-reply", "server", "commands"),
 ]
 

@@ -9,6 +9,7 @@ from disue.wire.arrays import Records
 from disue.wire.compare import CompareReply, CompareRequest
 from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
+from disue.wire.forget import ForgetRequest
 from disue.wire.hello import HelloReply, HelloRequest
 from disue.wire.reading import error_reason, message_bytes
 from disue.wire.secagg import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest
@@ -21,6 +22,7 @@ __all__ = [
     "DescribeRequest",
     "EvaluateReply",
     "EvaluateRequest",
+    "ForgetRequest",
     "HelloReply",
     "HelloRequest",
     "KeptReply",

@@ -39,8 +39,6 @@ class EvaluateRequest:
         Whether to fine-tune the expert, too, and evaluate it then.
     compare : bool
         Whether to say, too, how well both models fit the training data.
-    forget : str
-        The run of which the client is to forget what it kept; empty: it is not over, or there is no memory.
     objective : LocalObjective
     task : ImageClassification or None
         None: the client knows it from the run config.
@@ -52,7 +50,6 @@ class EvaluateRequest:
     expert_prior: Tensor | None = None
     personalise: bool = False
     compare: bool = False
-    forget: str = ""
     objective: LocalObjective = PLAIN
     task: ImageClassification | None = None
 
@@ -66,8 +63,6 @@ class EvaluateRequest:
                 ),
             }
         )
-        if self.forget:
-            content.config_records["config"]["forget"] = self.forget
         if self.expert is not None:
             content["expert"] = record(self.expert)
         if self.expert_prior is not None:
@@ -86,7 +81,6 @@ class EvaluateRequest:
             expert_prior=None if priors is None else _expert_prior(priors),
             personalise=setting(config, "personalise", bool),
             compare=setting(config, "compare", bool),
-            forget=setting(config, "forget", str) if "forget" in config else "",
             objective=read_objective(config),
             task=read_task(config),
         )

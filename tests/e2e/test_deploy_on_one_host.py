@@ -6,11 +6,13 @@ One SuperLink for all tests, in the order of this file.
 import csv
 import json
 import shlex
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 import torch
 from deployment import (
     BIN,
@@ -27,6 +29,7 @@ from deployment import (
     wait_for,
 )
 from safetensors.torch import load_file
+from sketched_app import copy_sketched_app
 from torch import Tensor
 
 from client_app.app import app as client_app
@@ -113,6 +116,10 @@ def summary_of(directory: Path) -> dict[str, Any]:
     return summary
 
 
+def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if not key.startswith("seconds_")}
+
+
 def contributed(vector: Tensor) -> Contribution:
     """Return what is in a vector, or in a sum of several."""
     return Contribution.from_vector(vector, build_model("mlp", (1, 8, 8), 10).state_dict(), num_strata=10)
@@ -178,6 +185,49 @@ def test_releases_are_counted_for_each_run_over_its_interruptions_and_the_noise_
     for name, tensor in load_file(first / "universal.safetensors").items():
         assert not torch.allclose(load_file(second / "universal.safetensors")[name], tensor, atol=NOISE / 10), name
     spent(carried_out(deployment, DP | {"num-server-rounds": 2, "resume-from": first}, first), [4, 7])
+
+
+def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_restarted(
+    deployment: Deployment, tmp_path: Path, sketched: None
+) -> None:
+    """The run is stopped, one node is killed, and the run goes on, to the end that it has in one process."""
+    directory, state, app = deployment.work / "runs" / "state", deployment.work / "state", tmp_path / "app"
+    for name in CLIENTS:
+        node = deployment.process("flower-supernode", name)
+        command = [f'{word} state-path="{state}"' if word.startswith("name=") else word for word in command_of(node)]
+        node.terminate()  # it says goodbye, and is no longer listed
+        node.wait(timeout=60)
+        deployment.start(command, f"{name}.log")
+    settings = SETTINGS | {"method": "scaffold-sketch", "momentum": 0.0, "num-server-rounds": 2}
+    settings |= {"evaluate-every": 2}  # a process less for each client
+    places = {"proxy": f"path:{deployment.work / 'demo' / 'proxy'}", "output-dir": str(directory)}
+    copy_sketched_app(app)
+
+    def begin(values: dict[str, Any], log: str) -> "subprocess.Popen[bytes]":
+        (tmp_path / "run-config.toml").write_text(tomli_w.dumps(values))
+        words = ["flwr", "run", str(app), "plain", "--stream", "--run-config", str(tmp_path / "run-config.toml")]
+        return deployment.start([str(BIN / words[0]), *words[1:]], log)
+
+    run = begin(settings | places, "state.log")
+    wait_for(lambda: "[ROUND 1/2]" in deployment.log("state.log") or run.poll() is not None, WAIT, "round 1")
+    deployment.process("flwr-serverapp").terminate()
+    assert run.wait(timeout=WAIT) == 0
+    assert summary_of(directory)["status"] == "stopped", deployment.log("state.log")[-4000:]
+    assert len(rows_of(directory)) == 1
+    assert len(list(state.rglob("*.safetensors"))) == len(CLIENTS)
+
+    node = deployment.process("flower-supernode", "clinic-b")
+    restart = command_of(node)
+    kill(node)
+    deployment.start(restart, "clinic-b.log")
+    run = begin(settings | places | {"resume-from": str(directory)}, "state.log")
+    assert run.wait(timeout=WAIT) == 0
+    assert summary_of(directory)["status"] == "completed", deployment.log("state.log")[-4000:]
+    assert list(state.iterdir()) == []
+
+    whole = in_one_process(deployment, settings, tmp_path / "whole", CLIENTS)
+    assert [without_seconds(row) for row in rows_of(directory)] == [without_seconds(row) for row in rows_of(whole)]
+    assert (directory / "universal.safetensors").read_bytes() == (whole / "universal.safetensors").read_bytes()
 
 
 def test_a_node_without_a_key_that_is_killed_in_a_round_is_in_its_cluster_again_when_restarted(

@@ -19,6 +19,7 @@ from disue.wire import (
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    ForgetRequest,
     HelloReply,
     HelloRequest,
     Records,
@@ -337,6 +338,7 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         TrainRequest(state(), 1).to_message(1),
         EvaluateRequest(state(), 1).to_message(1),
         DescribeRequest("subspace").to_message(1),
+        ForgetRequest("0" * 16).to_message(1),
     ]
     servers = client_hash()[:8]
     monkeypatch.setattr(reading, "client_hash", lambda: "0123456789abcdef")
@@ -345,6 +347,7 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         TrainRequest.from_message,
         EvaluateRequest.from_message,
         DescribeRequest.from_message,
+        ForgetRequest.from_message,
     )
     said = []
     for check, message in zip(checks, messages, strict=True):

@@ -19,14 +19,14 @@ from server_app.config import RunConfig
 from strategies.aggregation.server_optimizer import ServerOptimizer, ServerOptimizerState, adam
 from strategies.flower import FederatedStrategy
 from strategies.methods.base import Method, MethodState, Step
-from strategies.methods.declarations import Needs
 from strategies.methods.fedavg import FedAvg
 from strategies.rounds.packing import seated
 from strategies.rounds.registry import ClientRegistry
 from strategies.rounds.round import Round
 from strategies.rounds.stats import Participation
 from strategies.stored import stored
-from strategies.updates import ClientUpdate, Contribution
+from strategies.updates import Contribution
+from tests.sketches import FedPer, Scaffold, ScaffoldState
 
 CLIENTS, ROUNDS, EPOCHS, RATE = 4, 3, 2, 0.1
 CONFIG = RunConfig.from_flower(
@@ -47,41 +47,6 @@ CONFIG = RunConfig.from_flower(
 
 @stored
 @dataclass(frozen=True)
-class ScaffoldState(MethodState):
-    variate: State = field(default_factory=dict)
-
-
-class Scaffold(Method[ScaffoldState]):
-    """Karimireddy et al. 2020, algorithm 1, with a step size of one at the server."""
-
-    state_type = ScaffoldState
-    needs = Needs(memory="control-variate")
-
-    def __init__(self, main: str, learning_rate: float) -> None:
-        super().__init__(main)
-        self.learning_rate = learning_rate
-
-    def begin(self, initial: State) -> ScaffoldState:
-        zeros = {name: torch.zeros_like(tensor) for name, tensor in initial.items()}
-        return replace(super().begin(initial), variate=zeros)
-
-    def shared(self, state: ScaffoldState) -> State:
-        return state.variate
-
-    def step(self, state: ScaffoldState, updates: Sequence[Contribution], round: Round) -> Step[ScaffoldState]:
-        trained = [update for update in updates if isinstance(update, ClientUpdate)]
-        variate = {
-            name: own
-            + sum((u.start[name] - u.state[name]) / (u.steps * self.learning_rate) - own for u in trained)
-            / len(round.models)
-            for name, own in state.variate.items()
-        }
-        models = {self.main: self.aggregator(updates)}
-        return Step(replace(state, universals=models, variate=variate), averages=models)
-
-
-@stored
-@dataclass(frozen=True)
 class FedAdamState(MethodState):
     optimizer: ServerOptimizerState = field(default_factory=ServerOptimizerState)
 
@@ -96,12 +61,6 @@ class FedAdam(Method[FedAdamState]):
         average = self.aggregator(updates)
         model, optimizer = self.optimizer.step(state.optimizer, state.universals[self.main], average)
         return Step(replace(state, universals={self.main: model}, optimizer=optimizer), averages={self.main: average})
-
-
-class FedPer(FedAvg):
-    """Arivazhagan et al. 2019: the clients' heads are their own."""
-
-    needs = Needs(memory="personal-head")
 
 
 def initial() -> State:
@@ -165,12 +124,14 @@ def scaffold_by_a_loop() -> tuple[State, State]:
     return model, shared
 
 
-@pytest.mark.parametrize(("rounds", "per_node"), [((ROUNDS,), 1), ((ROUNDS,), 2), ((1, 2, ROUNDS), 1)], ids=str)
+@pytest.mark.parametrize(
+    ("rounds", "per_node"), [((ROUNDS,), 1), ((ROUNDS,), 2), ((1, 2, ROUNDS), 1), ((1, ROUNDS), 2)], ids=str
+)
 def test_scaffold_is_the_papers_in_one_go_packed_and_after_breaks(
     tmp_path: Path, rounds: tuple[int, ...], per_node: int
 ) -> None:
     place = tmp_path if len(rounds) > 1 else None
-    state = carried_out(Scaffold("mlp", RATE), rounds, per_node, place).reached()
+    state = carried_out(Scaffold("mlp", learning_rate=RATE), rounds, per_node, place).reached()
     assert isinstance(state, ScaffoldState)
     model, variate = scaffold_by_a_loop()
     for name in model:
