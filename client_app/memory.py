@@ -8,6 +8,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from disue.errors import WireError, quoted_value
+from disue.gradients import mean_gradient
 from disue.models import State
 
 
@@ -35,12 +36,13 @@ class Trained:
     state : State
     steps : int
         Of the optimiser.
-    learning_rate : float
+    learning_rate, momentum : float
     """
 
     state: State
     steps: int
     learning_rate: float
+    momentum: float = 0.0
 
 
 class Memory(ABC):
@@ -77,7 +79,8 @@ class ControlVariate(Memory):
     """A client's share in the direction of all, so that it does not drift away from them.
 
     Karimireddy et al., "SCAFFOLD: Stochastic Controlled Averaging for Federated Learning", ICML 2020, algorithm 1,
-    option II. The server shares the variate of all, c, and the client keeps its own, c_i.
+    option II. The server shares the variate of all, c, and the client keeps its own, c_i. With momentum, which the
+    paper's clients have none of, (x - y_i) / (K eta) is `mean_gradient` in its general form.
     """
 
     def part(self, model: State) -> State:
@@ -92,8 +95,7 @@ class ControlVariate(Memory):
 
     def keep(self, start: State, trained: Trained, kept: State | None, shared: State) -> State:
         """Return c_i - c + (x - y_i) / (K eta)."""
-        scale = 1.0 / (trained.steps * trained.learning_rate)
-        variate = {name: scale * (tensor - trained.state[name]) for name, tensor in start.items()}
+        variate = mean_gradient(start, trained.state, trained.steps, trained.learning_rate, trained.momentum)
         for sign, own in ((1.0, kept), (-1.0, shared)):
             variate = {name: tensor + sign * own[name] for name, tensor in variate.items()} if own else variate
         return variate

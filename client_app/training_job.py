@@ -61,7 +61,8 @@ class TrainingJob:
         state, result = trained
         if self.memory is None:
             return state
-        own = memory.Trained(state, result.steps, self.client.config.learning_rate)
+        config = self.client.config
+        own = memory.Trained(state, result.steps, config.learning_rate, config.momentum)
         kept = self.memory.keep(self.start, own, self.kept, self.request.shared)
         if all(bool(tensor.isfinite().all()) for tensor in kept.values()):  # else the server refuses the model, too
             self._store().write(self.request.memory, self.request.server_round, kept)

@@ -19,7 +19,7 @@ from server_app.resume import resumed_config
 from strategies.methods import METHODS
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    **{method: {"method": method} for method in METHODS if method != "disue"},
+    **{name: {"method": name} for name, method in METHODS.items() if name != "disue" and not method.needs.memory},
     "disue": {"signature": "prototypes"},
     "two architectures": {"client-models": "mlp,cnn"},
     "generator": {"proxy": "generator", "proxy-size": 50, "generator-steps": 3, "share-label-counts": False},
@@ -31,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "no memory": {"expert-memory": 0.0, "initialisation": "blend"},
     "cfl that splits": {"method": "cfl", "cfl-eps1": 50.0, "cfl-eps2": 0.01},
 }
-"""Every method, and disue with each of its parts that remember something."""
+"""Every method whose clients keep nothing, and disue with each of its parts that remember something."""
 
 
 def carry_out(settings: dict[str, Any], clients: int, directory: Path) -> None:

@@ -3,7 +3,7 @@
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
 from disue.models.classifier import Classifier, head_of, num_features
-from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten
+from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten, zeros_like
 from disue.tasks import Shape
 
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "same_model",
     "subtract",
     "unflatten",
+    "zeros_like",
 ]

@@ -37,6 +37,11 @@ def get_state(model: nn.Module) -> State:
     return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
 
 
+def zeros_like(state: State) -> State:
+    """Return zeros in the place of all parameters."""
+    return {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+
+
 def subtract(state: State, start: State) -> State:
     """Return ``state - start``, parameter by parameter."""
     return {name: state[name] - start[name] for name in state}

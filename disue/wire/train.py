@@ -134,7 +134,14 @@ class TrainReply:
         float | None,
         Real("reported as a mean; counts up to `max-weight` times the median of the others'", high=LARGEST_LOSS),
     ]
-    steps: Annotated[int, Whole("added up in `client_steps`", high=MOST_STEPS)]
+    steps: Annotated[
+        int,
+        Whole(
+            "added up in `client_steps`; with `method=scaffold` its update is divided by them, and what comes of it "
+            "counts up to `max-weight` times the median length of the others'",
+            high=MOST_STEPS,
+        ),
+    ]
     signature: Signature | None = None
     choice: Annotated[
         int | None, Whole("the client's cluster; at least the number of candidates is refused", high=10**6)

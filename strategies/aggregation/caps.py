@@ -28,8 +28,8 @@ class CapSettings(Settings):
         10.0,
         ge=0.0,
         le=10**9,
-        description="cap on a client's example counts, and on losses that are reported as means, as a multiple of the "
-        "median of the other clients'; 0: no cap",
+        description="cap on a client's example counts, on losses that are reported as means, and on lengths of "
+        "gradients in scaffold, as a multiple of the median of the other clients'; 0: no cap",
     )
     max_fit: Multiple = Field(
         2.0,
@@ -71,7 +71,8 @@ class Caps:
     Parameters
     ----------
     max_weight : float (default: 0.0)
-        A number of examples counts up to so many times the median of the others'; 0: as it is.
+        A number of examples, or the length of a gradient, counts up to so many times the median of the others'; 0: as
+        it is.
     max_fit : float (default: 2.0)
         A loss on training data counts up to so many times the median of the others'; 0: the others bound none.
     """
@@ -88,6 +89,10 @@ class Caps:
     def losses(self, said: Mapping[str, float], what: str) -> dict[str, float]:
         """Return the losses as they count in a reported mean: up to `USUAL_LOSS` they are measured by that."""
         return self._logged(what, said, capped(said, self.max_weight, usual=USUAL_LOSS))
+
+    def gradients(self, lengths: Mapping[str, float]) -> dict[str, float]:
+        """Return how long each client's gradient may be."""
+        return self._logged("a gradient's length", lengths, capped(lengths, self.max_weight))
 
     def fits(self, said: Mapping[str, float], guessing: float, what: str) -> dict[str, float]:
         """Return losses of a cluster's clients, each up to `max_fit` times the median of the others'.

@@ -8,10 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from disue.config import Settings
 from disue.models import State
 from strategies.stored import stored
+
+
+class ServerStepSettings(Settings):
+    """The server's step."""
+
+    server_learning_rate: float = Field(
+        0.0,
+        ge=0.0,
+        le=1e3,
+        description="learning rate of the server in fedavgm, fedadam and scaffold; 0: the method's own, 0.03 for "
+        "fedadam, else 1",
+    )
+
+
+class ServerMomentumSettings(ServerStepSettings):
+    """The server's momentum."""
+
+    server_momentum: float = Field(
+        0.9, ge=0.0, lt=1.0, description="share of the rounds before in the server's step, for fedavgm and fedadam"
+    )
 
 
 @stored

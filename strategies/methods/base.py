@@ -4,26 +4,7 @@ A method says what clients start from, who belongs together, and how their model
 model. It remembers nothing itself. All that it knows from round to round is its state, which is frozen: `Method.step`
 takes one and returns another. So a round that fails changes nothing, and a checkpoint is the state.
 
-A whole method, federated averaging with momentum at the server (Hsu, Qi and Brown 2019)::
-
-    @stored
-    @dataclass(frozen=True)
-    class MomentumState(MethodState):
-        velocity: State = field(default_factory=dict)
-
-    @METHODS.register("fedavgm")
-    class FedAvgM(Method[MomentumState]):
-        state_type = MomentumState
-
-        def step(self, state, updates, round):
-            average, before = self.aggregator(updates), state.universals[self.main]
-            velocity = {
-                name: 0.9 * state.velocity.get(name, torch.zeros_like(tensor)) + before[name] - tensor
-                for name, tensor in average.items()
-            }
-            universal = {name: before[name] - velocity[name] for name in before}
-            state = replace(state, universals={self.main: universal}, velocity=velocity)
-            return Step(state, averages={self.main: average})
+`fedavgm.py` is a whole method on one page: its paper, its state, its keys, and a step.
 """
 
 from abc import ABC, abstractmethod

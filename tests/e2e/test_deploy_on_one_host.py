@@ -198,7 +198,7 @@ def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_re
         node.terminate()  # it says goodbye, and is no longer listed
         node.wait(timeout=60)
         deployment.start(command, f"{name}.log")
-    settings = SETTINGS | {"method": "scaffold-sketch", "momentum": 0.0, "num-server-rounds": 2}
+    settings = SETTINGS | {"method": "scaffold", "momentum": 0.0, "num-server-rounds": 2}
     settings |= {"evaluate-every": 2}  # a process less for each client
     places = {"proxy": f"path:{deployment.work / 'demo' / 'proxy'}", "output-dir": str(directory)}
     copy_sketched_app(app)

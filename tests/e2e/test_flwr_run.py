@@ -160,7 +160,7 @@ def test_several_clients_on_a_node_and_sums_are_the_same_on_all_nodes_of_a_ray_c
 
 
 @pytest.mark.usefixtures("sketched")
-@pytest.mark.parametrize(("method", "per_node"), [("scaffold-sketch", 1), ("fedper-sketch", 3)])
+@pytest.mark.parametrize(("method", "per_node"), [("scaffold", 1), ("fedper-sketch", 3)])
 def test_what_clients_keep_from_round_to_round_is_the_same_in_ray(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, per_node: int
 ) -> None:

@@ -35,7 +35,7 @@ SMALL: dict[str, Any] = {
     "global-test-size": 50,
     "report": False,
 }
-METHODS = tuple(SKETCHES)
+METHODS = ("scaffold", *SKETCHES)
 Row = dict[str, Any]
 
 pytestmark = pytest.mark.usefixtures("sketched")

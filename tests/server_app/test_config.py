@@ -49,7 +49,7 @@ SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "report": Fa
 class MomentumSettings(Settings):
     """Method `averaged-with-momentum`."""
 
-    server_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="share of the last step in the next")
+    averaging_momentum: float = Field(0.9, ge=0.0, lt=1.0, description="share of the last step in the next")
 
 
 @stored
@@ -68,12 +68,12 @@ class AveragedWithMomentum(Method[MomentumState]):
 
     @classmethod
     def check(cls, config: StrategyConfig) -> None:
-        if config.privacy == "secure" and MomentumSettings.of(config).server_momentum:
-            raise ConfigError("server-momentum: use 0 with privacy=secure")
+        if config.privacy == "secure" and MomentumSettings.of(config).averaging_momentum:
+            raise ConfigError("averaging-momentum: use 0 with privacy=secure")
 
     @classmethod
     def build(cls, parts: Parts) -> "AveragedWithMomentum":
-        return cls(parts.main, MomentumSettings.of(parts.config).server_momentum)
+        return cls(parts.main, MomentumSettings.of(parts.config).averaging_momentum)
 
     def step(self, state: MomentumState, updates: Sequence[Contribution], round: Round) -> Step[MomentumState]:
         average, before = self.aggregator(updates), state.universals[self.main]
@@ -94,7 +94,7 @@ def _registered() -> Iterator[None]:
 def test_a_run_takes_the_key_of_a_method_that_nothing_else_knows(tmp_path: Path) -> None:
     directories = {}
     for momentum in (0.0, 0.5):
-        values = {"method": "averaged-with-momentum", "server-momentum": momentum}
+        values = {"method": "averaged-with-momentum", "averaging-momentum": momentum}
         directories[momentum] = tmp_path / str(momentum)
         config = RunConfig.from_flower(SMALL | values | {"output-dir": str(directories[momentum])})
         grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(3))
@@ -107,39 +107,39 @@ def test_a_run_takes_the_key_of_a_method_that_nothing_else_knows(tmp_path: Path)
     found, expected = (load_run(place).universal.module.state_dict() for place in (directories[0.0], plain))
     assert all(torch.allclose(found[name], expected[name], atol=1e-6) for name in expected)  # without it, FedAvg
     written = tomllib.loads((directories[0.5] / "config.toml").read_text())["run"]
-    assert written["server-momentum"] == 0.5
+    assert written["averaging-momentum"] == 0.5
 
 
 @pytest.mark.usefixtures("_registered")
 def test_its_key_is_checked_shown_and_may_be_set_for_it_alone(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^server-momentum: got 1.0; input should be less than 1$"):
-        RunConfig.from_flower({"server-momentum": 1.0})
-    with pytest.raises(ConfigError, match=r"^server-momentun: no such .* \(did you mean 'server-momentum'\?\)"):
-        RunConfig.from_flower({"server-momentun": 0.5})
-    assert "| `server-momentum` | `0.9` | float, at least 0, below 1 | share of the last step in the next |" in (
+    with pytest.raises(ConfigError, match=r"^averaging-momentum: got 1.0; input should be less than 1$"):
+        RunConfig.from_flower({"averaging-momentum": 1.0})
+    with pytest.raises(ConfigError, match=r"^averaging-momentun: no such .* \(did you mean 'averaging-momentum'\?\)"):
+        RunConfig.from_flower({"averaging-momentun": 0.5})
+    assert "| `averaging-momentum` | `0.9` | float, at least 0, below 1 | share of the last step in the next |" in (
         config_table()
     )
-    assert "server-momentum" not in shared_keys()
-    label = "averaged-with-momentum:server-momentum=0.3"
+    assert "averaging-momentum" not in shared_keys()
+    label = "averaged-with-momentum:averaging-momentum=0.3"
     (cell,) = make_cells([label], ["iid"], [0], ["digits"], 3, {}, tmp_path)
-    assert MomentumSettings.of(cell.config).server_momentum == 0.3
+    assert MomentumSettings.of(cell.config).averaging_momentum == 0.3
     assert pickle.loads(pickle.dumps(cell)) == cell  # as worker processes get it
 
 
 @pytest.mark.usefixtures("_registered")
 def test_a_method_refuses_what_its_key_does_not_go_with() -> None:
     values = {"method": "averaged-with-momentum", "privacy": "secure"}
-    with pytest.raises(ConfigError, match="^server-momentum: use 0 with privacy=secure$"):
+    with pytest.raises(ConfigError, match="^averaging-momentum: use 0 with privacy=secure$"):
         check_names(RunConfig.from_flower(values))
-    check_names(RunConfig.from_flower(values | {"server-momentum": 0.0}))
+    check_names(RunConfig.from_flower(values | {"averaging-momentum": 0.0}))
 
 
 @pytest.mark.usefixtures("_registered")
 def test_a_client_that_has_no_such_method_ignores_its_key() -> None:
-    run_config = RunConfig.from_flower({"server-momentum": 0.5, "seed": 3}).to_flower()
+    run_config = RunConfig.from_flower({"averaging-momentum": 0.5, "seed": 3}).to_flower()
     config = ClientConfig.from_flower(run_config)
     assert config.seed == 3
-    assert not hasattr(config, "server_momentum")
+    assert not hasattr(config, "averaging_momentum")
     context = Context(1, 1, {"partition-id": 0, "num-partitions": 3}, RecordDict(), run_config)
     assert LocalClient(context, None).config == config
     with pytest.raises(ConfigError, match=r"^seed: got -1"):
@@ -148,10 +148,10 @@ def test_a_client_that_has_no_such_method_ignores_its_key() -> None:
 
 def test_a_run_is_read_where_its_method_is_not_installed(spoilt: Path) -> None:
     path = spoilt / "config.toml"
-    path.write_text(path.read_text().replace("[run]\n", "[run]\nserver-momentum = 0.5\n"))
+    path.write_text(path.read_text().replace("[run]\n", "[run]\naveraging-momentum = 0.5\n"))
     config = load_run(spoilt).config
-    assert (config.method, config.server_momentum) == ("disue", 0.5)  # type: ignore[attr-defined]
-    assert MomentumSettings.of(config).server_momentum == 0.5
+    assert (config.method, config.averaging_momentum) == ("disue", 0.5)  # type: ignore[attr-defined]
+    assert MomentumSettings.of(config).averaging_momentum == 0.5
     assert DisUESettings.of(config).expert_memory == 0.5
     assert StrategyConfig.of(config).clusterer == "agglomerative"
 
