@@ -6,6 +6,7 @@ from flwr.clientapp import ClientApp
 from client_app.client import LocalClient, own_model
 from client_app.data import introduce
 from client_app.describe import DESCRIPTIONS
+from client_app.memory import Prepared
 from client_app.packing import answer_for_all
 from client_app.release import choose_policy, withhold_errors
 from client_app.secagg import mask, share_out, unmask
@@ -118,13 +119,13 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     client = LocalClient(context, request.task)
     test = client.data.test
     universal = client.evaluate(request.universal, test)
-    expert = request.expert or request.universal
+    expert = client.own_expert(request)
     own = client.evaluate(expert, test, client.prior_shift(request))
-    universal_fit, expert_fit = client.fits(request) if request.compare else (None, None)
+    universal_fit, expert_fit = client.fits(request, expert) if request.compare else (None, None)
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
-        personal, result = client.train(expert, request.objective, rng)
+        personal, result = client.train(Prepared(expert), request.objective, rng)
         personal_steps = result.steps
         shift = client.own_prior(request.objective)
         personal_accuracy = _accuracy(evaluate(client.task, personal, test, client.device, shift))

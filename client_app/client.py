@@ -9,6 +9,7 @@ from flwr.app import Context
 from torch import Tensor
 
 from client_app.data import open_data
+from client_app.memory import Prepared, memory_of
 from client_app.release import ReleasePolicy, choose_policy
 from client_app.store import ClientStore
 from client_app.train import TrainingResult, output_shift, train
@@ -48,11 +49,20 @@ class LocalClient:
         return evaluate(self.task, self.model(state), examples, self.device, shift)
 
     def train(
-        self, state: State, objective: LocalObjective, rng: torch.Generator, drift: State | None = None
+        self, begun: Prepared, objective: LocalObjective, rng: torch.Generator
     ) -> tuple[Classifier, TrainingResult]:
         """Return what comes of a model when it is trained on this client's data."""
-        model, data = self.model(state), self.data.train
-        return model, train(model, data, self.config, objective, rng, self.device, self.task, drift)
+        model, data, config = self.model(begun.start), self.data.train, self.config
+        return model, train(model, data, config, objective, rng, self.device, self.task, begun.drift, begun.anchor)
+
+    def own_expert(self, request: EvaluateRequest) -> State:
+        """Return the client's own expert: the one that it was sent, with what it kept of its own."""
+        sent = request.expert or request.universal
+        if not request.memory:
+            return sent
+        memory = memory_of(request.memory)
+        kept = self.store(request.run).read(request.memory, request.server_round + 1, memory.part(sent))
+        return memory.personal(sent, kept)
 
     def store(self, run: str) -> ClientStore:
         """Return where this client's memory of a run is."""
@@ -73,10 +83,10 @@ class LocalClient:
             return self.own_prior(request.objective)
         return own - request.expert_prior
 
-    def fits(self, request: EvaluateRequest) -> tuple[float, float]:
+    def fits(self, request: EvaluateRequest, expert: State) -> tuple[float, float]:
         """Return the losses of the universal and of the own expert on the training data, with the client's prior."""
-        expert = self.evaluate(request.expert or request.universal, self.data.train, self.prior_shift(request))
-        return self.fit(request.universal), expert.loss
+        own = self.evaluate(expert, self.data.train, self.prior_shift(request))
+        return self.fit(request.universal), own.loss
 
     def fit(self, state: State) -> float:
         """Return the loss of a model on the training data, with the client's prior."""

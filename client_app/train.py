@@ -15,7 +15,7 @@ from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import memory_format, mixed_precision, place
 from disue.errors import ConfigError
-from disue.models import State
+from disue.models import HEAD, State
 from disue.objective import LocalObjective
 from disue.tasks import Task
 
@@ -53,13 +53,14 @@ def train(
     device: torch.device,
     task: Task,
     drift: State | None = None,
+    anchor: State | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place on a client's examples, starting and staying near where it is.
 
     Parameters
     ----------
     model : nn.Module
-        Its present parameters are also the anchor of the proximal term.
+        Its present parameters are also the anchor of the proximal term, unless there is another.
     examples : Examples
         The client's training data.
     config : ClientConfig
@@ -73,6 +74,8 @@ def train(
         Says what the loss is.
     drift : State, optional
         What is added to every gradient, by parameter.
+    anchor : State, optional
+        What the proximal term holds the model near, by parameter.
     """
     layout = memory_format(examples.x, device, config.mixed_precision)
     place(model, device, layout)
@@ -80,28 +83,40 @@ def train(
     x, y = examples.x.to(device, memory_format=layout), examples.y.to(device)
     shift = output_shift(task, objective, examples.y)
     shift = None if shift is None else shift.to(device)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    momenta: list[Tensor | None] = [None] * len(parameters)
-    anchors = [parameter.detach().clone() for parameter in parameters] if objective.prox_mu > 0.0 else None
-    drifts = [] if drift is None else [drift[n].to(device) for n, p in model.named_parameters() if p.requires_grad]
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if anchor is None and objective.prox_mu > 0.0:
+        anchor = {name: parameter.detach().clone() for name, parameter in named.items()}
     losses: list[Tensor] = []
     steps = 0
-    for _ in range(config.local_epochs):
-        losses.clear()
-        for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
-            with mixed_precision(device, config.mixed_precision):
-                outputs = model(x[batch])
-            outputs = outputs.float()
-            loss = task.loss.mean(outputs if shift is None else outputs + shift, y[batch])
-            gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-            if anchors is not None:
-                gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
-            if drifts:
-                gradients = tuple(gradient + own for gradient, own in zip(gradients, drifts, strict=True))
-            _step(parameters, gradients, momenta, config)
-            losses.append(loss.detach() * len(batch))
-            steps += 1
+    for names, epochs in _phases(list(named), config.local_epochs, objective.head_epochs):
+        parameters = [named[name] for name in names]
+        momenta: list[Tensor | None] = [None] * len(parameters)
+        anchors = [] if anchor is None else [anchor[name].to(device) for name in names]
+        drifts = [] if drift is None else [drift[name].to(device) for name in names]
+        for _ in range(epochs):
+            losses.clear()
+            for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
+                with mixed_precision(device, config.mixed_precision):
+                    outputs = model(x[batch])
+                outputs = outputs.float()
+                loss = task.loss.mean(outputs if shift is None else outputs + shift, y[batch])
+                gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+                if anchors:
+                    gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
+                if drifts:
+                    gradients = tuple(gradient + own for gradient, own in zip(gradients, drifts, strict=True))
+                _step(parameters, gradients, momenta, config)
+                losses.append(loss.detach() * len(batch))
+                steps += 1
     return TrainingResult(loss=float(torch.stack(losses).sum()) / len(y), steps=steps)
+
+
+def _phases(names: list[str], local_epochs: int, head_epochs: int) -> list[tuple[list[str], int]]:
+    """Return which parameters are trained, and for how many epochs, one group after the other."""
+    if not head_epochs:
+        return [(names, local_epochs)]
+    body = [name for name in names if not name.startswith(HEAD)]
+    return [([name for name in names if name.startswith(HEAD)], head_epochs), (body, local_epochs)]
 
 
 @torch.no_grad()

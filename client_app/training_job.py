@@ -1,6 +1,7 @@
 """The local training that a client was asked for, step by step: several clients can take the middle one together."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from flwr.app import Context, Message
 
@@ -15,6 +16,8 @@ from disue.wire import TrainReply, TrainRequest
 
 Trained = tuple[State, TrainingResult]
 """A model after its training, and the numbers of that."""
+SECOND = "second"
+"""Of what the order of examples is drawn for a second model, so that the first is trained as it is alone."""
 
 
 class TrainingJob:
@@ -53,16 +56,32 @@ class TrainingJob:
 
     def run(self) -> Trained:
         """Return what the start came to."""
-        model, result = self.client.train(self.prepared.start, self.request.objective, self.rng, self.prepared.drift)
+        model, result = self.client.train(self.prepared, self.request.objective, self.rng)
         return get_state(model), result
 
-    def remember(self, trained: Trained) -> State:
+    @property
+    def plain(self) -> bool:
+        """Whether the start is all that there is to say of the training, so that others can take it together."""
+        return self.prepared.plain and not self.request.objective.head_epochs
+
+    def run_second(self) -> Trained | None:
+        """Return what a second model came to, which is held near the start of the first; None: there is none."""
+        second = self.memory.second(self.start, self.kept) if self.memory else None
+        if second is None:
+            return None
+        objective = replace(self.request.objective, prox_mu=self.request.objective.second_mu)
+        rng = self.client.rng(SECOND, self.request.server_round)
+        model, result = self.client.train(Prepared(second, anchor=self.start), objective, rng)
+        return get_state(model), result
+
+    def remember(self, trained: Trained, second: Trained | None) -> State:
         """Keep what the client is to remember, and return the model that leaves."""
-        state, result = trained
+        state, _ = trained
         if self.memory is None:
             return state
+        to_keep, result = second or trained
         config = self.client.config
-        own = memory.Trained(state, result.steps, config.learning_rate, config.momentum)
+        own = memory.Trained(to_keep, result.steps, config.learning_rate, config.momentum)
         kept = self.memory.keep(self.start, own, self.kept, self.request.shared)
         if all(bool(tensor.isfinite().all()) for tensor in kept.values()):  # else the server refuses the model, too
             self._store().write(self.request.memory, self.request.server_round, kept)
@@ -72,13 +91,14 @@ class TrainingJob:
         return self.client.store(self.request.run)
 
     def reply(self, trained: Trained) -> Message:
-        """Return what is told of what the start came to."""
+        """Return what is told of what the start came to; a second model is trained before."""
         _, result = trained
+        second = self.run_second()
         reply = TrainReply(
-            state=self.remember(trained),
+            state=self.remember(trained, second),
             num_examples=len(self.client.data.train),
             train_loss=result.loss,
-            steps=result.steps,
+            steps=result.steps + (second[1].steps if second else 0),
             signature=self.signature,
             choice=self.choice,
         )
@@ -88,7 +108,7 @@ class TrainingJob:
 def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trained]:
     """Run the jobs of several clients of a node, those of one architecture and objective ``at_once``.
 
-    A client whose memory adds something to its gradients trains alone.
+    A client whose memory, or objective, asks for more than the plain training trains alone.
 
     Parameters
     ----------
@@ -99,7 +119,7 @@ def run_batched(jobs: Mapping[int, TrainingJob], at_once: int) -> dict[int, Trai
     alike: dict[object, list[int]] = {}
     trained: dict[int, Trained] = {}
     for seat, job in jobs.items():
-        if job.prepared.drift is None:
+        if job.plain:
             alike.setdefault((job.client.model_name, job.request.objective), []).append(seat)
         else:
             trained[seat] = job.run()

@@ -320,6 +320,8 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
             f"The tenth of the clients that it serves least has an own expert that is right on {percent(worst)} "
             f"only{remark}."
         )
+    if why := METHODS[record.config["method"]].supports.no_universal:
+        limits.append(why)
     if (confusion := record.arrays.get("confusion")) is not None and confusion.size:
         recalls = confusion.diagonal() / confusion.sum(axis=1).clip(min=1)
         label = int(recalls.argmin())

@@ -212,6 +212,8 @@ class FederatedStrategy(Strategy):
                 expert_prior=self.method.prior(state, client),
                 personalise=self._is_personal(server_round),
                 compare=self.method.needs.fits,
+                memory=self.method.needs.memory,
+                run=self.run,
                 objective=self.method.objective,
                 task=self.registry.task,
             )

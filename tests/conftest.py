@@ -16,9 +16,7 @@ from disue.models import build_model
 from disue_cli.compare.cells import THREAD_VARIABLES
 from disue_cli.engines.inline import run_inline
 from server_app.config import RunConfig
-from strategies.methods import METHODS
 from strategies.updates import ClientUpdate
-from tests import sketches
 from tests.golden.compare import PINNED
 
 pytest.register_assert_rewrite("deployment")
@@ -93,14 +91,6 @@ def run(tmp_path: Path) -> Callable[..., Run]:
         return Run(config, directory, summary, rows)
 
     return go
-
-
-@pytest.fixture
-def sketched() -> Iterator[None]:
-    """Methods that there are only in sketch, for one test."""
-    with METHODS.scope():
-        sketches.register()
-        yield
 
 
 @pytest.fixture(scope="session")

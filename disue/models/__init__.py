@@ -2,11 +2,12 @@
 
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
-from disue.models.classifier import Classifier, head_of, num_features
+from disue.models.classifier import HEAD, Classifier, head_of, num_features
 from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten, zeros_like
 from disue.tasks import Shape
 
 __all__ = [
+    "HEAD",
     "MODELS",
     "Classifier",
     "OtherParametersError",

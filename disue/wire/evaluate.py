@@ -39,6 +39,8 @@ class EvaluateRequest:
         Whether to fine-tune the expert, too, and evaluate it then.
     compare : bool
         Whether to say, too, how well both models fit the training data.
+    memory, run : str
+        The kind of memory that the client has, and what the run is called; empty: it has none.
     objective : LocalObjective
     task : ImageClassification or None
         None: the client knows it from the run config.
@@ -50,6 +52,8 @@ class EvaluateRequest:
     expert_prior: Tensor | None = None
     personalise: bool = False
     compare: bool = False
+    memory: str = ""
+    run: str = ""
     objective: LocalObjective = PLAIN
     task: ImageClassification | None = None
 
@@ -63,6 +67,9 @@ class EvaluateRequest:
                 ),
             }
         )
+        if self.memory:
+            config = content.config_records["config"]
+            config["memory"], config["run"] = self.memory, self.run
         if self.expert is not None:
             content["expert"] = record(self.expert)
         if self.expert_prior is not None:
@@ -81,6 +88,8 @@ class EvaluateRequest:
             expert_prior=None if priors is None else _expert_prior(priors),
             personalise=setting(config, "personalise", bool),
             compare=setting(config, "compare", bool),
+            memory=setting(config, "memory", str) if "memory" in config else "",
+            run=setting(config, "run", str) if "run" in config else "",
             objective=read_objective(config),
             task=read_task(config),
         )

@@ -31,12 +31,18 @@ def make_config(
         {
             "source-hash": client_hash(),
             "server-round": server_round,
-            "local-loss": objective.local_loss,
-            "prox-mu": objective.prox_mu,
+            **_objective_values(objective),
             **flags,
             **task_values(task),
         }
     )
+
+
+def _objective_values(objective: LocalObjective) -> dict[str, str | float | int]:
+    """Return what a request's config says of the objective: what few methods have is told where they have it."""
+    usual: dict[str, str | float | int] = {"local-loss": objective.local_loss, "prox-mu": objective.prox_mu}
+    rare: dict[str, float | int] = {"second-mu": objective.second_mu, "head-epochs": objective.head_epochs}
+    return usual | {key: value for key, value in rare.items() if value}
 
 
 def task_values(task: ImageClassification | None) -> dict[str, list[str] | list[int] | list[float]]:
@@ -99,7 +105,9 @@ def read_objective(config: ConfigRecord) -> LocalObjective:
     loss, prox_mu = config.get("local-loss"), config.get("prox-mu")
     if loss not in get_args(LocalLoss) or not isinstance(prox_mu, int | float):
         raise WireError(f"the request's local-loss is {loss!r} and its prox-mu {prox_mu!r}; expected both")
-    return LocalObjective(local_loss=loss, prox_mu=prox_mu)  # type: ignore[arg-type]
+    second_mu = setting(config, "second-mu", float) if "second-mu" in config else 0.0
+    head_epochs = setting(config, "head-epochs", int) if "head-epochs" in config else 0
+    return LocalObjective(loss, prox_mu, second_mu, head_epochs)  # type: ignore[arg-type]
 
 
 def setting(config: ConfigRecord, key: str, kind: type[T]) -> T:

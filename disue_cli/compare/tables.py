@@ -39,6 +39,8 @@ LEGEND = """
 - *universal*: one model on the balanced global test set. *expert*: each client's own model on its own test data, mean
   over clients. *worst decile*: *expert* of the worst tenth of the clients. *personal*: the expert after one more
   local training. Methods that train clusters apart have no universal model: theirs is the mean of all clients' models.
+  Nor has fedrep: its own is the body that clients share, under the head that the run began with. In ditto and fedrep a
+  client's own model is one that it keeps.
 - Where a client of disue uses its expert, its own label shares stand for the cluster's (expert-prior=client); with
   local-loss=balanced every method's clients add theirs. Other methods' experts are used as they were published.
 - *clusters* and *ari* after the last round; *ari* compares with the planted groups, where there are any. ifca, fesem

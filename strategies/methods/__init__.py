@@ -13,6 +13,8 @@ for _file in (
     "fedavgm",
     "fedadam",
     "scaffold",
+    "ditto",
+    "fedrep",
     "feddf",
     "fesem",
     "cfl",

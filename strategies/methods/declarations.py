@@ -68,8 +68,11 @@ class Supports:
         Clients may have several architectures.
     uncovered : str
         What clients send that the noise of ``privacy=dp`` does not cover; empty: nothing.
+    no_universal : str
+        Why its universal model is of no use to anyone, as a sentence for the model card; empty: it is.
     """
 
     sums: bool = False
     mixed_models: bool = False
     uncovered: str = ""
+    no_universal: str = ""

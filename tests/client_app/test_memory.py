@@ -39,6 +39,20 @@ def test_a_personal_head_stays_at_home() -> None:
     assert float(own["body.weight"][0]) == 1.0
 
 
+def test_a_personal_model_is_the_second_that_is_trained() -> None:
+    memory = memory_of("personal-model")
+    sent, first, second = model(1.0), model(2.0), model(3.0)
+    assert memory.prepare(sent, second, {}).plain
+    assert memory.second(sent, None) == memory.personal(sent, None) == sent
+    assert memory.second(sent, second) == memory.personal(sent, second) == second
+    assert memory.keep(sent, Trained(second, 1, 0.1), None, {}) == second
+    assert memory.told(sent, first) == first
+    assert memory_of("control-variate").second(sent, first) is None
+    assert memory_of("control-variate").personal(sent, first) == sent
+
+
 def test_a_kind_that_there_is_not_is_one_line() -> None:
-    with pytest.raises(WireError, match="the request's memory is 'diary'; there are control-variate, personal-head"):
+    with pytest.raises(
+        WireError, match="the request's memory is 'diary'; there are control-variate, personal-head, personal-model"
+    ):
         memory_of("diary")

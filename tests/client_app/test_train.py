@@ -11,7 +11,7 @@ from client_app.train import train
 from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import ConfigError
-from disue.models import build_model, flatten, get_state
+from disue.models import State, build_model, flatten, get_state
 from disue.nodes import NodeConfig
 from disue.objective import PLAIN, LocalObjective
 
@@ -40,10 +40,14 @@ def examples(count: int = 40, classes: int = 3) -> Examples:
 
 
 def trained(
-    config: ClientConfig, seed: int = 0, data: Examples | None = None, objective: LocalObjective = PLAIN
+    config: ClientConfig,
+    seed: int = 0,
+    data: Examples | None = None,
+    objective: LocalObjective = PLAIN,
+    anchor: State | None = None,
 ) -> tuple[nn.Module, float, int]:
-    model = build_model("mlp", (1, 4, 4), 3)
-    result = train(model, data or examples(), config, objective, torch.Generator().manual_seed(seed), CPU, TASK)
+    model, rng = build_model("mlp", (1, 4, 4), 3), torch.Generator().manual_seed(seed)
+    result = train(model, data or examples(), config, objective, rng, CPU, TASK, anchor=anchor)
     return model, result.loss, result.steps
 
 
@@ -74,6 +78,37 @@ def test_proximal_term_against_autograd() -> None:
             for p in reference.parameters():
                 p -= 0.05 * p.grad
     model, _, _ = trained(config, objective=LocalObjective(prox_mu=0.7))
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_a_proximal_term_to_another_model_than_the_start() -> None:
+    config = ClientConfig(local_epochs=2, batch_size=1000, momentum=0.0, learning_rate=0.05)
+    data, reference = examples(), build_model("mlp", (1, 4, 4), 3)
+    anchor = get_state(build_model("mlp", (1, 4, 4), 3, seed=5))
+    for _ in range(2):
+        reference.zero_grad()
+        penalty = sum(((p - anchor[name]) ** 2).sum() for name, p in reference.named_parameters())
+        (nn.functional.cross_entropy(reference(data.x), data.y) + 0.7 / 2.0 * penalty).backward()
+        with torch.no_grad():
+            for p in reference.parameters():
+                p -= 0.05 * p.grad
+    model, _, _ = trained(config, objective=LocalObjective(prox_mu=0.7), anchor=anchor)
+    for p, q in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_first_the_head_alone_and_then_the_body_alone() -> None:
+    config = ClientConfig(local_epochs=2, batch_size=1000, momentum=0.9, learning_rate=0.05)
+    data, reference = examples(), build_model("mlp", (1, 4, 4), 3)
+    for part, epochs in ((reference.head, 3), (reference.body, 2)):
+        optimizer = torch.optim.SGD(part.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(epochs):
+            reference.zero_grad()
+            nn.functional.cross_entropy(reference(data.x), data.y).backward()
+            optimizer.step()
+    model, _, steps = trained(config, objective=LocalObjective(head_epochs=3))
+    assert steps == 5
     for p, q in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
 

@@ -29,13 +29,13 @@ from deployment import (
     wait_for,
 )
 from safetensors.torch import load_file
-from sketched_app import copy_sketched_app
 from torch import Tensor
 
 from client_app.app import app as client_app
 from client_app.release import sketched
 from disue.models import build_model
 from disue.privacy.secagg import Contribution
+from disue_cli.engines.flower import copy_app
 from disue_cli.engines.inline import InlineGrid
 from server_app.callbacks.checkpoint import Checkpoints
 from server_app.callbacks.ledger import LEDGER, epsilon_of
@@ -188,7 +188,7 @@ def test_releases_are_counted_for_each_run_over_its_interruptions_and_the_noise_
 
 
 def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_restarted(
-    deployment: Deployment, tmp_path: Path, sketched: None
+    deployment: Deployment, tmp_path: Path
 ) -> None:
     """The run is stopped, one node is killed, and the run goes on, to the end that it has in one process."""
     directory, state, app = deployment.work / "runs" / "state", deployment.work / "state", tmp_path / "app"
@@ -201,7 +201,7 @@ def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_re
     settings = SETTINGS | {"method": "scaffold", "momentum": 0.0, "num-server-rounds": 2}
     settings |= {"evaluate-every": 2}  # a process less for each client
     places = {"proxy": f"path:{deployment.work / 'demo' / 'proxy'}", "output-dir": str(directory)}
-    copy_sketched_app(app)
+    copy_app(app)
 
     def begin(values: dict[str, Any], log: str) -> "subprocess.Popen[bytes]":
         (tmp_path / "run-config.toml").write_text(tomli_w.dumps(values))

@@ -50,6 +50,14 @@ def test_it_is_written_for_every_method(run) -> None:  # type: ignore[no-untyped
     assert text.startswith("# fedavg on digits\n\nA universal model for images of 1x8x8 pixels")
     assert "## Clusters" not in text
     assert "gate.safetensors" not in text
+    assert "under a head that nobody trained" not in text
+
+
+def test_it_says_so_where_a_method_has_no_universal_model(run) -> None:  # type: ignore[no-untyped-def]
+    text = (run(clients=3, method="fedrep", num_server_rounds=1).directory / "MODEL_CARD.md").read_text()
+    assert (
+        "\n- The universal model is of no use: it is the clients' shared body under a head that nobody trained." in text
+    )
 
 
 def test_names_of_any_kind_stay_text(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from disue.errors import FederationError
 from disue.models import State
 from disue.naming import normal_name
-from disue.objective import LocalObjective
+from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature
 from disue.source import client_hash
 from disue.tasks import DataSummary, ImageClassification
@@ -63,7 +63,7 @@ def reply_to() -> Message:
 
 @pytest.mark.parametrize("universal", [None, state(1)])
 def test_train_request_round_trip(universal: State | None) -> None:
-    objective = LocalObjective("balanced", 0.25)
+    objective = LocalObjective("balanced", 0.25, second_mu=0.5, head_epochs=3)
     sent = TrainRequest(start=state(), server_round=4, universal=universal, signature=True, objective=objective)
     message = sent.to_message(7)
     got = TrainRequest.from_message(message)
@@ -71,6 +71,20 @@ def test_train_request_round_trip(universal: State | None) -> None:
     assert same(got.start, sent.start)
     assert same(got.universal, universal)
     assert (got.server_round, got.signature, got.objective) == (4, True, objective)
+
+
+def test_what_few_methods_need_is_sent_where_it_is_needed() -> None:
+    train, evaluate = TrainRequest(state(), 4), EvaluateRequest(state(), 4)
+    for message in (train.to_message(7), evaluate.to_message(7)):
+        sent = message.content.config_records["config"]
+        assert not {"second-mu", "head-epochs", "memory", "run"} & set(sent)
+    assert TrainRequest.from_message(train.to_message(7)).objective == PLAIN
+
+
+def test_who_has_a_memory_is_told_which_in_an_evaluation_too() -> None:
+    sent = EvaluateRequest(state(), 3, memory="personal-model", run="0" * 16)
+    got = EvaluateRequest.from_message(sent.to_message(7))
+    assert (got.memory, got.run) == ("personal-model", "0" * 16)
 
 
 @pytest.mark.parametrize("start", [None, state(0)])
