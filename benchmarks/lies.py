@@ -47,7 +47,7 @@ from benchmarks.losses import (
     table,
     write_losses,
 )
-from benchmarks.lying import Lie, LyingApp, Place, declared, values_of, with_one_refused
+from benchmarks.lying import MODELS, Lie, LyingApp, Place, declared, values_of, with_one_refused
 from disue.data import OWN, ClientData, Examples, Federation, build_federation
 from disue.data.own import open_own
 from disue.errors import FederationError
@@ -103,7 +103,7 @@ def all_lies(fields_of: Mapping[str, set[Place]]) -> list[Lie]:
 
 def needs_robust(lie: Lie) -> bool:
     """Return whether the mean promises nothing against the lie: it is about models, prototypes or descriptions."""
-    return lie.record in ("arrays", "signature") and lie.key != "label-counts" and MODES[lie.mode].bounded
+    return lie.record in (*MODELS, "signature") and lie.key != "label-counts" and MODES[lie.mode].bounded
 
 
 def _data_of(directory: Path) -> Path:

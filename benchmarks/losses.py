@@ -43,6 +43,7 @@ MODES: dict[str, Mode] = {
     "foreign-proxy": Mode({"proxy": "dataset:digits"}),
     "own-data": Mode(OF_OWN_DATA, again=("query",)),
     "subspace": Mode({"signature": "subspace"}, again=("query.describe",)),
+    "stocfl": Mode({"method": "stocfl"}),
     "packed": Mode({"clients-per-node": 2}),
     "secure": Mode({"privacy": "secure", **QUICK}, bounded=False),
     "secure-update": Mode({"privacy": "secure", "signature": "update", **QUICK}, bounded=False),

@@ -26,6 +26,8 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
 }
 """Row of `RECORDS` -> message types of Flower."""
+MODELS = ("arrays", "second")
+"""Records that are a model, whose tensors are one field, ``*``."""
 LONG = 10**6
 HUGE = 2**63 - 1
 NAN, INFINITE = float("nan"), float("inf")
@@ -118,7 +120,7 @@ def _fields(content: RecordDict) -> Iterator[tuple[str, str]]:
     """
     for record, values in content.items():
         if BUNDLE not in content or record == BUNDLE:
-            yield from ((record, "*" if record == "arrays" else key) for key in values)
+            yield from ((record, "*" if record in MODELS else key) for key in values)
 
 
 def tell(content: RecordDict, lie: Lie) -> None:
@@ -159,7 +161,7 @@ def declared() -> dict[Place, tuple[Field, bool]]:
     for row, kinds in RECORDS.items():
         for record in kinds:
             for attribute, (field, optional) in fields_of(record).items():
-                keys = ["*"] if field.record == "arrays" else (field.key or wire_name(attribute)).split(", ")
+                keys = ["*"] if field.record in MODELS else (field.key or wire_name(attribute)).split(", ")
                 found |= {(kind, field.record, key): (field, optional) for kind in MESSAGES[row] for key in keys}
     return found
 
@@ -195,7 +197,7 @@ def is_refused(lie: Lie, field: Field, optional: bool) -> bool:
         return not optional
     if lie.value in (ONE, SAME_FORM):
         return False
-    if isinstance(field, Arrays | Other) and field.record in ("arrays", "signature"):
+    if isinstance(field, Arrays | Other) and field.record in (*MODELS, "signature"):
         if isinstance(lie.value, tuple):
             return True
         return isinstance(field, Arrays) and not _takes(field, torch.tensor([lie.value], dtype=torch.float32), lie.key)

@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 from disue.comparing import SUBSPACE_DIMENSIONS
 from disue.data import Examples
+from disue.device import place
 from disue.metrics import predict_logits
-from disue.models import Classifier
+from disue.models import Classifier, flatten
 from disue.registry import Registry
 from disue.signature import Signature
 from disue.tasks import Task
@@ -18,6 +19,8 @@ Describe = Callable[[Classifier, Examples, torch.device, Task, bool], Tensor]
 DESCRIPTIONS: Registry[Describe] = Registry("signature")
 """Name -> function from the run's initial model, the training data, the device, the task, and whether label counts
 may be told, to a matrix of floats."""
+BATCH = 512
+"""Examples of which a gradient is taken at once."""
 
 
 def make_signature(
@@ -58,6 +61,31 @@ def initial_prototypes(
     shares = signature.label_counts / signature.label_counts.sum()
     scaled = signature.prototypes * shares.sqrt().unsqueeze(1)
     return F.normalize(scaled.reshape(-1), dim=0).view_as(scaled)
+
+
+@DESCRIPTIONS.register("anchor-gradient")
+def anchor_gradient(
+    initial: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
+) -> Tensor:
+    """Return the gradient of the loss of all examples at the initial model, (1, parameters), of unit length.
+
+    Two clients whose gradients at one anchor point the same way have data of one kind (StoCFL, Zeng et al. 2023). All
+    strata that occur count alike if their shares are not to be told.
+    """
+    place(initial, device)
+    initial.train()
+    shares = (
+        torch.ones(len(examples))
+        if share_label_counts
+        else 1.0 / task.count_strata(examples.y)[task.strata(examples.y)]
+    )
+    parameters = [parameter for parameter in initial.parameters() if parameter.requires_grad]
+    total = torch.zeros(sum(parameter.numel() for parameter in parameters))
+    for x, y, weights in zip(*(own.split(BATCH) for own in (examples.x, examples.y, shares)), strict=True):
+        losses = task.loss.of_examples(initial(x.to(device)), y.to(device))
+        gradient = torch.autograd.grad((losses * weights.to(device)).sum(), parameters)
+        total += flatten(gradient).cpu()
+    return F.normalize(total, dim=0).unsqueeze(0)
 
 
 @DESCRIPTIONS.register("subspace")

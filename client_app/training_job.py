@@ -65,8 +65,13 @@ class TrainingJob:
         return self.prepared.plain and not self.request.objective.head_epochs
 
     def run_second(self) -> Trained | None:
-        """Return what a second model came to, which is held near the start of the first; None: there is none."""
-        second = self.memory.second(self.start, self.kept) if self.memory else None
+        """Return what a second model came to, which is held near the start of the first; None: there is none.
+
+        It is one that the server sent, or one that the client keeps.
+        """
+        second = self.request.second
+        if second is None and self.memory:
+            second = self.memory.second(self.start, self.kept)
         if second is None:
             return None
         objective = replace(self.request.objective, prox_mu=self.request.objective.second_mu)
@@ -101,6 +106,7 @@ class TrainingJob:
             steps=result.steps + (second[1].steps if second else 0),
             signature=self.signature,
             choice=self.choice,
+            second=second[0] if second and self.request.second is not None else None,
         )
         return self.policy.training(reply, self.start).to_message(self.message)
 

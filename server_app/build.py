@@ -114,8 +114,9 @@ def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int
     if config.privacy == "secure":
         return 1, config.sketch_size
     shape, task = SIGNATURES[signature].shape, data.task
-    head = build_model(config.model, task.shape, task.num_outputs, config.seed).head
-    return shape and shape(task.num_strata, head.in_features, math.prod(task.shape))
+    model = build_model(config.model, task.shape, task.num_outputs, config.seed)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return shape and shape(task.num_strata, model.head.in_features, math.prod(task.shape), parameters)
 
 
 def _participation(config: RunConfig) -> Participation:

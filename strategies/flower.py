@@ -156,7 +156,13 @@ class FederatedStrategy(Strategy):
         able = [client for client in attempt.sampled if client.name in present and self._is_described(client)]
         starts, candidates = self.method.starts(state, able), tuple(self.method.candidates(state))
         attempt.sent = {
-            client.name: Sent(client.name, starts[client.name], candidates, self.method.universal(state, client.model))
+            client.name: Sent(
+                name=client.name,
+                start=starts[client.name],
+                candidates=candidates,
+                universal=self.method.universal(state, client.model),
+                second=self.method.second(state, client),
+            )
             for client in able
         }
         self.state = state
@@ -335,6 +341,7 @@ class FederatedStrategy(Strategy):
             memory=self.method.needs.memory,
             run=self.run,
             shared=self.method.shared(self.reached()),
+            second=sent.second,
             objective=self.method.objective,
             task=self.registry.task,
         )

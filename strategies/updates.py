@@ -48,11 +48,19 @@ class WeightedModel:
 
 
 @dataclass(frozen=True)
+class SecondModel:
+    """A model that a client trained beside the first: where it started from, and what it came to."""
+
+    start: State
+    state: State
+
+
+@dataclass(frozen=True)
 class ClientUpdate:
     """A trained model, where it started from, and how much data it stands for.
 
     ``choice`` is the candidate that the client found best, where it was given candidates. ``train_loss`` is the mean
-    over the last epoch, and ``steps`` counts those of the optimiser.
+    over the last epoch, and ``steps`` counts those of the optimiser. ``second`` is None where there was one model.
     """
 
     name: str
@@ -63,6 +71,7 @@ class ClientUpdate:
     choice: int | None = None
     train_loss: float = nan
     steps: int = 0
+    second: SecondModel | None = None
 
     @property
     def clients(self) -> int:

@@ -73,8 +73,9 @@ def gradients(state: State, client: int) -> State:
     return dict(zip(names, found, strict=True))
 
 
-def weighted(states: Sequence[State]) -> State:
-    sizes = [len(build_federation(CONFIG, CLIENTS).client(i).train) for i in range(CLIENTS)]
+def weighted(states: Sequence[State], clients: Sequence[int] = range(CLIENTS)) -> State:
+    """Return the mean of the models of some clients, weighted by their examples."""
+    sizes = [len(build_federation(CONFIG, CLIENTS).client(i).train) for i in clients]
     return {
         name: torch.from_numpy(np.average([s[name].numpy() for s in states], axis=0, weights=sizes)).float()
         for name in states[0]

@@ -35,7 +35,7 @@ NOT_SENT = "–"
 KINDS = {"query": "hello", "query.describe": "describe", "train": "train", "evaluate": "evaluate"}
 KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare")}
 SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
-DESCRIBED_BY = ("initial-prototypes", "subspace")
+DESCRIBED_BY = ("initial-prototypes", "subspace", "anchor-gradient")
 
 Values = dict[str, Any]
 Answer = Callable[[Message, Context], Message]
@@ -49,7 +49,7 @@ def chooses(config: RunConfig) -> bool:
 
 def describes(config: RunConfig) -> bool:
     by_signature = config.method == "disue" and config.clusterer in CLUSTERERS and config.signature in DESCRIBED_BY
-    return config.method == "pacfl" or by_signature
+    return config.method in ("pacfl", "stocfl") or by_signature
 
 
 WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
@@ -57,6 +57,7 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "failed": lambda config, round: True,
     "own data": lambda config, round: config.dataset == "own",
     "described": lambda config, round: describes(config),
+    "two models": lambda config, round: config.method == "stocfl",
     "chosen": lambda config, round: chooses(config),
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
@@ -72,6 +73,8 @@ RUNS: list[Values] = [
     {"clusterer": "ifca"},
     {"method": "ifca"},
     {"method": "pacfl"},
+    {"method": "stocfl"},
+    {"method": "ditto"},
     {"method": "fedavg-ft"},
     {"signature": "last-layer"},
     {"proxy": "dataset:digits", "num-clusters": 2, "num-groups": 2},
@@ -79,7 +82,7 @@ RUNS: list[Values] = [
 ]
 """Among these each field is sent by some and, unless it always is, not by others."""
 UNCOVERED = ({"signature": "subspace", "initialisation": "universal"}, {"clusterer": "ifca"}, {"method": "ifca"})
-UNCOVERED += ({"method": "pacfl"},)
+UNCOVERED += ({"method": "pacfl"}, {"method": "stocfl"})
 """Those that other modes than plain refuse."""
 
 
@@ -249,8 +252,11 @@ def told_by(message: Message) -> Any:
         {"share-label-counts": False, "initialisation": "universal", "local-loss": "balanced"},
         {"method": "fedavg-ft"},
         {"signature": "prototypes"},
+        {"method": "scaffold"},
+        {"method": "ditto"},
+        {"method": "fedrep"},
     ],
-    ids=["disue", "classes only", "fedavg-ft", "prototypes"],
+    ids=["disue", "classes only", "fedavg-ft", "prototypes", "scaffold", "ditto", "fedrep"],
 )
 def test_whatever_the_data_are_only_releases_differ(
     values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

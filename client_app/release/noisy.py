@@ -99,7 +99,15 @@ class NoisyRelease(ReleasePolicy):
         return candidates
 
     def training(self, reply: TrainReply, start: State) -> TrainReply:
-        """Release the update; its loss does not leave."""
+        """Release the update; its loss does not leave.
+
+        Raises
+        ------
+        ConfigError
+            If there is a second model.
+        """
+        if reply.second is not None:
+            raise ConfigError("privacy: 'dp' does not cover a second model")
         update = flatten([tensor.double() for tensor in subtract(reply.state, start).values()])
         noisy = self._released(update, self.config.dp_clip)
         moved = unflatten(noisy, start)

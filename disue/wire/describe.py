@@ -54,7 +54,8 @@ class DescribeReply:
             record="signature",
             key="description",
             high=LARGEST_FEATURE,
-            shape="a matrix of (classes, features); `subspace`: (inputs, 3); `privacy=secure`: (1, `sketch-size`)",
+            shape="a matrix of (classes, features); `subspace`: (inputs, 3); `anchor-gradient`: (1, parameters); "
+            "`privacy=secure`: (1, `sketch-size`)",
         ),
     ]
 

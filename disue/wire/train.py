@@ -47,6 +47,8 @@ class TrainRequest:
         What the run is called, for clients that have a memory: 16 hexadecimal digits.
     shared : State
         What the server shares with all clients that have a memory.
+    second : State or None
+        Where a second model starts, which is trained beside and sent back, too; None: there is none.
     objective : LocalObjective
     task : ImageClassification or None
         None: the client knows it from the run config.
@@ -60,6 +62,7 @@ class TrainRequest:
     memory: str = ""
     run: str = ""
     shared: State = field(default_factory=dict)
+    second: State | None = None
     objective: LocalObjective = PLAIN
     task: ImageClassification | None = None
 
@@ -81,6 +84,8 @@ class TrainRequest:
             config["memory"], config["run"] = self.memory, self.run
         if self.shared:
             content["shared"] = record(self.shared)
+        if self.second is not None:
+            content["second"] = record(self.second)
         return Message(content, node_id, MessageType.TRAIN, group_id=str(self.server_round))
 
     @classmethod
@@ -99,6 +104,7 @@ class TrainRequest:
             memory=setting(config, "memory", str) if "memory" in config else "",
             run=setting(config, "run", str) if "run" in config else "",
             shared=read_optional_state(message, "shared") or {},
+            second=read_optional_state(message, "second"),
             objective=read_objective(config),
             task=read_task(config),
         )
@@ -108,7 +114,8 @@ class TrainRequest:
 class TrainReply:
     """The trained model and what goes with it.
 
-    ``choice`` is the candidate that the client chose; ``train_loss`` is None where it is kept back.
+    ``choice`` is the candidate that the client chose; ``train_loss`` is None where it is kept back. ``second`` is the
+    second model, where there is one.
     """
 
     state: Annotated[
@@ -146,6 +153,17 @@ class TrainReply:
     choice: Annotated[
         int | None, Whole("the client's cluster; at least the number of candidates is refused", high=10**6)
     ] = None
+    second: Annotated[
+        State | None,
+        Arrays(
+            "averaged into the model of its cluster, as `arrays` are into that of all; bounds of an update are of both "
+            "together",
+            record="second",
+            key="*",
+            high=LARGEST_PARAMETER,
+            shape="names and shapes of the model that was sent",
+        ),
+    ] = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -155,6 +173,8 @@ class TrainReply:
         if self.choice is not None:
             metrics["choice"] = self.choice
         content = RecordDict({"arrays": to_record(self.state), "metrics": metrics})
+        if self.second is not None:
+            content["second"] = to_record(self.second)
         if self.signature is not None:
             content["signature"] = to_record(
                 {wire_name(name): getattr(self.signature, name) for name in fields_of(Signature)}
@@ -169,6 +189,7 @@ class TrainReply:
         num_strata: int,
         num_candidates: int = 0,
         max_examples: int | None = None,
+        second: bool = False,
     ) -> "TrainReply":
         """Read and check the reply.
 
@@ -182,13 +203,15 @@ class TrainReply:
         num_candidates : int (default: 0)
             That the client chose from.
         max_examples : int, optional
+        second : bool (default: False)
+            Whether a second model was asked for.
 
         Raises
         ------
         WireError
             If names, shapes or types differ from ``like``, a value is not allowed, ``num-examples`` is above
-            ``max_examples``, the signature is missing or counts more examples, or the choice is not one of the
-            candidates.
+            ``max_examples``, the signature or the second model is missing, the signature counts more examples, or the
+            choice is not one of the candidates.
         """
         state = read_state(message, "arrays")
         _check_state(state, like)
@@ -205,7 +228,10 @@ class TrainReply:
             if tensors is None
             else _read_signature(tensors, (num_strata, num_features(like)), told["num_examples"])
         )
-        return cls(state=state, signature=signature, **told)
+        other = read_state(message, "second") if second else None
+        if other is not None:
+            _check_state(other, like)
+        return cls(state=state, signature=signature, second=other, **told)
 
 
 def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int) -> Signature:

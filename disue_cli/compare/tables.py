@@ -45,13 +45,13 @@ LEGEND = """
   local-loss=balanced every method's clients add theirs. Other methods' experts are used as they were published.
 - *clusters* and *ari* after the last round; *ari* compares with the planted groups, where there are any. ifca, fesem
   and fedgroup are told the number of clusters (num-clusters, or else num-groups); flhc, pacfl and disue choose it,
-  unless num-clusters is set.
+  unless num-clusters is set, and stocfl by its threshold (stocfl-tau).
 - Mean ± standard deviation over the seeds. The best mean is **bold**, those that are told the groups (oracle) aside.
 - Differences are paired: the same seed has the same clients and data for every method.
-- *client steps* are all clients' optimiser steps of all rounds; *fine-tuning steps* are those behind *personal*, which
-  is *expert* for fedavg-ft. *MB* are the payloads of training; what evaluation took is in results.csv. local's models
-  travel only because the server keeps them. *server seconds* are spent on clustering and distillation, wall time with
-  all workers busy.
+- *client steps* are all clients' optimiser steps of all rounds. ditto's and stocfl's clients train two models, and
+  fedrep's head has epochs of its own. *fine-tuning steps* are those behind *personal*, which is *expert* for fedavg-ft.
+  *MB* are the payloads of training; what evaluation took is in results.csv. local's models travel only because the
+  server keeps them. *server seconds* are spent on clustering and distillation, wall time with all workers busy.
 """
 
 

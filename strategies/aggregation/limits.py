@@ -86,7 +86,7 @@ class Limits:
         lengths: Mapping[str, float],
         keep: Callable[[State], State] = lambda state: state,
     ) -> list[ClientUpdate]:
-        """Return updates none of which is longer than ``clip_norm`` times the median.
+        """Return updates none of which is longer than ``clip_norm`` times the median; a second model is shortened, too.
 
         ``lengths``: as in `implausible`. ``keep`` is called with every model that was made, and gives it back.
         """
@@ -94,7 +94,7 @@ class Limits:
             return list(updates)
         limit = self.clip_norm * statistics.median(lengths[update.name] for update in updates)
         return [
-            update if own <= limit else replace(update, state=keep(_shortened(update, limit / own)))
+            update if own <= limit else _shortened(update, limit / own, keep)
             for update in updates
             for own in (lengths[update.name],)
         ]
@@ -126,7 +126,7 @@ class Limits:
 
 
 class Lengths:
-    """The Euclidean norm of what each update changes in the model that it started from."""
+    """The Euclidean norm of what each update changes in the model, or the two, that it started from."""
 
     def __init__(self) -> None:
         self._last_start: tuple[State, Tensor] | None = None
@@ -135,7 +135,9 @@ class Lengths:
         """Measure one; those that start from the same model take less time one after the other."""
         if self._last_start is None or self._last_start[0] is not update.start:
             self._last_start = update.start, flat(update.start)
-        return float((flat(update.state) - self._last_start[1]).norm())
+        first = float((flat(update.state) - self._last_start[1]).norm())
+        second = update.second
+        return first if second is None else math.hypot(first, float((flat(second.state) - flat(second.start)).norm()))
 
 
 def _standing_for(update: ClientUpdate, most: float) -> ClientUpdate:
@@ -153,8 +155,16 @@ def _counting(signature: Signature, most: float) -> Signature:
     return signature if total <= most else replace(signature, label_counts=signature.label_counts * (most / total))
 
 
-def _shortened(update: ClientUpdate, share: float) -> State:
+def _shortened(update: ClientUpdate, share: float, keep: Callable[[State], State]) -> ClientUpdate:
+    second = update.second
+    if second is not None:
+        second = replace(second, state=keep(_nearer(second.start, second.state, share)))
+    return replace(update, state=keep(_nearer(update.start, update.state, share)), second=second)
+
+
+def _nearer(start: State, state: State, share: float) -> State:
+    """Return a model that went a share of the way from its start."""
     return {
-        name: (start.double() + share * (update.state[name].double() - start.double())).to(start.dtype)
-        for name, start in update.start.items()
+        name: (own.double() + share * (state[name].double() - own.double())).to(own.dtype)
+        for name, own in start.items()
     }

@@ -84,12 +84,13 @@ class SignatureKind:
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     shape : callable or None
-        From the numbers of strata, features and inputs to the shape of a description; None: it cannot be known.
+        From the numbers of strata, features, inputs and parameters to the shape of a description; None: it cannot be
+        known.
     """
 
     from_update: Callable[[Any], Tensor] | None = None
     gram: Gram = cosines
-    shape: Callable[[int, int, int], tuple[int, int]] | None = None
+    shape: Callable[[int, int, int, int], tuple[int, int]] | None = None
 
 
 SIGNATURES: Registry[SignatureKind] = Registry("signature")
@@ -97,9 +98,16 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
-SIGNATURES.register("initial-prototypes")(SignatureKind(shape=lambda strata, features, inputs: (strata, features)))
+SIGNATURES.register("initial-prototypes")(
+    SignatureKind(shape=lambda strata, features, inputs, parameters: (strata, features))
+)
 SIGNATURES.register("subspace")(
-    SignatureKind(gram=subspace_affinity, shape=lambda strata, features, inputs: (inputs, SUBSPACE_DIMENSIONS))
+    SignatureKind(
+        gram=subspace_affinity, shape=lambda strata, features, inputs, parameters: (inputs, SUBSPACE_DIMENSIONS)
+    )
+)
+SIGNATURES.register("anchor-gradient")(
+    SignatureKind(shape=lambda strata, features, inputs, parameters: (1, parameters))
 )
 
 

@@ -21,6 +21,7 @@ for _file in (
     "oneshot",
     "pacfl",
     "ifca",
+    "stocfl",
     "oracle",
     "disue",
 ):

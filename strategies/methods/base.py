@@ -204,6 +204,10 @@ class Method(ABC, Generic[S]):
         """Return what each of the round's clients starts from."""
         return {client.name: self.start(state, client) for client in clients}
 
+    def second(self, state: S, client: Client) -> State | None:
+        """Return what a client starts a second model from, which it trains beside and sends, too; None: it has none."""
+        return None
+
     def shared(self, state: S) -> State:
         """Return what all clients that have a memory are sent beside their start."""
         return {}

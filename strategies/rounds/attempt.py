@@ -27,12 +27,15 @@ class Sent:
     candidates : tuple of State
     universal : State
         The universal model of its architecture.
+    second : State or None
+        Where a second model starts; None: there is none.
     """
 
     name: str
     start: State | None
     candidates: tuple[State, ...]
     universal: State
+    second: State | None = None
 
 
 @dataclass

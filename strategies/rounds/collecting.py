@@ -15,7 +15,7 @@ from strategies.aggregation.limits import Lengths, Limits
 from strategies.aggregation.store import UpdateStore
 from strategies.rounds.attempt import Attempt, Sent
 from strategies.rounds.secure_sums import SecureSums
-from strategies.updates import ClientSketch, ClientUpdate, Contribution
+from strategies.updates import ClientSketch, ClientUpdate, Contribution, SecondModel
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,11 @@ class PlainCollector:
             self.num_strata,
             num_candidates=len(sent.candidates),
             max_examples=self.limits.max_examples,
+            second=sent.second is not None,
         )
+        second = None
+        if sent.second is not None and reply.second is not None:
+            second = SecondModel(sent.second, self.store.put(reply.second))
         update = ClientUpdate(
             name=sent.name,
             start=sent.start or sent.candidates[reply.choice or 0],
@@ -136,6 +140,7 @@ class PlainCollector:
             choice=reply.choice,
             train_loss=math.nan if reply.train_loss is None else reply.train_loss,
             steps=reply.steps,
+            second=second,
         )
         return Received(update, self._lengths.of(update) if self.limits.measuring else math.nan)
 

@@ -6,7 +6,7 @@ from tests_support import numbered_classes
 from torch import nn
 
 from client_app.client import LocalClient, own_model
-from client_app.describe import DESCRIPTIONS, make_signature
+from client_app.describe import BATCH, DESCRIPTIONS, make_signature
 from client_app.train import train
 from disue.config import ClientConfig
 from disue.data import Examples
@@ -185,6 +185,21 @@ def test_initial_prototypes_are_scaled_by_the_square_root_of_the_share() -> None
     described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
     expected = signature.prototypes.numpy() * np.sqrt(signature.label_counts.numpy() / 20)[:, None]
     np.testing.assert_allclose(described.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
+
+
+def test_the_anchor_gradient_is_that_of_the_loss_and_may_tell_classes_alone() -> None:
+    """In batches as at once; by labels nothing but which there are, if that is wished."""
+    data, model = examples(BATCH + 30), build_model("mlp", (1, 4, 4), 3, 2)
+
+    def gradient(loss: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(flatten(torch.autograd.grad(loss, list(model.parameters()))), dim=0)
+
+    told = DESCRIPTIONS["anchor-gradient"](model, data, CPU, TASK)
+    torch.testing.assert_close(told[0], gradient(nn.functional.cross_entropy(model(data.x), data.y)), atol=1e-6, rtol=0)
+    few = [nn.functional.cross_entropy(model(data.x[data.y == label]), data.y[data.y == label]) for label in range(3)]
+    without = DESCRIPTIONS["anchor-gradient"](model, data, CPU, TASK, False)
+    torch.testing.assert_close(without[0], gradient(torch.stack(few).mean()), atol=1e-6, rtol=0)
+    assert not torch.allclose(told, without, atol=1e-4)
 
 
 def test_the_subspace_is_that_of_the_leading_singular_vectors() -> None:

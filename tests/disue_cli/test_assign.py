@@ -115,6 +115,7 @@ def test_without_labels_the_gate_decides(finished: Path, files: list[Path], tmp_
             "the class prototypes of the clusters' clients (the run's signature 'last-layer'",
         ),
         ({"method": "pacfl"}, "the run's signature 'subspace'"),
+        ({"method": "stocfl", "num_groups": 2}, "the run's signature 'anchor-gradient'"),
         ({"method": "ifca", "num_groups": 2}, "the lowest loss of an expert on these images (as the run's clients"),
         ({"method": "fesem", "num_groups": 2}, "the lowest loss of an expert on these images (what method 'fesem'"),
     ],

@@ -375,7 +375,10 @@ def server_targets(place: Path) -> list[Target]:
         [
             *(
                 {"method": method}
-                for method in ("fedavg", "cfl", "flhc", "pacfl", "ifca", "fedgroup", "fesem", "oracle")
+                for method in (
+                    *("fedavg", "cfl", "flhc", "pacfl", "ifca", "fedgroup", "fesem", "oracle"),
+                    *("fedavgm", "fedadam", "scaffold", "ditto", "fedrep", "stocfl"),
+                )
             ),
             *({"method": "disue", "clusterer": name} for name in ("agglomerative", "kmeans", "ifca", "oracle")),
             *({"method": "disue", "signature": name} for name in ("subspace", "prototypes", "update", "last-layer")),

@@ -17,7 +17,7 @@ SMALL = {
 }
 """What all cases have alike."""
 METHODS = ("local", "fedavg", "fedprox", "fedlc", "fedavg-ft", "feddf", "ifca", "fesem", "cfl", "flhc", "fedgroup")
-METHODS += ("pacfl", "oracle", "disue", "fedavgm", "fedadam", "scaffold", "ditto", "fedrep")
+METHODS += ("pacfl", "oracle", "disue", "fedavgm", "fedadam", "scaffold", "ditto", "fedrep", "stocfl")
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def _cases() -> dict[str, Case]:
         cases[f"disue-{scenario}"] = Case({"scenario": scenario}, quick=scenario == "rotation")
     for clusterer in ("kmeans", "spectral", "bipartition", "edc", "hdbscan", "single", "ifca", "oracle"):
         cases[f"disue-{clusterer}"] = Case({"clusterer": clusterer})
-    for signature in ("prototypes", "update", "last-layer", "subspace"):
+    for signature in ("prototypes", "update", "last-layer", "subspace", "anchor-gradient"):
         cases[f"disue-by-{signature}"] = Case({"signature": signature})
     for teacher in ("mean", "class-weighted", "confidence"):
         cases[f"disue-{teacher}-teacher"] = Case({"teacher": teacher})

@@ -16,6 +16,10 @@ SETTINGS: list[dict[str, Any]] = [
     {"model": "cnn", "client_models": "cnn,mlp"},
     {"model": "lenet", "method": "ifca", "num_clusters": 2},
     {"model": "cnn", "method": "feddf"},
+    {"model": "cnn", "method": "scaffold"},
+    {"model": "lenet", "method": "ditto"},
+    {"model": "lenet", "method": "fedrep"},
+    {"model": "cnn", "method": "stocfl"},
 ]
 
 

@@ -138,6 +138,7 @@ def test_nothing_single_is_ever_received(tmp_path: Path, monkeypatch: pytest.Mon
             "method: got 'feddf'; the server gets sums only with privacy=secure, use fedavg, fedprox, fedlc",
         ),
         ({"method": "ifca"}, "method: got 'ifca'; the server gets sums only"),
+        ({"method": "stocfl"}, "method: got 'stocfl'; the server gets sums only"),
         ({"dataset": "own"}, "classes: got ''; with privacy=secure clients do not tell theirs, name all of them"),
         ({"clusterer": "ifca"}, "clusterer: got 'ifca'; the server gets sums only"),
         ({"clusterer": "oracle"}, "clusterer: got 'oracle'; the server gets sums only"),

@@ -183,6 +183,12 @@ def test_a_choice_is_refused_by_the_client_itself() -> None:
         private().candidates(({},))
 
 
+def test_a_second_model_is_refused_by_the_client_itself() -> None:
+    state = get_state(build_model("mlp", (1, 4, 4), 4))
+    with pytest.raises(ConfigError, match="^privacy: 'dp' does not cover a second model$"):
+        private().training(TrainReply(state, 5, 0.5, 1, second=state), state)
+
+
 def test_a_hello_tells_nothing_of_own_data() -> None:
     config = ClientConfig(privacy="dp", dataset="own", classes="a,b,c")
     told = private(config).hello(

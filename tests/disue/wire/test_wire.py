@@ -109,6 +109,20 @@ def test_a_choice_must_be_one_of_the_candidates(choice: int | None) -> None:
     assert TrainReply.from_message(good, like=state(), num_strata=0, num_candidates=3).choice == 2
 
 
+def test_a_second_model_travels_both_ways_and_is_checked_as_the_first() -> None:
+    asked = TrainRequest.from_message(TrainRequest(state(), 4, second=state(1)).to_message(7))
+    assert same(asked.second, state(1))
+    assert TrainRequest.from_message(TrainRequest(state(), 4).to_message(7)).second is None
+    told = TrainReply(state(), 9, 0.5, 3, second=state(2)).to_message(reply_to())
+    assert same(TrainReply.from_message(told, like=state(), num_strata=0, second=True).second, state(2))
+    assert TrainReply.from_message(told, like=state(), num_strata=0).second is None  # nobody asked
+    other = TrainReply(state(), 9, 0.5, 3, second={"a": torch.ones(2)}).to_message(reply_to())
+    with pytest.raises(WireError, match="parameters differ"):
+        TrainReply.from_message(other, like=state(), num_strata=0, second=True)
+    with pytest.raises(WireError, match="no 'second' record"):
+        TrainReply.from_message(TrainReply(state(), 9, 0.5, 3).to_message(reply_to()), state(), 0, second=True)
+
+
 def test_descriptions_round_trip() -> None:
     assert DescribeRequest.from_message(DescribeRequest("subspace").to_message(1)) == DescribeRequest("subspace")
     sent = torch.randn(4, 3)

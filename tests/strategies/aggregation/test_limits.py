@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tests_support import ChangingGrid, answering_app, calls_of, honest, shifted
 
 from disue.data import build_federation
+from disue.models import State
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
 from server_app.build import make_strategy
@@ -28,7 +29,7 @@ from strategies.rounds.collecting import PlainCollector
 from strategies.rounds.registry import ClientRegistry
 from strategies.rounds.round import Round
 from strategies.rounds.stats import Participation
-from strategies.updates import ClientUpdate
+from strategies.updates import ClientUpdate, SecondModel
 
 
 def measured(updates: list[ClientUpdate]) -> tuple[list[ClientUpdate], dict[str, float]]:
@@ -44,6 +45,22 @@ def test_a_length_is_to_the_updates_own_start(make_updates) -> None:  # type: ig
     for update, found in zip(updates, measured(updates)[1].values(), strict=True):
         squares = [(update.state[key].double() - start.double()).square().sum() for key, start in update.start.items()]
         assert found == pytest.approx(float(sum(squares)) ** 0.5)
+
+
+def test_the_length_of_two_models_is_that_of_both_and_both_are_shortened(make_updates) -> None:  # type: ignore[no-untyped-def]
+    updates = make_updates(5)
+    second = SecondModel(shifted(updates[0].start, 1.0), shifted(updates[0].start, 31.0))
+    updates[0] = replace(updates[0], second=second)
+    _, lengths = measured(updates)
+    alone = measured([replace(updates[0], second=None)])[1][updates[0].name]
+    count = sum(tensor.numel() for tensor in second.start.values())
+    assert lengths[updates[0].name] == pytest.approx(math.hypot(alone, 30.0 * math.sqrt(count)))
+    assert Limits(max_norm=5.0).implausible(updates, lengths).keys() == {updates[0].name}
+    kept: list[State] = []
+    clipped = Limits(clip_norm=1.2).clipped(updates, lengths, lambda state: kept.append(state) or state)[0]
+    assert [id(state) for state in kept] == [id(clipped.second.state), id(clipped.state)]
+    assert measured([clipped])[1][updates[0].name] == pytest.approx(1.2 * np.median(list(lengths.values())), rel=1e-4)
+    assert clipped.second.start is second.start
 
 
 def test_clipping_shortens_what_is_too_long_and_nothing_else(make_updates) -> None:  # type: ignore[no-untyped-def]

@@ -99,7 +99,8 @@ def test_the_server_knows_the_shape_of_what_clients_say(name: str) -> None:
         model, Examples(torch.rand(9, 3, 4, 5), torch.arange(9) % 7), torch.device("cpu"), task, True
     )
     assert shape is not None
-    assert shape(7, model.head.in_features, 60) == tuple(told.shape)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert shape(7, model.head.in_features, 60, parameters) == tuple(told.shape)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +109,7 @@ def test_the_server_knows_the_shape_of_what_clients_say(name: str) -> None:
         ({}, (10, 64)),
         ({"signature": "subspace"}, (64, 3)),
         ({"method": "pacfl"}, (64, 3)),
+        ({"method": "stocfl"}, (1, 17_226)),
         ({"signature": "update"}, None),
         ({"method": "fedavg"}, None),
         ({"privacy": "secure", "sketch-size": 5}, (1, 5)),

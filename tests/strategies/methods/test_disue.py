@@ -96,7 +96,9 @@ def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:
     assert len(made) == (1 if share == 0.0 else len(state.experts))
 
 
-@pytest.mark.parametrize("signature", ["last-layer", "update", "prototypes", "initial-prototypes", "subspace"])
+@pytest.mark.parametrize(
+    "signature", ["last-layer", "update", "prototypes", "initial-prototypes", "subspace", "anchor-gradient"]
+)
 @pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative", "spectral", "bipartition", "edc"])
 def test_every_signature_goes_with_every_clusterer(run, signature: str, clusterer: str) -> None:  # type: ignore[no-untyped-def]
     result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14)
