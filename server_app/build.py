@@ -134,9 +134,9 @@ def make_callbacks(
 ) -> list[Callback]:
     """Return what watches a run, in the order in which it is called.
 
-    A round's row is recorded after `Ledger` added to it, and before the checkpoint with which the round counts. At the
-    end the summary, which says that a run is completed, comes after the results, and the pages, which tell of all that,
-    come last.
+    Who sees the progress file finds the rows. A round's row is recorded after `Ledger` added to it, and before the
+    checkpoint with which the round counts. At the end the summary, which says that a run is completed, comes after the
+    results, and the pages, which tell of all that, come last.
 
     Parameters
     ----------
@@ -151,11 +151,11 @@ def make_callbacks(
     past.restore({"report_data": report_data})
     return [
         warnings,
-        Progress(default_directory(config), config.num_server_rounds),
         *([Ledger()] if config.privacy == "dp" else []),
         Results(),
         report_data,
         Recorder(),
+        Progress(default_directory(config), config.num_server_rounds),
         *own,
         *([Events()] if config.tensorboard else []),
         Checkpointing(past.checkpoints, {"report_data": report_data}),

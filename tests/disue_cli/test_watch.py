@@ -15,6 +15,7 @@ from synthetic import write_run
 
 from client_app.app import app as client_app
 from disue.errors import DataError
+from disue.files import write_passing
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from disue_cli.views import LiveView, PlainView, view_of
 from disue_cli.watching import Sight, followed, look
@@ -102,6 +103,18 @@ def test_a_run_passes_through_its_phases_and_leaves_no_progress_file(tmp_path: P
     assert asked == [(1, "local", 5), (1, "evaluation", 5), (2, "local", 5), (2, "evaluation", 5)]
     assert not path.exists()
     assert grid.pull_messages is looking
+
+
+def test_who_sees_the_progress_file_finds_the_rows(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    rows: list[int] = []
+
+    def looking(path: Path, content: str) -> None:
+        rows.append(len((path.parent / "metrics.jsonl").read_text().splitlines()))
+        write_passing(path, content)
+
+    monkeypatch.setattr("server_app.callbacks.progress.write_passing", looking)
+    run(clients=2, method="fedavg")
+    assert set(rows) == {0, 1}
 
 
 def test_epsilon_is_shown_where_there_is_one() -> None:
