@@ -33,7 +33,7 @@ from strategies.clustering.estimators import CLUSTERERS
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"
 KINDS = {"query": "hello", "query.describe": "describe", "train": "train", "evaluate": "evaluate"}
-KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare")}
+KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare", "forget")}
 SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
 DESCRIBED_BY = ("initial-prototypes", "subspace", "anchor-gradient")
 
