@@ -31,12 +31,13 @@ import sys
 sys.path.insert(0, {str(Path(__file__).resolve().parents[1])!r})
 import client_app.app
 from client_app.client import LocalClient
+from client_app.memory import Prepared
 from disue.config import ClientConfig
 from disue.objective import PLAIN
 from flwr.app import Context, RecordDict
 node = {{"partition-id": 0, "num-partitions": 12}}
 client = LocalClient(Context(1, 1, node, RecordDict(), ClientConfig().to_flower()), None)
-client.train(client.initial_model().state_dict(), PLAIN, client.rng("train", 1))
+client.train(Prepared(client.initial_model().state_dict()), PLAIN, client.rng("train", 1))
 """
 COMMANDS = {
     "imports": ["import torch, flwr.serverapp, flwr.clientapp"],
