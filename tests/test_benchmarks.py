@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import regression
+from benchmarks import regression, startup
 from benchmarks.regression import EXPECTED, Expected
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
@@ -77,3 +77,7 @@ def test_a_script_that_became_slower_fails_the_check_if_it_is_again(
         regression.main()
     assert end.value.code == int(slower and again)
     assert [line.split()[3] for line in capsys.readouterr().out.splitlines()].count("WORSE") == int(slower and again)
+
+
+def test_the_client_whose_start_is_measured_trains() -> None:
+    subprocess.run([sys.executable, "-c", startup.CLIENT], check=True)
