@@ -40,7 +40,6 @@ QUICK = {"num-server-rounds": 3}
 MODES: dict[str, Mode] = {
     "plain": Mode({}),
     "ifca": Mode({"clusterer": "ifca"}),
-    "foreign-proxy": Mode({"proxy": "dataset:digits"}),
     "own-data": Mode(OF_OWN_DATA, again=("query",)),
     "subspace": Mode({"signature": "subspace"}, again=("query.describe",)),
     "stocfl": Mode({"method": "stocfl"}),

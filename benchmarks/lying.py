@@ -174,7 +174,8 @@ def values_of(field: Field) -> list[Any]:
             values = (*NUMBERS, field.low, field.high)
         case Reals():
             singles = ([value] for value in (field.low, field.high, DENORMAL, -1.0, 1e38, NAN))
-            values = (*NUMBERS, *singles, [field.high] * field.most)
+            low, high, between = [field.low], [field.high], field.most - 1
+            values = (*NUMBERS, *singles, high * field.most, low + high * between, high * between + low)
         case Text():
             values = (*TEXTS, "a" * field.longest)
         case Texts():

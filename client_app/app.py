@@ -15,6 +15,7 @@ from client_app.training_job import TrainingJob
 from disue.config import ClientConfig
 from disue.errors import FederationError
 from disue.metrics import Evaluation, evaluate
+from disue.models import interpolate
 from disue.nodes import NodeConfig
 from disue.wire import (
     CompareReply,
@@ -29,6 +30,7 @@ from disue.wire import (
     ShareRequest,
     UnmaskRequest,
 )
+from disue.wire.compare import SHARES
 
 app = ClientApp(mods=[answer_for_all])
 
@@ -91,10 +93,11 @@ def unmask_sum(message: Message, context: Context) -> Message:
 @app.query("compare")
 @withhold_errors
 def compare(message: Message, context: Context) -> Message:
-    """Say how well two models fit the training data."""
+    """Say how well the mixtures of two models fit the training data."""
     request = CompareRequest.from_message(message)
     client = LocalClient(context, request.task)
-    reply = CompareReply(client.fit(request.student), client.fit(request.average))
+    mixtures = (interpolate(request.average, request.student, share) for share in SHARES)
+    reply = CompareReply(tuple(map(client.fit, mixtures)))
     return client.policy("compare", request.server_round).comparison(reply).to_message(message)
 
 

@@ -42,9 +42,8 @@ class TrainingJob:
         self.signature = None
         if self.request.signature:
             universal = self.client.model(self.request.universal or self.start)
-            self.signature = self.policy.signature(
-                universal, self.client.data.train, self.client.device, self.client.task
-            )
+            train, device, task = self.client.data.train, self.client.device, self.client.task
+            self.signature = self.policy.signature(universal, train, device, task, self.request.covariance)
         self.rng = self.client.rng("train", self.request.server_round)
         self.memory = memory_of(self.request.memory) if self.request.memory else None
         self.kept: State | None = None

@@ -26,7 +26,7 @@ from strategies.aggregation.caps import Caps
 from strategies.methods.base import Method, MethodState, Step
 from strategies.rounds.attempt import Attempt, Sent
 from strategies.rounds.collecting import Clustered, Collector, PlainCollector, Received
-from strategies.rounds.comparing import fitted_better_by_average
+from strategies.rounds.comparing import best_shares, num_asked
 from strategies.rounds.descriptions import Descriptions
 from strategies.rounds.registry import Client, ClientRegistry
 from strategies.rounds.replies import ReplyCollector
@@ -317,7 +317,7 @@ class FederatedStrategy(Strategy):
             groups={client.name: client.group for client in self.registry.clients},
             descriptions=self.descriptions,
             timed=attempt.stats.timed,
-            fitted_better_by_average=partial(self._fitted_better_by_average, attempt),
+            best_shares=partial(self._best_shares, attempt),
         )
 
     def _is_last(self, server_round: int) -> bool:
@@ -338,6 +338,7 @@ class FederatedStrategy(Strategy):
             candidates=sent.candidates,
             universal=sent.universal if needs else None,
             signature=self.method.needs.prototypes,
+            covariance=self.method.needs.covariance,
             memory=self.method.needs.memory,
             run=self.run,
             shared=self.method.shared(self.reached()),
@@ -371,21 +372,21 @@ class FederatedStrategy(Strategy):
         stats.tell(accepted.seen)
         return list(accepted.updates)
 
-    def _fitted_better_by_average(
+    def _best_shares(
         self,
         attempt: Attempt,
-        taught: Mapping[str, State],
+        students: Mapping[str, State],
         averages: Mapping[str, State],
         caps: Caps,
         loss_unit: float,
-    ) -> set[str]:
-        """Ask the clients that are sampled for evaluation; see `Round`."""
-        number = attempt.stats.server_round
-        return fitted_better_by_average(
+    ) -> dict[str, float]:
+        """Ask a few of the clients; see `Round`."""
+        number, clients = attempt.stats.server_round, len(self.registry.clients)
+        return best_shares(
             partial(attempt.ask, phase="evaluation"),
-            self.registry.sample(self.participation.fraction_evaluate, "evaluate", number),
+            self.registry.sample(num_asked(clients) / clients, "compare", number),
             number,
-            taught,
+            students,
             averages,
             self.method.objective,
             self.registry.task,

@@ -34,6 +34,10 @@ class Contribution(Weighted, Protocol):
     """A `ClientUpdate` or a `GroupSum`: what a method aggregates, whichever way it was collected."""
 
     @property
+    def start(self) -> State:
+        """What the clients behind it started from, on the mean."""
+
+    @property
     def signature(self) -> Signature | None:
         """What the clients behind it told of their data; None: nothing was asked."""
 
@@ -94,12 +98,14 @@ class ClientSketch:
 class GroupSum:
     """What the clients of one cluster contributed together, of which the server saw the sum only.
 
-    ``name`` is the first of the ``clients`` that are in it. ``state`` is the mean of their models, and ``signature``
-    what they told of their data together. ``steps`` is the sum of theirs.
+    ``name`` is the first of the ``clients`` that are in it. ``start`` is the mean of what they were sent to start from,
+    each of them counted once, ``state`` the mean of their models, and ``signature`` what they told of their data
+    together. ``steps`` is the sum of theirs.
     """
 
     name: str
     clients: int
+    start: State
     state: State
     num_examples: int
     signature: Signature | None = None

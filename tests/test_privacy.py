@@ -62,7 +62,6 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
     "personal": lambda config, round: config.method == "fedavg-ft" or round == config.num_server_rounds,
-    "doubted": lambda config, round: config.method == "disue" and config.proxy.startswith(("dataset:", "path:")),
     "compared": lambda config, round: config.method == "disue" and config.initialisation == "learned",
 }
 """What the words of the column "when" mean."""

@@ -76,8 +76,18 @@ class NoisyRelease(ReleasePolicy):
         noisy = self._released(description.flatten()).view_as(description)
         return F.normalize(noisy.flatten(), dim=0).view_as(description).float()
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
-        """Release the strata's shares and prototypes together; a stratum with little share after that is not there."""
+    def signature(
+        self, universal: Classifier, examples: Examples, device: torch.device, task: Task, covariance: bool = False
+    ) -> Signature:
+        """Release the strata's shares and prototypes together; a stratum with little share after that is not there.
+
+        Raises
+        ------
+        FederationError
+            If a covariance is asked for: noise as large as its parts would be needed in each of its numbers.
+        """
+        if covariance:
+            raise FederationError("privacy=dp: a client does not tell how its features vary")
         exact = make_signature(universal, examples, device, task)
         bound = usual_length(universal, task, device) * LONGEST_PROTOTYPE
         shares = exact.label_counts / exact.label_counts.sum()

@@ -39,9 +39,11 @@ class ReleasePolicy:
         """Return what is said of the data before training."""
         return description
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
+    def signature(
+        self, universal: Classifier, examples: Examples, device: torch.device, task: Task, covariance: bool = False
+    ) -> Signature:
         """Return what is said of the data beside an update."""
-        return make_signature(universal, examples, device, task, self.config.share_label_counts)
+        return make_signature(universal, examples, device, task, self.config.share_label_counts, covariance)
 
     def candidates(self, candidates: Sequence[State]) -> Sequence[State]:
         """Return the candidates of which the choice is told."""
@@ -56,7 +58,7 @@ class ReleasePolicy:
         return reply
 
     def comparison(self, reply: CompareReply) -> CompareReply:
-        """Return how well both models fit."""
+        """Return how well the mixtures fit."""
         return reply
 
 

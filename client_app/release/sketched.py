@@ -79,8 +79,8 @@ class SketchedRelease(ReleasePolicy):
         return replace(reply, num_examples=1, personal_steps=0, **told)
 
     def comparison(self, reply: CompareReply) -> CompareReply:
-        """Return how well both models fit, rounded."""
-        return CompareReply(round(reply.student_fit, DIGITS_OF_LOSS), round(reply.average_fit, DIGITS_OF_LOSS))
+        """Return how well the mixtures fit, rounded."""
+        return CompareReply(tuple(round(fit, DIGITS_OF_LOSS) for fit in reply.fits))
 
     def _sketch(self, vector: Tensor) -> Tensor:
         size, noise = self.config.sketch_size, self.config.sketch_noise

@@ -20,7 +20,7 @@ from disue.fields import (
 )
 from disue.models import State, flatten, num_features
 from disue.objective import PLAIN, LocalObjective
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 from disue.tasks import ImageClassification
 from disue.wire.arrays import read_optional_state, read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
@@ -59,6 +59,7 @@ class TrainRequest:
     candidates: tuple[State, ...] = ()
     universal: State | None = None
     signature: bool = False
+    covariance: bool = False
     memory: str = ""
     run: str = ""
     shared: State = field(default_factory=dict)
@@ -75,6 +76,8 @@ class TrainRequest:
         config = make_config(self.server_round, self.objective, self.task, signature=self.signature)
         content = RecordDict({"arrays": record(first), "config": config})
         config["candidates"] = len(self.candidates)
+        if self.covariance:
+            config["covariance"] = True
         config["start-from-choice"] = self.start is None
         for i, state in enumerate(others):
             content[f"candidate-{i}"] = record(state)
@@ -101,6 +104,7 @@ class TrainRequest:
             candidates=(first, *others) if from_choice else others,
             universal=read_optional_state(message, "universal"),
             signature=setting(config, "signature", bool),
+            covariance="covariance" in config and setting(config, "covariance", bool),
             memory=setting(config, "memory", str) if "memory" in config else "",
             run=setting(config, "run", str) if "run" in config else "",
             shared=read_optional_state(message, "shared") or {},
@@ -176,9 +180,8 @@ class TrainReply:
         if self.second is not None:
             content["second"] = to_record(self.second)
         if self.signature is not None:
-            content["signature"] = to_record(
-                {wire_name(name): getattr(self.signature, name) for name in fields_of(Signature)}
-            )
+            told = {wire_name(name): getattr(self.signature, name) for name in fields_of(Signature)}
+            content["signature"] = to_record({name: tensor for name, tensor in told.items() if tensor is not None})
         return Message(content, reply_to=reply_to)
 
     @classmethod
@@ -186,7 +189,7 @@ class TrainReply:
         cls,
         message: Message,
         like: State,
-        num_strata: int,
+        asked: SignatureParts,
         num_candidates: int = 0,
         max_examples: int | None = None,
         second: bool = False,
@@ -198,8 +201,8 @@ class TrainReply:
         message : Message
         like : State
             A model of the client's architecture.
-        num_strata : int
-            Of the signature that was asked for; 0: none was.
+        asked : SignatureParts
+            Other parts of the signature are left out.
         num_candidates : int (default: 0)
             That the client chose from.
         max_examples : int, optional
@@ -222,31 +225,34 @@ class TrainReply:
             told["choice"] = None
         elif told["choice"] is None or told["choice"] >= num_candidates:
             raise WireError(f"choice is {quoted_value(told['choice'])}; there were {num_candidates} candidates")
-        tensors = read_state(message, "signature") if num_strata else None
-        signature = (
-            None
-            if tensors is None
-            else _read_signature(tensors, (num_strata, num_features(like)), told["num_examples"])
-        )
+        signature = None
+        if asked.num_strata:
+            shape = asked.num_strata, num_features(like)
+            tensors = read_state(message, "signature")
+            signature = _read_signature(tensors, shape, told["num_examples"], asked.covariance)
         other = read_state(message, "second") if second else None
         if other is not None:
             _check_state(other, like)
         return cls(state=state, signature=signature, second=other, **told)
 
 
-def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int) -> Signature:
+def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int, covariance: bool) -> Signature:
+    names = [name for name, (_, optional) in fields_of(Signature).items() if covariance or not optional]
     try:
-        signature = Signature(**{name: tensors[wire_name(name)] for name in fields_of(Signature)})
+        told = {name: tensors[wire_name(name)] for name in names}
     except KeyError as error:
         raise WireError(f"the signature lacks {error}") from None
+    if told["prototypes"].shape != shape:
+        raise WireError(
+            f"the signature's prototypes are {tuple(told['prototypes'].shape)}; expected {shape} (classes, features)"
+        )
+    try:
+        signature = Signature(**told)
     except ValueError as error:
         raise WireError(str(error)) from None
-    if signature.prototypes.shape != shape:
-        raise WireError(
-            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; expected {shape} (classes, features)"
-        )
-    for name, (bounds, _) in fields_of(Signature).items():
-        bounds.check(getattr(signature, name), wire_name(name))
+    for name in names:
+        bounds, _ = fields_of(Signature)[name]
+        bounds.check(told[name], wire_name(name))
     if float(signature.label_counts.sum()) > num_examples:
         raise WireError(f"the signature counts more than the {num_examples} examples")
     return signature

@@ -3,13 +3,17 @@
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import WARNING
 
 from flwr.common.logger import log
 from pydantic import Field
 
 from disue.config import Multiple, Settings
+from disue.covariance import from_triangle, triangle
+from disue.discriminant import positive
 from disue.privacy.dp import FITS_UP_TO
+from disue.signature import Signature
 
 USUAL_LOSS = 1.0
 """Nats. A loss that is only reported counts at least up to `max-weight` times so much."""
@@ -117,6 +121,22 @@ class Caps:
         sizes = {name: abs(gap) for name, gap in said.items()}
         counted = self._logged(what, sizes, capped(sizes, self.max_fit, usual=SMALLEST_GAP))
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
+
+    def covariances(self, told: Mapping[str, Signature]) -> dict[str, Signature]:
+        """Return signatures whose covariances are ones, with a trace up to `max_fit` times the median of the others'.
+
+        What a client tells of its features is not checked by itself: its matrix might have negative variances, or
+        such large ones that all samples are alike.
+        """
+        matrices = {
+            name: positive(from_triangle(own.covariance)) for name, own in told.items() if own.covariance is not None
+        }
+        traces = {name: float(matrix.trace()) for name, matrix in matrices.items()}
+        counted = self._logged("covariance", traces, capped(traces, self.max_fit))
+        return {**told} | {
+            name: replace(told[name], covariance=triangle(matrix * (counted[name] / max(traces[name], 1e-300))))
+            for name, matrix in matrices.items()
+        }
 
     def _logged(
         self, what: str, said: Mapping[str, float], counted: dict[str, float], why: str = BY_OTHERS

@@ -99,7 +99,7 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
 SIGNATURES.register("initial-prototypes")(
-    SignatureKind(shape=lambda strata, features, inputs, parameters: (strata, features))
+    SignatureKind(shape=lambda strata, features, inputs, parameters: (strata, features + 1))
 )
 SIGNATURES.register("subspace")(
     SignatureKind(

@@ -10,8 +10,10 @@ from disue.models import State
 from strategies.aggregation.caps import Caps
 
 
-def _nobody_asked(taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps, loss_unit: float) -> set[str]:
-    return set()
+def _nobody_asked(
+    students: Mapping[str, State], averages: Mapping[str, State], caps: Caps, loss_unit: float
+) -> Mapping[str, float]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class Round:
         What clients said of their data, where the method asks for it.
     timed : callable
         ``with round.timed(phase):`` adds the seconds spent inside to a phase: clustering, distillation or evaluation.
-    fitted_better_by_average : callable
-        Asks clients whether the first models fit their data better than the second, both by architecture, and bounds
-        what they say by `Caps` and the task's ``loss_unit``. Returns the architectures of which the second do.
+    best_shares : callable
+        Asks clients how well mixtures of the first models and the second fit their data, both by architecture, and
+        bounds what they say by `Caps` and the task's ``loss_unit``. Returns the best share of the first, by
+        architecture, where anybody answers.
     """
 
     number: int
@@ -43,6 +46,4 @@ class Round:
     groups: Mapping[str, int] = field(default_factory=dict)
     descriptions: Mapping[str, Tensor] = field(default_factory=dict)
     timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext()
-    fitted_better_by_average: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], set[str]] = (
-        _nobody_asked
-    )
+    best_shares: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], Mapping[str, float]] = _nobody_asked

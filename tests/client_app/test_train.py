@@ -9,6 +9,7 @@ from client_app.client import LocalClient, own_model
 from client_app.describe import BATCH, DESCRIPTIONS, make_signature
 from client_app.train import train
 from disue.config import ClientConfig
+from disue.covariance import covariance_within, from_triangle, looked_at
 from disue.data import Examples
 from disue.errors import ConfigError
 from disue.models import State, build_model, flatten, get_state
@@ -179,12 +180,55 @@ def test_signature_is_counts_and_class_means() -> None:
     assert torch.equal(signature.prototypes[2], torch.zeros(64))
 
 
-def test_initial_prototypes_are_scaled_by_the_square_root_of_the_share() -> None:
+@pytest.mark.parametrize("share_label_counts", [True, False])
+def test_the_covariance_is_that_of_the_examples_around_the_mean_of_their_class(share_label_counts: bool) -> None:
+    data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 1)
+    assert make_signature(model, data, CPU, TASK).covariance is None
+    signature = make_signature(model, data, CPU, TASK, share_label_counts, covariance=True)
+    assert signature.covariance is not None
+    with torch.no_grad():
+        features = model.body(data.x).double().numpy()
+    for label in range(2):
+        features[data.y.numpy() == label] -= features[data.y.numpy() == label].mean(axis=0)
+    expected = np.cov(features.T, bias=True)
+    np.testing.assert_allclose(signature.covariance.numpy(), expected[np.triu_indices(64)], atol=1e-6)
+    assert set(signature.label_counts.tolist()) == ({0.0, 1.0} if not share_label_counts else {0.0, 9.0, 11.0})
+
+
+def test_of_many_features_the_covariance_is_that_of_a_projection_that_keeps_lengths() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 512, generator=rng), torch.zeros(50, dtype=torch.int64)
+    means = x.mean(dim=0, keepdim=True)
+    basis = looked_at(torch.eye(512))
+    torch.testing.assert_close(basis.T @ basis, torch.eye(128), atol=1e-5, rtol=0.0)
+    found = from_triangle(covariance_within(x, y, means))
+    expected = np.cov((x @ basis).double().numpy().T, bias=True)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    assert torch.equal(looked_at(x[:, :128]), x[:, :128])
+
+
+def test_initial_prototypes_are_those_less_the_clients_mean_and_the_roots_of_the_shares() -> None:
     data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 2)
     signature = make_signature(model, data, CPU, TASK)
+    shares, points = signature.label_counts.numpy() / 20, signature.prototypes.numpy()
     described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
-    expected = signature.prototypes.numpy() * np.sqrt(signature.label_counts.numpy() / 20)[:, None]
-    np.testing.assert_allclose(described.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
+    with torch.no_grad():
+        mean = model.body(data.x).mean(dim=0).numpy()
+    expected = np.sqrt(shares)[:, None] * (points - mean)
+    assert described.shape == (3, 65)
+    np.testing.assert_allclose(
+        described[:, :64].numpy(), expected / np.linalg.norm(expected) / np.sqrt(2), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(described[:, 64].numpy(), np.sqrt(shares / 2), atol=1e-6)
+    assert float(described.norm()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_initial_prototypes_of_one_class_are_that_prototype() -> None:
+    data, model = examples(20, classes=1), build_model("mlp", (1, 4, 4), 3, 2)
+    described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
+    point = make_signature(model, data, CPU, TASK).prototypes[0]
+    torch.testing.assert_close(described[0, :64], point / point.norm() / 2**0.5)
+    assert described[:, 64].tolist() == pytest.approx([0.5**0.5, 0.0, 0.0])
 
 
 def test_the_anchor_gradient_is_that_of_the_loss_and_may_tell_classes_alone() -> None:

@@ -35,6 +35,7 @@ from client_app.app import app as client_app
 from client_app.release import sketched
 from disue.models import build_model
 from disue.privacy.secagg import Contribution
+from disue.signature import SignatureParts
 from disue_cli.engines.flower import copy_app
 from disue_cli.engines.inline import InlineGrid
 from server_app.callbacks.checkpoint import Checkpoints
@@ -122,7 +123,7 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 
 def contributed(vector: Tensor) -> Contribution:
     """Return what is in a vector, or in a sum of several."""
-    return Contribution.from_vector(vector, build_model("mlp", (1, 8, 8), 10).state_dict(), num_strata=10)
+    return Contribution.from_vector(vector, build_model("mlp", (1, 8, 8), 10).state_dict(), SignatureParts(10))
 
 
 def nearest(directory: Path, tensor: Tensor) -> float:

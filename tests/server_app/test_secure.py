@@ -40,6 +40,7 @@ HALF_A_STEP = 0.5 / 10 + 1e-9  # of a client with fewer than 20 test examples
             "scenario": "rotation",
             "num_clusters": 2,
             "clients": 14,
+            "max_fit": 0.0,  # which bounds single covariances
         },
         {"method": "fedavg"},
     ],

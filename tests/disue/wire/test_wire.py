@@ -7,11 +7,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disue.covariance import triangle_size
 from disue.errors import FederationError
 from disue.models import State
 from disue.naming import normal_name
 from disue.objective import PLAIN, LocalObjective
-from disue.signature import Signature
+from disue.signature import NOTHING, Signature, SignatureParts
 from disue.source import client_hash
 from disue.tasks import DataSummary, ImageClassification
 from disue.wire import (
@@ -70,7 +71,15 @@ def test_train_request_round_trip(universal: State | None) -> None:
     assert message.metadata.dst_node_id == 7
     assert same(got.start, sent.start)
     assert same(got.universal, universal)
-    assert (got.server_round, got.signature, got.objective) == (4, True, objective)
+    assert (got.server_round, got.signature, got.covariance, got.objective) == (4, True, False, objective)
+
+
+def test_a_request_asks_for_the_covariance() -> None:
+    sent = TrainRequest(start=state(), server_round=4, signature=True, covariance=True).to_message(7)
+    assert TrainRequest.from_message(sent).covariance
+    sent.content.config_records["config"]["covariance"] = "yes"
+    with pytest.raises(WireError, match="covariance"):
+        TrainRequest.from_message(sent)
 
 
 def test_what_few_methods_need_is_sent_where_it_is_needed() -> None:
@@ -104,9 +113,9 @@ def test_candidates_travel_with_or_without_a_start(start: State | None) -> None:
 def test_a_choice_must_be_one_of_the_candidates(choice: int | None) -> None:
     message = TrainReply(state(), 9, 0.5, 3, choice=choice).to_message(reply_to())
     with pytest.raises(WireError, match="choice is"):
-        TrainReply.from_message(message, like=state(), num_strata=0, num_candidates=3)
+        TrainReply.from_message(message, like=state(), asked=NOTHING, num_candidates=3)
     good = TrainReply(state(), 9, 0.5, 3, choice=2).to_message(reply_to())
-    assert TrainReply.from_message(good, like=state(), num_strata=0, num_candidates=3).choice == 2
+    assert TrainReply.from_message(good, like=state(), asked=NOTHING, num_candidates=3).choice == 2
 
 
 def test_a_second_model_travels_both_ways_and_is_checked_as_the_first() -> None:
@@ -114,11 +123,11 @@ def test_a_second_model_travels_both_ways_and_is_checked_as_the_first() -> None:
     assert same(asked.second, state(1))
     assert TrainRequest.from_message(TrainRequest(state(), 4).to_message(7)).second is None
     told = TrainReply(state(), 9, 0.5, 3, second=state(2)).to_message(reply_to())
-    assert same(TrainReply.from_message(told, like=state(), num_strata=0, second=True).second, state(2))
-    assert TrainReply.from_message(told, like=state(), num_strata=0).second is None  # nobody asked
+    assert same(TrainReply.from_message(told, like=state(), asked=NOTHING, second=True).second, state(2))
+    assert TrainReply.from_message(told, like=state(), asked=NOTHING).second is None  # nobody asked
     other = TrainReply(state(), 9, 0.5, 3, second={"a": torch.ones(2)}).to_message(reply_to())
     with pytest.raises(WireError, match="parameters differ"):
-        TrainReply.from_message(other, like=state(), num_strata=0, second=True)
+        TrainReply.from_message(other, like=state(), asked=NOTHING, second=True)
     with pytest.raises(WireError, match="no 'second' record"):
         TrainReply.from_message(TrainReply(state(), 9, 0.5, 3).to_message(reply_to()), state(), 0, second=True)
 
@@ -169,7 +178,7 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(request.start, model)
     assert (request.server_round, request.signature, request.universal) == (number, flag, None)
     sent = TrainReply(model, number + 1, 0.5, number)
-    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, num_strata=0).state, model)
+    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, asked=NOTHING).state, model)
 
 
 names = (
@@ -262,20 +271,60 @@ def test_an_accuracy_that_is_none_is_refused(key: str, value: float) -> None:
 def test_train_reply_round_trip() -> None:
     signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 3))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
-    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(2))
     assert same(got.state, sent.state)
     assert got.signature is not None
     assert torch.equal(got.signature.prototypes, signature.prototypes)
     assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
 
 
+@pytest.mark.parametrize("features", [3, 300])
+def test_the_covariance_travels_where_it_was_asked_for(features: int) -> None:
+    like = {"head.weight": torch.zeros(2, features), "a": torch.zeros(2)}
+    told = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, features), torch.randn(triangle_size(features)))
+    message = TrainReply(like, 9, 0.5, 3, told).to_message(reply_to())
+    got, without = (
+        TrainReply.from_message(message, like, SignatureParts(2, asked)).signature for asked in (True, False)
+    )
+    assert got is not None
+    assert got.covariance is not None
+    assert told.covariance is not None
+    assert torch.equal(got.covariance, told.covariance)
+    assert without is not None
+    assert without.covariance is None
+
+
+def test_of_many_features_those_of_a_projection_vary() -> None:
+    assert [triangle_size(features) for features in (1, 3, 128, 129, 512)] == [1, 6, 8256, 8256, 8256]
+
+
+@pytest.mark.parametrize(
+    ("covariance", "reason"),
+    [
+        (None, "the signature lacks 'covariance'"),
+        (torch.ones(5), r"shapes \[\(2,\), \(2, 3\), \(5,\)\] do not fit"),
+        (torch.ones(3, 3), "do not fit"),
+        (torch.ones(6).double(), "'torch.float64'.* are not float32"),
+        (torch.full((6,), float("nan")), "not finite"),
+        (torch.full((6,), float("inf")), "not finite"),
+        (torch.full((6,), 3e38), "covariance has values that are not finite or out of range; expected .*1e"),
+        (torch.full((6,), -3e38), "covariance has values that are not finite or out of range; expected .*1e"),
+    ],
+)
+def test_a_malformed_covariance_is_refused_with_the_reason(covariance: torch.Tensor | None, reason: str) -> None:
+    record = signature_record() if covariance is None else signature_record(covariance=covariance)
+    with pytest.raises(WireError, match=reason) as caught:
+        TrainReply.from_message(broken(signature=record), like=state(), asked=SignatureParts(2, covariance=True))
+    assert "\n" not in str(caught.value)
+
+
 def test_prototypes_are_one_for_each_stratum_however_many_outputs_there_are() -> None:
     sent = TrainReply(state(), 9, 0.5, 3, Signature(torch.tensor([9.0]), torch.randn(1, 3)))
-    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=1)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(1))
     assert got.signature is not None
     assert got.signature.prototypes.shape == (1, 3)
     with pytest.raises(WireError, match=r"prototypes are \(1, 3\); expected \(2, 3\)"):
-        TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
+        TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(2))
 
 
 def signature_record(**changes: torch.Tensor) -> ArrayRecord:
@@ -326,7 +375,10 @@ def broken(**changes: object) -> Message:
         ({"metrics": MetricRecord({"num-examples": 2.5})}, "num-examples is 2.5"),
         ({"signature": None}, "no 'signature' record"),
         ({"signature": ArrayRecord({"prototypes": torch.ones(2, 3)})}, "lacks 'label-counts'"),
-        ({"signature": signature_record(prototypes=torch.ones(3, 4))}, "do not fit"),
+        (
+            {"signature": signature_record(prototypes=torch.ones(3, 4))},
+            r"prototypes are \(3, 4\); expected \(2, 3\)",
+        ),
         (
             {"signature": signature_record(prototypes=torch.ones(2, 5))},
             r"prototypes are \(2, 5\); expected \(2, 3\)",
@@ -353,11 +405,11 @@ def broken(**changes: object) -> Message:
 )
 def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        TrainReply.from_message(broken(**message_changes), like=state(), num_strata=2)
+        TrainReply.from_message(broken(**message_changes), like=state(), asked=SignatureParts(2))
 
 
 def test_the_well_formed_one_is_not() -> None:
-    TrainReply.from_message(broken(), like=state(), num_strata=2)
+    TrainReply.from_message(broken(), like=state(), asked=SignatureParts(2))
 
 
 def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

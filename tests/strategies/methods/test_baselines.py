@@ -61,8 +61,12 @@ def test_under_label_skew_fedlc_serves_its_clients_better_than_fedavg(run) -> No
 
 
 @pytest.mark.parametrize("one_cluster", [{"num_clusters": 1}, {"clusterer": "single"}])
-def test_disue_with_one_cluster_is_fedavg_bit_for_bit(run, one_cluster: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
-    disue = run(**one_cluster)
+@pytest.mark.parametrize("nothing", [{"prototype_weight": 0.0}, {"distill_steps": 0}])
+def test_disue_with_one_cluster_that_is_taught_nothing_is_fedavg_bit_for_bit(  # type: ignore[no-untyped-def]
+    run, one_cluster: dict[str, object], nothing: dict[str, object]
+) -> None:
+    """Its only expert is the average; beside that there is what clients tell of their data."""
+    disue = run(**one_cluster, **nothing)
     assert disue.summary["num_clusters"] == 1
     fedavg = run(method="fedavg")
     assert equal(model(disue.directory), model(fedavg.directory))
