@@ -44,7 +44,7 @@ COMMANDS = {
     "help": [DISUE, "--help"],
     "client": [CLIENT],
     "bad_input": [DISUE, "simulate", "--engine", "inline", "--set", "alpha=0"],
-    "run": [DISUE, "simulate", "--engine", "inline", "--output"],
+    "run": [DISUE, "simulate", "--engine", "inline", "--set", "num-server-rounds=1", "--output"],
 }
 
 
