@@ -46,11 +46,11 @@ class Deployment:
     def process(self, program: str, *words: str) -> psutil.Process:
         """Return the one process of a program whose arguments contain all the words."""
         found = []
-        for process in [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]:
-            line = process.cmdline()
+        for process in self.processes():
+            line = words_of(process)
             if any(Path(word).name == program for word in line[:2]) and all(w in " ".join(line) for w in words):
                 found.append(process)
-        assert len(found) == 1, [p.cmdline() for p in found]
+        assert len(found) == 1, [words_of(p) for p in found]
         return found[0]
 
     def processes(self) -> list[psutil.Process]:
@@ -119,6 +119,13 @@ def deployed(work: Path, *labels: str, timeout: float = 900.0) -> Iterator[Deplo
         kill_children()
 
 
+def words_of(process: psutil.Process) -> list[str]:
+    """Return the command line of a process; none, if it has ended in the meantime."""
+    with suppress(psutil.Error):
+        return process.cmdline()
+    return []
+
+
 def command_of(process: psutil.Process) -> list[str]:
     """Return the command line by which a Flower command can be started again."""
     return process.cmdline()[1:]
@@ -128,7 +135,8 @@ def kill(process: psutil.Process) -> None:
     """End a SuperNode with all that it started, as a power cut does."""
     tree = [process, *process.children(recursive=True)]
     for member in tree:
-        member.kill()
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     psutil.wait_procs(tree, timeout=10)
 
 

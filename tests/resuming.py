@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from deployment import words_of
 
 from disue_cli.engines.inline import run_inline
 from server_app.config import RunConfig
@@ -66,7 +67,7 @@ def simulation_on_ray(
             assert time.monotonic() < deadline
             time.sleep(0.1)
         family = psutil.Process(process.pid).children(recursive=True)
-        assert any("raylet" in child.name() for child in family)
+        assert any("raylet" in word for child in family for word in words_of(child))
         yield process, family
     finally:
         process.terminate()

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -65,7 +66,8 @@ def freeze(process: psutil.Process) -> list[psutil.Process]:
     """Stop a SuperNode and all that it started, without ending them, and return them."""
     tree = [process, *process.children(recursive=True)]
     for member in tree:
-        member.suspend()
+        with suppress(psutil.NoSuchProcess):
+            member.suspend()
     return tree
 
 
@@ -111,7 +113,8 @@ def test_faults_of_clients_cost_little_and_they_take_part_again(deployment: Depl
     # They may have answered the round that was under way, so that the next one missed them.
     assert time.monotonic() - frozen_at < 2 * timeout + slack
     for member in stopped:
-        member.resume()
+        with suppress(psutil.NoSuchProcess):
+            member.resume()
     restarted_until(deployment, restart, lambda: said("client clinic-b is back, in cluster"))
     wait_for(lambda: said("client clinic-d is back, in cluster"), WAIT, "clinic-d is back")
     done = rounds()

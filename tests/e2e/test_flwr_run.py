@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import tomli_w
+from deployment import words_of
 from resuming import simulation_on_ray
 
 from disue.errors import FederationError
@@ -93,13 +94,6 @@ def test_the_two_engines_give_equal_metrics_and_equal_models(
     assert rows_of(tmp_path / "run") == rows_of(inline)
     for name in ("universal.safetensors", "experts/expert-0.safetensors", "clients.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (inline / name).read_bytes()
-
-
-def words_of(process: psutil.Process) -> list[str]:
-    """Return the command line; nothing if the process has ended."""
-    with suppress(psutil.Error):
-        return process.cmdline()
-    return []
 
 
 def is_of_ray(process: psutil.Process, port: str) -> bool:

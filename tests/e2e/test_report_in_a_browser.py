@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -77,8 +78,12 @@ def marks_of(chart: WebElement) -> int:
 def cpu_seconds(browser: webdriver.Chrome) -> float:
     """Return what all processes of the browser have computed: on an idle machine it takes no longer than that."""
     driver = psutil.Process(browser.service.process.pid)
-    times = [process.cpu_times() for process in driver.children(recursive=True)]
-    return sum(own.user + own.system for own in times)
+    seconds = 0.0
+    for process in driver.children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            own = process.cpu_times()
+            seconds += own.user + own.system
+    return seconds
 
 
 def names_in(page: webdriver.Chrome) -> list[str]:
