@@ -47,7 +47,7 @@ EXPECTED = [
     Expected("simulation.py", ("--rounds", "5", *ONCE), ("--rounds", "8", *ONCE), "inline_to_bare", 0.92, True),
     Expected("distillation.py", ONCE, THRICE, "ours_to_bare", 1.12, False),
     Expected("distillation.py", ONCE, THRICE, "teaching_to_bare", 0.68, False),
-    Expected("startup.py", ONCE, THRICE, "client_to_imports", 1.75, False),
+    Expected("startup.py", ONCE, THRICE, "client_to_imports", 1.78, False),
     Expected("startup.py", ONCE, THRICE, "run_to_imports", 3.5, False),
     Expected("clustering.py", (), (), "ratio", 1.4, False),
     Expected("large_round.py", ROUND_OF_300, ROUND_OF_300, "peak_to_all_models", 0.48, False),
