@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from deployment import Deployment, set_to
+from deployment import WAIT, Deployment, set_to
 
 from client_app.app import app as client_app
 from disue_cli.engines.inline import InlineGrid
 from server_app.config import RunConfig
 from server_app.run import execute
 
-WAIT = 600.0
-"""Seconds until a test gives up."""
-SHORTEST_TIMEOUT = 30.0
-"""Seconds of `round-timeout`; on a busy machine twice what a message takes."""
 SETTINGS: dict[str, Any] = {
     "dataset": "own",
     "input-shape": "1x8x8",

@@ -24,6 +24,10 @@ ROOT = Path(__file__).parents[1]
 CLIENTS = ["clinic-a", "clinic-b", "clinic-c", "clinic-d"]
 PORTS = ("8000", "9094", "9095", "9096", "9097")
 BIN = Path(sys.executable).parent
+WAIT = 600.0
+"""Seconds until a test gives up."""
+SHORTEST_TIMEOUT = 30.0
+"""Seconds of `round-timeout`, where rounds are quick; on a busy machine a few times what they take."""
 
 
 def blocks(*labels: str) -> str:

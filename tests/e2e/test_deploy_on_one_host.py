@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 import tomli_w
-from clinics import SETTINGS, SHORTEST_TIMEOUT, WAIT, in_one_process, submission, summary_of
+from clinics import SETTINGS, in_one_process, submission, summary_of
 from deployment import (
     BIN,
     CLIENTS,
+    SHORTEST_TIMEOUT,
+    WAIT,
     Deployment,
     check_run_directory,
     command_of,

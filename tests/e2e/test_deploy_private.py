@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from clinics import SETTINGS, SHORTEST_TIMEOUT, WAIT, carried_out, in_one_process, submission, summary_of
-from deployment import BIN, CLIENTS, Deployment, deployed, kill, rows_of, wait_for
+from clinics import SETTINGS, carried_out, in_one_process, submission, summary_of
+from deployment import BIN, CLIENTS, SHORTEST_TIMEOUT, WAIT, Deployment, deployed, kill, rows_of, wait_for
 from safetensors.torch import load_file
 from torch import Tensor
 

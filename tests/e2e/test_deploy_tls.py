@@ -21,6 +21,8 @@ import pytest
 from deployment import (
     BIN,
     CLIENTS,
+    SHORTEST_TIMEOUT,
+    WAIT,
     Deployment,
     check_run_directory,
     clusters_of,
@@ -36,10 +38,6 @@ from deployment import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
-WAIT = 600.0
-"""Seconds until a test gives up."""
-SHORTEST_TIMEOUT = 30.0
-"""Seconds of `round-timeout`, where rounds are quick; on a busy machine a few times what they take."""
 SETTINGS: dict[str, object] = {
     "dataset": "own",
     "input-shape": "1x8x8",
