@@ -29,11 +29,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
+from disue.covariance import MOST_FEATURES, triangle
 from disue.models import MODELS, Classifier, Shape, State, build_model
 from disue.seeding import torch_rng
 from disue.signature import Signature
 from disue.tasks import DataSummary
-from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire.compare import SHARES
 from disue_cli.engines.inline import InlineGrid
 from server_app.config import RunConfig
 from server_app.run import execute
@@ -66,6 +68,7 @@ class MadeUpClients:
         self.counts = torch.randint(1, 20, (GROUPS, CLASSES), generator=rng).float()
         features = parameters["head.weight"].shape
         self.prototypes = torch.rand((GROUPS, *features), generator=rng)
+        self.covariance = triangle(0.01 * torch.eye(min(features[1], MOST_FEATURES)))
         self.model = model
 
     def prototypes_of(self, number: int) -> torch.Tensor:
@@ -90,16 +93,21 @@ class MadeUpClients:
 
         @app.query("describe")
         def describe(message: Message, context: Context) -> Message:
-            told = self.prototypes_of(number_of(context))
+            told = F.pad(self.prototypes_of(number_of(context)), (0, 1))  # and the root of each class's share
             return DescribeReply(F.normalize(told.flatten(), dim=0).view_as(told)).to_message(message)
 
         @app.train()
         def train(message: Message, context: Context) -> Message:
             request, number = TrainRequest.from_message(message), number_of(context)
             assert request.start is not None
-            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number))
+            covariance = self.covariance if request.covariance else None
+            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number), covariance)
             state = self.trained(request.start, number)
             return TrainReply(state, int(signature.label_counts.sum()), 1.0, 1, signature).to_message(message)
+
+        @app.query("compare")
+        def compare(message: Message, context: Context) -> Message:
+            return CompareReply(tuple(1.0 - share for share in SHARES)).to_message(message)
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:

@@ -18,10 +18,12 @@ from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
+from disue.covariance import triangle
 from disue.models import State
 from disue.naming import client_name
 from disue.signature import Signature
-from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire.compare import SHARES
 from disue_cli.engines.inline import RUN_ID, InlineGrid
 from server_app.config import RunConfig
 from server_app.stopping import ask_to_stop
@@ -172,7 +174,7 @@ class FaultyGrid(InlineGrid):
         @app.query("describe")
         def describe(message: Message, context: Context) -> Message:
             number = int(client_name(context.node_config).removeprefix("client-"))
-            signature = torch.zeros(10, 64)
+            signature = torch.zeros(10, 65)
             signature[0, number % 2] = 1.0
             return DescribeReply(signature).to_message(message)
 
@@ -186,9 +188,13 @@ class FaultyGrid(InlineGrid):
                 num_examples=examples_of(name),
                 train_loss=1.0,
                 steps=1,
-                signature=_signature(name, start) if request.signature else None,
+                signature=_signature(name, start, request.covariance) if request.signature else None,
                 choice=0 if request.candidates else None,
             ).to_message(message)
+
+        @app.query("compare")
+        def compare(message: Message, context: Context) -> Message:
+            return CompareReply(tuple(1.0 + share for share in SHARES)).to_message(message)
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
@@ -333,11 +339,11 @@ def _far_away(state: State) -> State:
     return {key: tensor + 100.0 for key, tensor in state.items()}
 
 
-def _signature(name: str, start: State) -> Signature:
+def _signature(name: str, start: State, covariance: bool) -> Signature:
     classes, features = start[HEAD].shape
     number = int(name.removeprefix("client-"))
     counts = torch.zeros(classes)
     counts[[number % 2, 2 + number % 2]] = 5.0
     prototypes = torch.zeros(classes, features)
     prototypes[counts > 0, number % 2] = 1.0
-    return Signature(counts, prototypes)
+    return Signature(counts, prototypes, triangle(torch.eye(features)) if covariance else None)

@@ -33,6 +33,8 @@ class Distilled:
     ----------
     state : State
         The mixture of average and student, or the average where the guard kept it.
+    student : State
+        The student itself, whatever the guard says.
     steps : int
         Optimiser steps that were taken.
     average_loss, student_loss : float
@@ -44,6 +46,7 @@ class Distilled:
     """
 
     state: State
+    student: State
     steps: int
     average_loss: float
     student_loss: float
@@ -159,6 +162,7 @@ class Distiller:
         kept_average = not best_loss < average_loss or result_evidence < average_evidence
         return Distilled(
             state=average if kept_average else result,
+            student=best_state,
             steps=taken,
             average_loss=average_loss,
             student_loss=best_loss,

@@ -38,15 +38,18 @@ HALF_A_STEP = 0.5 / 10 + 1e-9  # of a client with fewer than 20 test examples
             "signature": "last-layer",
             "fraction_train": 0.7,
             "scenario": "rotation",
+            "num_groups": 2,
             "num_clusters": 2,
             "clients": 14,
+            "max_fit": 0.0,  # which bounds single covariances
         },
         {"method": "fedavg"},
     ],
     ids=["descriptions", "learned", "updates", "fedavg"],
 )
 def test_secure_equals_plain(run, settings: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
-    near_models = 0.01 if settings.get("initialisation") == "learned" else 1e-4  # from fits, which are rounded
+    # Fits are rounded. Where newcomers start elsewhere than their cluster, the mean of its starts is unweighted.
+    near_models = 0.01 if settings.get("initialisation") == "learned" or "fraction_train" in settings else 1e-4
     plain = run(**(SAME | settings))
     secure = run(**(SAME | settings), privacy="secure", sketch_size=256)
     for before, after in zip(plain.rows, secure.rows, strict=True):
@@ -139,6 +142,7 @@ def test_nothing_single_is_ever_received(tmp_path: Path, monkeypatch: pytest.Mon
         ),
         ({"method": "ifca"}, "method: got 'ifca'; the server gets sums only"),
         ({"method": "stocfl"}, "method: got 'stocfl'; the server gets sums only"),
+        ({"method": "ccvr"}, "method: got 'ccvr'; the server gets sums only"),
         ({"dataset": "own"}, "classes: got ''; with privacy=secure clients do not tell theirs, name all of them"),
         ({"clusterer": "ifca"}, "clusterer: got 'ifca'; the server gets sums only"),
         ({"clusterer": "oracle"}, "clusterer: got 'oracle'; the server gets sums only"),
