@@ -21,7 +21,9 @@ from disue.signature import Signature
 from strategies.distillation.discriminant import mean_points, sum_counts
 
 WEIGHT, BIAS = f"{HEAD}weight", f"{HEAD}bias"
-BATCH, MOMENTUM = 64, 0.9
+BATCH, MOMENTUM = 256, 0.9
+AT_ONCE = 8
+"""Heads that are trained together: more would take more memory, and hardly less time."""
 
 
 class CalibrationSettings(Settings):
@@ -34,7 +36,7 @@ class CalibrationSettings(Settings):
         10, ge=0, le=10000, description="epochs in which a head is trained on them; 0: heads are not calibrated"
     )
     calibration_learning_rate: float = Field(
-        1e-3, ge=1e-9, le=1e3, description="learning rate of SGD with which a head is trained on them"
+        4e-3, ge=1e-9, le=1e3, description="learning rate of SGD with which a head is trained on them"
     )
 
 
@@ -53,20 +55,28 @@ class Calibrator:
         """Return whether heads are calibrated at all."""
         return self.settings.calibration_epochs > 0
 
-    def calibrated(self, model: State, told: Sequence[Signature], generator: torch.Generator) -> State:
-        """Return a model with a head that is calibrated.
+    def calibrated(
+        self, models: Sequence[State], told: Sequence[Sequence[Signature]], generators: Sequence[torch.Generator]
+    ) -> list[State]:
+        """Return models of one architecture with heads that are calibrated, some of them at a time.
 
         Parameters
         ----------
-        model : State
-        told : sequence of Signature
-            In the model's features, each with a covariance, or its axes, for each stratum.
-        generator : torch.Generator
-            Draws the features, and decides their order.
+        models : sequence of State
+        told : sequence of sequence of Signature
+            For each model, in its features, each with a covariance, or its axes, for each stratum.
+        generators : sequence of torch.Generator
+            For each model: draws the features.
         """
-        features, labels = drawn(*pooled(told), self.settings.virtual_features, generator)
-        epochs, rate = self.settings.calibration_epochs, self.settings.calibration_learning_rate
-        return model | trained_head(model, features, labels, epochs, rate, generator)
+        found: list[State] = []
+        for i in range(0, len(models), AT_ONCE):
+            some = models[i : i + AT_ONCE]
+            each = zip(told[i : i + AT_ONCE], generators[i : i + AT_ONCE], strict=True)
+            samples = [drawn(*pooled(own), self.settings.virtual_features, generator) for own, generator in each]
+            epochs, rate = self.settings.calibration_epochs, self.settings.calibration_learning_rate
+            heads = trained_heads(some, samples, epochs, rate)
+            found += [model | head for model, head in zip(some, heads, strict=True)]
+        return found
 
 
 def pooled(told: Sequence[Signature]) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,9 +115,10 @@ def _scatter_within(own: Signature) -> Tensor:
 def drawn(
     counts: Tensor, means: Tensor, covariances: Tensor, each: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Return features drawn from a normal distribution for each class, and their classes.
+    """Return features drawn from a normal distribution for each class, and their classes, in turn.
 
-    A class of which nobody has an example has none. Parameters as `pooled` returns them.
+    There are ``each`` times as many as classes. Classes of which nobody has an example have none, and the others more.
+    Parameters as `pooled` returns them.
 
     Returns
     -------
@@ -115,9 +126,12 @@ def drawn(
     labels : (classes * each,) int64 tensor
     """
     there = (counts > 0).nonzero().flatten()
-    noise = torch.randn(len(there), each, means.shape[1], generator=generator)
-    features = means[there].unsqueeze(1) + noise @ square_root(covariances[there]).float()
-    return features.flatten(end_dim=1), there.repeat_interleave(each)
+    labels = there[torch.arange(len(counts) * each) % len(there)]
+    features = torch.randn(len(labels), means.shape[1], generator=generator)
+    for i, (mean, root) in enumerate(zip(means[there], square_root(covariances[there]).float(), strict=True)):
+        own = features[i :: len(there)]
+        torch.addmm(mean, own.clone(), root, out=own)
+    return features, labels
 
 
 def square_root(covariances: Tensor) -> Tensor:
@@ -130,30 +144,29 @@ def square_root(covariances: Tensor) -> Tensor:
     return root
 
 
-def trained_head(
-    model: State, features: Tensor, labels: Tensor, epochs: int, learning_rate: float, generator: torch.Generator
-) -> State:
-    """Return a head that is trained by SGD to minimise the cross-entropy of features, from that of a model.
+def trained_heads(
+    models: Sequence[State], samples: Sequence[tuple[Tensor, Tensor]], epochs: int, learning_rate: float
+) -> list[State]:
+    """Return heads that are trained by SGD to minimise the cross-entropy of features, from those of the models.
+
+    The steps of all heads are taken together, each on the next of the head's features: these are in no order.
 
     Parameters
     ----------
-    model : State
-        Of a `Classifier`.
-    features : (samples, features) tensor
-    labels : (samples,) int64 tensor
+    models : sequence of State
+        Of `Classifier` of one architecture.
+    samples : sequence of pair of (samples, features) tensor and (samples,) tensor
+        Features and classes for each head, as many for each.
     epochs : int
     learning_rate : float
-    generator : torch.Generator
-        Decides the order.
     """
-    head = torch.cat([model[WEIGHT], model[BIAS].unsqueeze(1)], dim=1)
-    inputs = F.pad(features, (0, 1), value=1.0)
-    truth = F.one_hot(labels, len(head)).to(inputs.dtype)
-    velocity = torch.zeros_like(head)
-    for _ in range(epochs):
-        order = torch.randperm(len(labels), generator=generator)
-        for x, y in zip(inputs[order].split(BATCH), truth[order].split(BATCH), strict=True):
-            errors = torch.softmax(x @ head.T, dim=1) - y
-            velocity = torch.addmm(velocity, errors.T, x, beta=MOMENTUM, alpha=1.0 / len(x))
-            head = head.sub(velocity, alpha=learning_rate)
-    return {WEIGHT: head[:, :-1].contiguous(), BIAS: head[:, -1].contiguous()}
+    heads = torch.stack([torch.cat([model[WEIGHT], model[BIAS].unsqueeze(1)], dim=1) for model in models])
+    inputs = F.pad(torch.stack([features for features, _ in samples]), (0, 1), value=1.0)
+    truth = torch.stack([F.one_hot(labels, heads.shape[1]).to(inputs.dtype) for _, labels in samples])
+    batches = list(zip(inputs.split(BATCH, dim=1), truth.split(BATCH, dim=1), strict=True))
+    velocity = torch.zeros_like(heads)
+    for x, y in batches * epochs:
+        errors = torch.softmax(x @ heads.mT, dim=2) - y
+        velocity = torch.baddbmm(velocity, errors.mT, x, beta=MOMENTUM, alpha=1.0 / x.shape[1])
+        heads = heads.sub(velocity, alpha=learning_rate)
+    return [{WEIGHT: head[:, :-1].contiguous(), BIAS: head[:, -1].contiguous()} for head in heads]

@@ -61,22 +61,27 @@ class Knowledge:
             if inputs is None:
                 known = known.less(of_model)
                 continue
-            told = self.under(server, after, model, of_model, inputs)
+            (told,) = self.under(server, [after], model, [of_model], inputs)
             known = replace(known, told={**known.told, **dict(zip(of_model, told, strict=True))})
         return replace(known, spaces=dict(spaces))
 
-    def under(self, server: Server, state: State, model: str, names: Sequence[str], inputs: Tensor) -> list[Signature]:
-        """Return what clients of an architecture told as they would tell it of the features of another model of it.
+    def under(
+        self, server: Server, states: Sequence[State], model: str, names: Sequence[Sequence[str]], inputs: Tensor
+    ) -> list[list[Signature]]:
+        """Return what clients of an architecture told as they would tell it of the features of other models of it.
 
-        ``inputs`` as in `moved`; some of them do.
+        ``names``: for each of the ``states``, the clients whose knowledge is asked for. ``inputs`` as in `moved`; some
+        of them do.
         """
-        before = self.spaces[model]
-        told = [self.told[name] for name in names]
-        if same_model(before, state):
-            return told
-        some = inputs[torch.linspace(0, len(inputs) - 1, min(len(inputs), ENOUGH)).long()]
-        move = Move.between(*(server.features(own, some, model) for own in (before, state)))
-        return [move(own) for own in told]
+        some = torch.linspace(0, len(inputs) - 1, min(len(inputs), ENOUGH)).long()
+        before = server.features(self.spaces[model], inputs, model)[some]
+        found = []
+        for state, own in zip(states, names, strict=True):
+            told = [self.told[name] for name in own]
+            if not same_model(state, self.spaces[model]):
+                told = list(map(Move.between(before, server.features(state, inputs, model)[some]), told))
+            found.append(told)
+        return found
 
     def less(self, names: Sequence[str]) -> "Knowledge":
         """Return what the others told."""

@@ -1,5 +1,6 @@
 """What distilling methods share: the task, the server's own models and device, proxy sets, and the round's lesson."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
@@ -8,9 +9,11 @@ from typing import Protocol
 import torch
 from flwr.common.logger import log
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, build_model, fill, get_state, same_model
+from disue.models import HEAD, Classifier, State, build_model, fill, get_state, same_model
 from disue.seeding import torch_rng
 from disue.tasks import Task
 from strategies.distillation.distiller import Distiller
@@ -125,6 +128,7 @@ class Server:
         self.seed = seed
         self._models: dict[str, Classifier] = {}
         self._initial: dict[str, State] = {}
+        self._features = WeakTensorKeyDictionary()
 
     def build(self, model: str) -> Classifier:
         """Return a model of an architecture, with what it starts from."""
@@ -142,11 +146,21 @@ class Server:
 
     def logits(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return what a model says of inputs, (samples, outputs)."""
-        return predict_logits(self._filled(state, model), x, self.device)
+        return F.linear(self.features(state, x, model), state[f"{HEAD}weight"], state[f"{HEAD}bias"])
 
     def features(self, state: State, x: Tensor, model: str = "") -> Tensor:
-        """Return the features of inputs under a model, (samples, features)."""
-        return predict_logits(self._filled(state, model).body, x, self.device)
+        """Return the features of inputs under a model, (samples, features).
+
+        They are kept as long as the body's tensors: models that differ in their heads alone have the same.
+        """
+        of = [x, *(tensor for name, tensor in state.items() if not name.startswith(HEAD))]
+        kept = self._features.get(of[-1])
+        if kept is None or any(ref() is not tensor for ref, tensor in zip(kept[0], of, strict=True)):
+            found = predict_logits(self._filled(state, model).body, x, self.device)
+            self._features[of[-1]] = [weakref.ref(tensor) for tensor in of], found
+            return found
+        features: Tensor = kept[1]
+        return features
 
     def distil(
         self,

@@ -144,7 +144,8 @@ class UniversalDistillation:
         coverage = 1.0
         if self.foreign_proxy:
             coverage = metrics["proxy_coverage"] = ensemble.coverage(features)
-        distiller = replace(self.distiller, student_share=self.distiller.student_share * coverage)
+        share = self.distiller.student_share * coverage if self.guarded else 1.0
+        distiller = replace(self.distiller, student_share=share)
         believed = drawn.proxy.labels
         if believed is None and weighing.evidence is not None:
             believed = weighing.evidence().argmax(dim=1)

@@ -135,7 +135,7 @@ class CCVR(Method[CCVRState]):
             if told:
                 with round.timed("distillation"):
                     generator = torch_rng(self.server.seed, "virtual features", round.number)
-                    calibrated = Calibrator(self.settings).calibrated(average, told, generator)
+                    (calibrated,) = Calibrator(self.settings).calibrated([average], [told], [generator])
             else:
                 log(WARNING, "round %s: no client told anything of its features; the head stays as it is", round.number)
         return Step(replace(state, universals={self.main: calibrated}, average=average), {self.main: average})

@@ -54,6 +54,8 @@ from strategies.updates import Contribution, GroupSum
 
 LAST = 0
 """Stands for the round where what is known is kept after the last one."""
+ALL = -1
+"""Stands for all clusters."""
 
 
 class DisUESettings(PrototypeSettings, CalibrationSettings):
@@ -289,7 +291,7 @@ class DisUE(Method[DisUEState]):
             lesson = self.distillation.teach(ensemble, averages, state.priors, state.proxy, round.number)
         mixed, found = self._mixed(lesson, averages, round)
         with round.timed("distillation"):
-            universals = {model: self._calibrated(state, own, model, None, round) for model, own in mixed.items()}
+            universals = {m: self._calibrated(state, {ALL: own}, m, round).get(ALL, own) for m, own in mixed.items()}
         state = replace(
             state,
             universals={**state.universals, **universals},
@@ -396,32 +398,42 @@ class DisUE(Method[DisUEState]):
 
     def _with_calibrated_experts(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> DisUEState:
         """Return the state with heads calibrated on what their clients told; no label prior is in such a head."""
-        fresh = {Team(state.clusters[update.name], round.models[update.name]) for update in updates}
-        experts, priors = dict(state.experts), dict(state.priors)
-        for team in sorted(fresh):
-            experts[team] = self._calibrated(state, state.experts[team], team.model, team.cluster, round)
-            if experts[team] is not state.experts[team] and self.server.task.scores_strata:
-                priors[team] = torch.full((self.server.task.num_strata,), -math.log(self.server.task.num_strata))
-        return replace(state, experts=experts, priors=priors)
+        fresh = sorted({Team(state.clusters[update.name], round.models[update.name]) for update in updates})
+        calibrated: dict[Team, State] = {}
+        for model in sorted({team.model for team in fresh}):
+            teams = [team for team in fresh if team.model == model]
+            clusters = {team.cluster: state.experts[team] for team in teams}
+            found = self._calibrated(state, clusters, model, round)
+            calibrated |= {team: found[team.cluster] for team in teams if team.cluster in found}
+        num_strata = self.server.task.num_strata
+        uniform = {team: torch.full((num_strata,), -math.log(num_strata)) for team in calibrated}
+        priors = {**state.priors, **uniform}
+        return replace(state, experts={**state.experts, **calibrated}, priors=priors)
 
-    def _calibrated(self, state: DisUEState, own: State, model: str, cluster: int | None, round: Round) -> State:
-        """Return a model with a head calibrated on what clients of its cluster, or of all, told of each class.
+    def _calibrated(self, state: DisUEState, models: Mapping[int, State], model: str, round: Round) -> dict[int, State]:
+        """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads.
 
-        It is the model itself where they did not tell how the features of each class vary.
+        What the cluster's clients told counts. A model is left out if they did not tell of each class how its features
+        vary.
         """
-        names = [
-            name
-            for name, architecture in state.knowledge.models.items()
-            if architecture == model and (cluster is None or state.clusters[name] == cluster)
-        ]
         inputs = self.distillation.proxy.inputs(state.proxy, round.number)
-        axes = [state.knowledge.told[name].covariance for name in names]
-        told_by_class = bool(axes) and all(covariance is not None and covariance.ndim == 3 for covariance in axes)
-        if not self.calibrator or inputs is None or not told_by_class or not self.server.task.scores_strata:
-            return own
-        told = state.knowledge.under(self.server, own, model, names, inputs)
-        rng = torch_rng(self.server.seed, "virtual features", round.number, model, -1 if cluster is None else cluster)
-        return self.calibrator.calibrated(own, told, rng)
+        if not self.calibrator or inputs is None or not self.server.task.scores_strata:
+            return {}
+        names = {cluster: self._telling_axes(state, model, cluster) for cluster in models}
+        there = [cluster for cluster in models if names[cluster]]
+        if not there:
+            return {}
+        own = [models[cluster] for cluster in there]
+        told = state.knowledge.under(self.server, own, model, [names[cluster] for cluster in there], inputs)
+        rngs = [torch_rng(self.server.seed, "virtual features", round.number, model, cluster) for cluster in there]
+        return dict(zip(there, self.calibrator.calibrated(own, told, rngs), strict=True))
+
+    def _telling_axes(self, state: DisUEState, model: str, cluster: int) -> list[str]:
+        """Return the clients of an architecture and a cluster; nobody, unless all tell axes of each class."""
+        known = state.knowledge
+        names = [name for name, own in known.models.items() if own == model and cluster in (ALL, state.clusters[name])]
+        covariances = [known.told[name].covariance for name in names]
+        return names if all(own is not None and own.ndim == 3 for own in covariances) else []
 
     def _known(
         self, state: DisUEState, updates: Sequence[Contribution], told: Mapping[str, Signature], round: Round

@@ -199,7 +199,7 @@ def wire_targets() -> list[Target]:
         ),
         "evaluate": EvaluateReply.from_message,
         "compare": CompareReply.from_message,
-        "features": lambda message: FeaturesReply.from_message(message, 3, 64),
+        "features": lambda message: FeaturesReply.from_message(message, 3, dict(LIKE)),
         "bundle": lambda message: unbundle(message.content),
         "kept": lambda message: KeptReply.from_message(message, 8),
         "parcels": lambda message: Parcels.from_message(message, TURN, ["a", "b"]),

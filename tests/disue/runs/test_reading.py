@@ -67,25 +67,37 @@ def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
     assert set(run.choose(x)) == {"0", "1"}
 
 
-def test_the_gate_knows_the_clients_examples_and_their_label_shares(finished: Path) -> None:
+def four_longest_axes(covariance: np.ndarray) -> np.ndarray:
+    """Return what of a covariance is in its four longest principal axes."""
+    values, vectors = np.linalg.eigh(covariance)
+    axes: np.ndarray = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].T
+    return axes
+
+
+def test_the_gate_knows_the_clients_examples_and_that_no_label_shares_are_in_calibrated_experts(finished: Path) -> None:
     """Of the last round, in which all clients took part: all examples of a cluster together."""
     run = load_run(finished)
     assert run.gate is not None
     assert [space.model for space in run.gate.spaces] == ["mlp"]
     federation = build_federation(run.config, CLIENTS)
-    off = []
+    squares = np.zeros((64, 64))
     for name, own in run.gate.experts.items():
         parts = [federation.client(i).train for i in range(CLIENTS) if run.clusters[f"client-{i}"] == int(name)]
         x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
         counts = torch.bincount(y, minlength=10).float()
         assert torch.equal(own.label_counts, counts.unsqueeze(0))
         assert own.log_prior is not None
-        assert torch.allclose(own.log_prior.exp(), 0.97 * counts / counts.sum() + 0.003, atol=1e-6)
+        assert torch.allclose(own.log_prior.exp(), torch.full((10,), 0.1))
         features = run.gate.features(own.space, x, run.task)
         for label in counts.nonzero().flatten().tolist():
             assert torch.allclose(own.points[0, label], features[y == label].mean(dim=0), atol=1e-4)
-        off.append(features - own.points[0][y])
-    within = np.cov(torch.cat(off).double().numpy().T, bias=True)
+        for part in parts:
+            of_client = run.gate.features(own.space, part.x, run.task).double().numpy()
+            for label in part.y.unique().tolist():
+                rows = of_client[part.y.numpy() == label]
+                off = rows.mean(axis=0) - own.points[0, label].double().numpy()
+                squares += len(rows) * (four_longest_axes(np.cov(rows.T, bias=True)) + np.outer(off, off))
+    within = squares / sum(len(federation.client(i).train) for i in range(CLIENTS))
     expected = 0.9 * within + 0.1 * np.trace(within) / len(within) * np.eye(len(within))
     assert run.gate.spaces[0].covariance is not None
     np.testing.assert_allclose(run.gate.spaces[0].covariance.numpy(), expected, atol=1e-3 * expected.max())

@@ -244,6 +244,23 @@ def test_covariances_of_each_class_are_scaled_alike_by_the_mean_of_their_traces_
     torch.testing.assert_close(counted["negative"], torch.stack([0.0 * eye, eye]))
 
 
+def test_axes_are_bounded_as_the_covariances_that_they_stand_for() -> None:
+    """The numbers of the test before: axes are as long as the root of a variance."""
+
+    def of_classes(first: float, second: float, counts: list[float]) -> Signature:
+        axes = torch.stack([variance**0.5 * torch.eye(4) for variance in (first, second)])
+        return Signature(torch.tensor(counts), torch.ones(2, 4), axes)
+
+    told = {f"client-{i}": of_classes(1.0, 3.0, [5.0, 5.0]) for i in range(3)}
+    told["rare"] = of_classes(1.0, 9.0, [9.0, 1.0])
+    told["large"] = of_classes(10.0, 30.0, [5.0, 5.0])
+    counted = Caps().covariances(told)
+    for name in ("client-0", "rare"):
+        torch.testing.assert_close(counted[name].covariance, told[name].covariance)
+    torch.testing.assert_close(counted["large"].covariance, of_classes(2.0, 6.0, [5.0, 5.0]).covariance)
+    torch.testing.assert_close(Caps(max_fit=0.0).covariances(told)["large"].covariance, told["large"].covariance)
+
+
 def test_who_fits_much_worse_than_the_others_can_be_let_count(messages: list[str]) -> None:
     fits, guessing = {"a": 0.9, "b": 1.1, "c": 1.3, "d": 4.0, "e": 9.0}, math.log(10)
     for _ in range(2):

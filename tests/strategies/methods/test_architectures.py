@@ -149,8 +149,8 @@ def test_clients_start_from_models_of_their_own_architecture(run, monkeypatch, i
     state = begun[1].given["state"]
     assert len(begun[1].result) == 6
     for client, start in begun[1].result.items():
-        universal = state.universals[models[client]]
-        expert = state.experts[Team(state.clusters[client], models[client])]
+        universal = state.plain[models[client]]
+        expert = state.latest[Team(state.clusters[client], models[client])]
         for key in start:
             torch.testing.assert_close(start[key], (1 - share) * universal[key] + share * expert[key])
 
@@ -175,10 +175,10 @@ def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkey
     for i, (model, step) in enumerate(zip(sampled, steps, strict=True)):
         other = other_than[model]
         (lesson,) = (own for own in lessons[2 * i : 2 * i + 2] if own.given["model"] == other)
-        before, student = step.of.universal(step.given["state"], other), lesson.result[0]
+        before, student = step.of.seen_under(step.given["state"], other), lesson.result[0]
         assert equal(lesson.given["average"], before)
         share = mixed[i][other]
-        for name, tensor in step.result.state.universals[other].items():
+        for name, tensor in step.result.state.plain[other].items():
             torch.testing.assert_close(tensor, (1 - share) * before[name] + share * student[name])
         assert not equal(student, before)
         taught += share > 0.0

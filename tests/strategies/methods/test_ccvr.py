@@ -27,7 +27,7 @@ from server_app.checks import check_names
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps
 from strategies.distillation import calibration
-from strategies.distillation.calibration import drawn, pooled, square_root, trained_head
+from strategies.distillation.calibration import BATCH, drawn, pooled, square_root, trained_heads
 from strategies.distillation.server import Server
 from strategies.methods import ccvr as ccvr_module
 from strategies.methods.ccvr import CCVR, CCVRSettings
@@ -108,7 +108,9 @@ def test_as_many_features_are_drawn_of_each_class_that_anybody_has_with_its_mean
     covariances[1] = torch.ones(FEATURES, FEATURES)  # of rank one
     n = 20_000
     features, labels = drawn(counts, means, covariances, n, torch.Generator().manual_seed(0))
-    assert torch.bincount(labels, minlength=CLASSES).tolist() == [n, n, n, 0]
+    counted = torch.bincount(labels, minlength=CLASSES)
+    assert counted.tolist() == pytest.approx([n * CLASSES / 3] * 3 + [0], abs=1)
+    assert int(counted.sum()) == n * CLASSES
     for label in range(3):
         own, spread = features[labels == label].double(), covariances[label]
         largest = float(spread.diagonal().max())
@@ -121,20 +123,20 @@ def test_as_many_features_are_drawn_of_each_class_that_anybody_has_with_its_mean
 # --- the head ----------------------------------------------------------------------------------------
 
 
-def test_the_head_is_trained_as_pytorch_does_it() -> None:
-    x, y = examples(0, 150)
-    layer = nn.Linear(FEATURES, CLASSES)
-    start = {f"{HEAD}{name}": tensor.detach().clone() for name, tensor in layer.state_dict().items()}
-    found = trained_head(start, x, y, 3, 0.01, torch.Generator().manual_seed(7))
-    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
-    order = torch.Generator().manual_seed(7)
-    for _ in range(3):
-        for batch in torch.randperm(150, generator=order).split(64):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
-            optimizer.step()
-    for name, tensor in layer.state_dict().items():
-        torch.testing.assert_close(found[f"{HEAD}{name}"], tensor, rtol=1e-4, atol=1e-6)
+def test_heads_are_trained_as_pytorch_does_it_each_on_its_own() -> None:
+    samples = [examples(i, 150) for i in range(2)]
+    layers = [nn.Linear(FEATURES, CLASSES) for _ in samples]
+    starts = [{f"{HEAD}{name}": tensor.detach().clone() for name, tensor in own.state_dict().items()} for own in layers]
+    found = trained_heads(starts, samples, 3, 0.01)
+    for layer, (x, y), head in zip(layers, samples, found, strict=True):
+        optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+        for _ in range(3):
+            for batch in torch.arange(150).split(BATCH):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
+                optimizer.step()
+        for name, tensor in layer.state_dict().items():
+            torch.testing.assert_close(head[f"{HEAD}{name}"], tensor, rtol=1e-4, atol=1e-6)
 
 
 def test_a_head_that_is_biased_to_a_common_class_is_as_good_at_a_rare_one_afterwards() -> None:
@@ -156,7 +158,8 @@ def test_a_head_that_is_biased_to_a_common_class_is_as_good_at_a_rare_one_afterw
     biased = {f"{HEAD}weight": torch.tensor([[-1.0], [1.0]]), f"{HEAD}bias": torch.tensor([3.0, -3.0])}
     assert min(recalls(biased)) < 0.1
     features, labels = drawn(*pooled(told), 2000, g)
-    after = recalls(trained_head(biased, features, labels, 10, 0.01, g))
+    (head,) = trained_heads([biased], [(features, labels)], 10, 0.01)
+    after = recalls(head)
     assert after == pytest.approx([(1 + erf(1 / sqrt(2))) / 2] * 2, abs=0.05)
 
 

@@ -287,6 +287,7 @@ def clusters_of(result) -> dict[str, int]:  # type: ignore[no-untyped-def]
 def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # type: ignore[no-untyped-def]
     """Against priors counted here: 0.97 p_k + 0.03 / 10 comes out, the client's, with 0.1 more a class, goes in."""
     settings = {"clients": 8, "scenario": "dirichlet", "num_clusters": 2, "num_server_rounds": 3, "seed": 5}
+    settings["calibration_epochs"] = 0  # there is no prior in a calibrated head
     settings["initialisation"] = "blend"  # a learnt share depends on how well experts fit as they are used
     result = run(**settings)
     clusters = clusters_of(result)
@@ -307,8 +308,13 @@ def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # typ
     assert plain.summary["expert_accuracy"] != result.summary["expert_accuracy"]
 
 
-def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, local_loss="balanced")
+@pytest.mark.parametrize(
+    "settings",
+    [{"local_loss": "balanced", "calibration_epochs": 0}, {"calibration_epochs": 1}],
+    ids=["balanced loss", "calibrated heads"],
+)
+def test_where_no_label_prior_is_in_an_expert_the_clients_own_is_added(run, settings) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, **settings)
     clusters = clusters_of(result)
     added = expert_accuracies(result, clusters, lambda name, own: ((own + 0.1) / (own + 0.1).sum()).log())
     assert result.summary["expert_accuracy"] == pytest.approx(np.mean(added))
@@ -337,7 +343,7 @@ def test_who_was_not_sampled_stays_known_in_the_space_of_the_round(run, monkeypa
     told: dict[str, Signature] = {}
     off: list[tuple[float, float]] = []
     for step in steps:
-        opened, known = step.given["state"].universals["mlp"], step.result.state.knowledge
+        opened, known = step.of.seen_under(step.given["state"], "mlp"), step.result.state.knowledge
         fresh = {update.name: update.signature for update in step.given["updates"]}
         told |= fresh
         assert known.told.keys() == told.keys()
@@ -492,12 +498,13 @@ def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less
     settings = {"clients": 6, "num_clusters": 2, "scenario": "label-groups", "num_groups": 2, "num_server_rounds": 3}
     own = run(**settings, student_share=0.5)
     assert not any("proxy_coverage" in row for row in own.rows)
-    assert shares == [0.5] * 3
-    shares.clear()
     other = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
     coverages = [row["proxy_coverage"] for row in other.rows]
     assert max(coverages) < 0.3
-    assert shares == [0.5 * coverage for coverage in coverages]
+    assert shares == [1.0] * 6  # clients say what is taken of the student
+    shares.clear()
+    in_private = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}", privacy="dp")
+    assert shares == [0.5 * row["proxy_coverage"] for row in in_private.rows]
     for row, before in zip(other.rows, own.rows, strict=True):
         assert 0.0 < row["expert_share"] < row["proxy_coverage"] < before["expert_share"]
     monkeypatch.setattr(flower, "best_shares", lambda *rest: {})  # nobody says which share is best
@@ -532,10 +539,9 @@ def test_of_every_expert_and_of_the_universal_expert_the_head_is_calibrated_on_w
     (step,) = steps
     state = step.result.state
     members = {k: sum(own == k for own in state.clusters.values()) for k in (0, 1)}
-    assert [len(call.given["told"]) for call in calls] == [members[0], members[1], 8]
-    assert [call.result for call in calls] == [*state.experts.values(), state.universals["mlp"]]
-    for call in calls:
-        before, after = call.given["model"], call.result
+    assert [[len(told) for told in call.given["told"]] for call in calls] == [[members[0], members[1]], [8]]
+    assert [call.result for call in calls] == [[*state.experts.values()], [state.universals["mlp"]]]
+    for before, after in [pair for call in calls for pair in zip(call.given["models"], call.result, strict=True)]:
         assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
         assert not torch.equal(before["head.weight"], after["head.weight"])
     assert all(torch.equal(prior, torch.full((10,), 0.1).log()) for prior in state.priors.values())

@@ -210,7 +210,7 @@ def test_in_a_run_a_few_clients_are_asked_and_their_answer_counts(
         return {"mlp": share}
 
     monkeypatch.setattr(flower, "best_shares", decide)
-    settings = {"clients": 8, "num_clusters": 2, "num_groups": 2}
+    settings = {"clients": 8, "num_clusters": 2, "num_groups": 2, "calibration_epochs": 0}
     result = run(**settings)
     assert [len(names) for names in asked] == [5, 5]
     student, average = mixed[-1]
