@@ -18,10 +18,11 @@ from disue.config import Settings
 from disue.covariance import from_triangle
 from disue.models import HEAD, State
 from disue.signature import Signature
+from strategies.distillation.adam import cosine
 from strategies.distillation.discriminant import mean_points, sum_counts
 
 WEIGHT, BIAS = f"{HEAD}weight", f"{HEAD}bias"
-BATCH, MOMENTUM = 256, 0.9
+BATCH, MOMENTUM = 64, 0.9
 AT_ONCE = 8
 """Heads that are trained together: more would take more memory, and hardly less time."""
 
@@ -30,13 +31,16 @@ class CalibrationSettings(Settings):
     """Calibrated heads."""
 
     virtual_features: int = Field(
-        2000, ge=1, le=10**6, description="features of each class that are drawn to calibrate a head, in disue and ccvr"
+        256, ge=1, le=10**6, description="features of each class that are drawn to calibrate a head, in disue and ccvr"
     )
     calibration_epochs: int = Field(
         10, ge=0, le=10000, description="epochs in which a head is trained on them; 0: heads are not calibrated"
     )
     calibration_learning_rate: float = Field(
-        4e-3, ge=1e-9, le=1e3, description="learning rate of SGD with which a head is trained on them"
+        0.016,
+        ge=1e-9,
+        le=1e3,
+        description="first learning rate of SGD with which a head is trained on them; it falls as a cosine",
     )
 
 
@@ -127,11 +131,22 @@ def drawn(
     """
     there = (counts > 0).nonzero().flatten()
     labels = there[torch.arange(len(counts) * each) % len(there)]
-    features = torch.randn(len(labels), means.shape[1], generator=generator)
+    features = torch.empty(len(labels), means.shape[1])
     for i, (mean, root) in enumerate(zip(means[there], square_root(covariances[there]).float(), strict=True)):
         own = features[i :: len(there)]
-        torch.addmm(mean, own.clone(), root, out=own)
+        torch.addmm(mean, orthogonal_noise(len(own), own.shape[1], generator), root, out=own)
     return features, labels
+
+
+def orthogonal_noise(count: int, size: int, generator: torch.Generator) -> Tensor:
+    """Return standard normal noise, (count, size), in pairs of opposites, of which ``size`` at a time are orthogonal.
+
+    Its mean is zero, and of whole blocks its covariance is one, where independent noise has them nearly (orthogonal
+    coupling, Yu et al., "Orthogonal Random Features", NeurIPS 2016): a tenth of it does as well.
+    """
+    blocks = [torch.linalg.qr(torch.randn(size, size, generator=generator)).Q for _ in range(-(-count // (2 * size)))]
+    directions = size**0.5 * torch.cat(blocks)
+    return torch.stack([directions, -directions], dim=1).flatten(end_dim=1)[:count]
 
 
 def square_root(covariances: Tensor) -> Tensor:
@@ -165,8 +180,8 @@ def trained_heads(
     truth = torch.stack([F.one_hot(labels, heads.shape[1]).to(inputs.dtype) for _, labels in samples])
     batches = list(zip(inputs.split(BATCH, dim=1), truth.split(BATCH, dim=1), strict=True))
     velocity = torch.zeros_like(heads)
-    for x, y in batches * epochs:
+    for (x, y), rate in zip(batches * epochs, cosine(learning_rate, len(batches) * epochs), strict=True):
         errors = torch.softmax(x @ heads.mT, dim=2) - y
         velocity = torch.baddbmm(velocity, errors.mT, x, beta=MOMENTUM, alpha=1.0 / x.shape[1])
-        heads = heads.sub(velocity, alpha=learning_rate)
+        heads = heads.sub(velocity, alpha=rate)
     return [{WEIGHT: head[:, :-1].contiguous(), BIAS: head[:, -1].contiguous()} for head in heads]

@@ -27,7 +27,7 @@ from server_app.checks import check_names
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps
 from strategies.distillation import calibration
-from strategies.distillation.calibration import BATCH, drawn, pooled, square_root, trained_heads
+from strategies.distillation.calibration import BATCH, drawn, orthogonal_noise, pooled, square_root, trained_heads
 from strategies.distillation.server import Server
 from strategies.methods import ccvr as ccvr_module
 from strategies.methods.ccvr import CCVR, CCVRSettings
@@ -120,6 +120,17 @@ def test_as_many_features_are_drawn_of_each_class_that_anybody_has_with_its_mean
     assert float((flat - flat[:, :1]).abs().max()) < 1e-4
 
 
+def test_noise_is_standard_normal_in_pairs_of_opposites_and_exactly_so_in_whole_blocks() -> None:
+    noise = orthogonal_noise(3 * 2 * FEATURES, FEATURES, torch.Generator().manual_seed(0)).double()
+    assert torch.equal(noise[::2], -noise[1::2])
+    torch.testing.assert_close(noise.T @ noise / len(noise), torch.eye(FEATURES).double(), atol=1e-5, rtol=0.0)
+    one = orthogonal_noise(10_000, 3, torch.Generator().manual_seed(1)) @ torch.tensor([0.6, 0.0, 0.8])
+    assert float(one.square().mean()) == pytest.approx(1.0, abs=0.01)
+    assert float(one.abs().max()) <= 3**0.5 + 1e-6  # each as long as the usual one
+    few = orthogonal_noise(5, FEATURES, torch.Generator().manual_seed(0))
+    assert torch.equal(few, noise[:5].float())
+
+
 # --- the head ----------------------------------------------------------------------------------------
 
 
@@ -130,11 +141,13 @@ def test_heads_are_trained_as_pytorch_does_it_each_on_its_own() -> None:
     found = trained_heads(starts, samples, 3, 0.01)
     for layer, (x, y), head in zip(layers, samples, found, strict=True):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * 3)
         for _ in range(3):
             for batch in torch.arange(150).split(BATCH):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
                 optimizer.step()
+                schedule.step()
         for name, tensor in layer.state_dict().items():
             torch.testing.assert_close(head[f"{HEAD}{name}"], tensor, rtol=1e-4, atol=1e-6)
 
