@@ -29,10 +29,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.covariance import MOST_FEATURES, triangle
 from disue.models import MODELS, Classifier, Shape, State, build_model
 from disue.seeding import torch_rng
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 from disue.tasks import DataSummary
 from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
 from disue.wire.compare import SHARES
@@ -68,7 +67,8 @@ class MadeUpClients:
         self.counts = torch.randint(1, 20, (GROUPS, CLASSES), generator=rng).float()
         features = parameters["head.weight"].shape
         self.prototypes = torch.rand((GROUPS, *features), generator=rng)
-        self.covariance = triangle(0.01 * torch.eye(min(features[1], MOST_FEATURES)))
+        shape = SignatureParts(CLASSES, "axes").covariance_shape(parameters)
+        self.axes = 0.1 * torch.eye(shape[2])[: shape[1]].repeat(shape[0], 1, 1)
         self.model = model
 
     def prototypes_of(self, number: int) -> torch.Tensor:
@@ -100,8 +100,8 @@ class MadeUpClients:
         def train(message: Message, context: Context) -> Message:
             request, number = TrainRequest.from_message(message), number_of(context)
             assert request.start is not None
-            covariance = self.covariance if request.covariance else None
-            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number), covariance)
+            axes = self.axes if request.covariance else None
+            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number), axes)
             state = self.trained(request.start, number)
             return TrainReply(state, int(signature.label_counts.sum()), 1.0, 1, signature).to_message(message)
 
