@@ -77,6 +77,12 @@ def test_no_network_leads_out_and_no_port_is_published() -> None:
         assert service.get("network_mode", "none") == "none"
 
 
+def test_the_superlink_comes_before_the_others_where_cores_are_few() -> None:
+    """Docker gives 1,024 shares to who names none."""
+    shares = {name: service.get("cpu_shares", 1024) for name, service in COMPOSE["services"].items()}
+    assert shares.pop("superlink") > max(shares.values())
+
+
 def test_what_stays_up_writes_only_state_and_results_and_each_client_has_data_of_its_own() -> None:
     data = []
     for name, service in SERVICES.items():
