@@ -20,7 +20,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print the table."""
     lines = [line.split("\t") for line in Path(os.environ["DISUE_STEPS"]).read_text().splitlines()]
     steps = [(float(seconds), name) for seconds, name in lines if name != UNIT]
-    steps += [(time.monotonic() - STARTED, "real processes and containers")]
+    steps += [(time.monotonic() - STARTED, "real processes")]
     unit = median(float(seconds) for seconds, name in lines if name == UNIT)
     terminalreporter.section("steps")
     terminalreporter.write_line(f"A process that imports torch and Flower takes {unit:.2f} s: one unit.")

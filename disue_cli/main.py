@@ -228,6 +228,22 @@ def certs(
     say(f"keys and certificates: {one_line(str(place))}\n\n{commands(place, names, nodes)}")
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def executor(context: typer.Context) -> None:
+    """Start the processes of a SuperNode's clients, as `flower-superexec` does, but quicker.
+
+    A client process answers one message, and takes seconds to import PyTorch. This command does that once, and forks.
+    All options are those of `flower-superexec` (its --help lists them); the SuperNode has `--isolation=process`.
+
+    Examples:
+
+    - disue executor --insecure --runtime-api-address 127.0.0.1:9094
+    """
+    from disue_cli.commands.executor import executor as run
+
+    run(context.args)
+
+
 @app.command()
 def report(
     directories: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run directories.")],

@@ -24,6 +24,7 @@ import torch
 import typer
 from flwr.cli.app import app as flower
 from flwr.common.config import parse_config_args
+from flwr.supercore.cli.flower_superexec import _parse_args as options_of_executor
 from pages import PYTHON, ROOT, Command, commands, of_page
 from PIL import Image
 
@@ -103,7 +104,8 @@ def place(finished: Path, tmp_path: Path, _no_download: None, monkeypatch: pytes
     for name in ("scans.npz", "hospital-c.npz"):
         np.savez(tmp_path / name, x=np.zeros((2, 8, 8), np.float32), y=np.arange(2))
     engines = ("engines.inline.run_inline", "engines.ray.run_ray")
-    for started in (*engines, "commands.compare.run_cells", "commands.export.write_model", "commands.run.copy_app"):
+    others = ("compare.run_cells", "executor.executor", "export.write_model", "run.copy_app")
+    for started in (*engines, *(f"commands.{other}" for other in others)):
         monkeypatch.setattr(f"disue_cli.{started}", _started)
     return tmp_path
 
@@ -150,6 +152,9 @@ def _parsed(group: object, words: tuple[str, ...]) -> None:
         names.append(rest[0])
         assert rest[0] in command.commands, f"there is no command {' '.join(names)}"
         command = command.commands[rest.pop(0)]
+    if command.name == "executor" and rest:
+        options_of_executor().parse_args(rest)
+        return
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     known |= {"--help", "-h"}
     assert {word.partition("=")[0] for word in rest if word.startswith("-")} <= known, f"{words}: {sorted(known)}"

@@ -1,4 +1,4 @@
-"""Plain processes on one host, as docs/DEPLOY.md starts them, and nodes that are killed.
+"""Plain processes on one host, as docs/DEPLOY.md starts them and with Flower's own executor; nodes that are killed.
 
 One SuperLink for all tests, in the order of this file.
 """
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial") as deployment:
+    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial", forked=False) as deployment:
         yield deployment
 
 
