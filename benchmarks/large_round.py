@@ -31,9 +31,10 @@ from torch.nn import functional as F
 from benchmarks.machine import machine
 from disue.models import MODELS, Classifier, Shape, State, build_model
 from disue.seeding import torch_rng
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 from disue.tasks import DataSummary
-from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire.compare import SHARES
 from disue_cli.engines.inline import InlineGrid
 from server_app.config import RunConfig
 from server_app.run import execute
@@ -66,6 +67,8 @@ class MadeUpClients:
         self.counts = torch.randint(1, 20, (GROUPS, CLASSES), generator=rng).float()
         features = parameters["head.weight"].shape
         self.prototypes = torch.rand((GROUPS, *features), generator=rng)
+        shape = SignatureParts(CLASSES, "axes").covariance_shape(parameters)
+        self.axes = 0.1 * torch.eye(shape[2])[: shape[1]].repeat(shape[0], 1, 1)
         self.model = model
 
     def prototypes_of(self, number: int) -> torch.Tensor:
@@ -90,16 +93,21 @@ class MadeUpClients:
 
         @app.query("describe")
         def describe(message: Message, context: Context) -> Message:
-            told = self.prototypes_of(number_of(context))
+            told = F.pad(self.prototypes_of(number_of(context)), (0, 1))  # and the root of each class's share
             return DescribeReply(F.normalize(told.flatten(), dim=0).view_as(told)).to_message(message)
 
         @app.train()
         def train(message: Message, context: Context) -> Message:
             request, number = TrainRequest.from_message(message), number_of(context)
             assert request.start is not None
-            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number))
+            axes = self.axes if request.covariance else None
+            signature = Signature(self.counts[number % GROUPS], self.prototypes_of(number), axes)
             state = self.trained(request.start, number)
             return TrainReply(state, int(signature.label_counts.sum()), 1.0, 1, signature).to_message(message)
+
+        @app.query("compare")
+        def compare(message: Message, context: Context) -> Message:
+            return CompareReply(tuple(1.0 - share for share in SHARES)).to_message(message)
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:

@@ -65,9 +65,9 @@ from server_app.run import execute
 CLIENTS = 12
 SETTINGS: dict[str, Any] = {"model": "mlp", "num-server-rounds": 5, "report": False}
 SHORT: dict[str, Any] = {
-    "num-server-rounds": 2,
+    "num-server-rounds": 3,
     "local-epochs": 1,
-    "distill-steps": 1,
+    "distill-steps": 20,
     "train-examples": 20,
     "test-examples": 10,
 }

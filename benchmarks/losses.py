@@ -40,10 +40,10 @@ QUICK = {"num-server-rounds": 3}
 MODES: dict[str, Mode] = {
     "plain": Mode({}),
     "ifca": Mode({"clusterer": "ifca"}),
-    "foreign-proxy": Mode({"proxy": "dataset:digits"}),
     "own-data": Mode(OF_OWN_DATA, again=("query",)),
     "subspace": Mode({"signature": "subspace"}, again=("query.describe",)),
     "stocfl": Mode({"method": "stocfl"}),
+    "ccvr": Mode({"method": "ccvr"}),
     "packed": Mode({"clients-per-node": 2}),
     "secure": Mode({"privacy": "secure", **QUICK}, bounded=False),
     "secure-update": Mode({"privacy": "secure", "signature": "update", **QUICK}, bounded=False),

@@ -23,6 +23,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "share, unmask": ("query.share", "query.unmask"),
     "mask": ("query.mask",),
     "compare": ("query.compare",),
+    "features": ("query.features",),
     "evaluate": ("evaluate",),
 }
 """Row of `RECORDS` -> message types of Flower."""
@@ -174,7 +175,8 @@ def values_of(field: Field) -> list[Any]:
             values = (*NUMBERS, field.low, field.high)
         case Reals():
             singles = ([value] for value in (field.low, field.high, DENORMAL, -1.0, 1e38, NAN))
-            values = (*NUMBERS, *singles, [field.high] * field.most)
+            low, high, between = [field.low], [field.high], field.most - 1
+            values = (*NUMBERS, *singles, high * field.most, low + high * between, high * between + low)
         case Text():
             values = (*TEXTS, "a" * field.longest)
         case Texts():

@@ -15,6 +15,7 @@ from client_app.training_job import TrainingJob
 from disue.config import ClientConfig
 from disue.errors import FederationError
 from disue.metrics import Evaluation, evaluate
+from disue.models import interpolate
 from disue.nodes import NodeConfig
 from disue.wire import (
     CompareReply,
@@ -23,12 +24,15 @@ from disue.wire import (
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    FeaturesReply,
+    FeaturesRequest,
     ForgetRequest,
     HelloRequest,
     Parcels,
     ShareRequest,
     UnmaskRequest,
 )
+from disue.wire.compare import SHARES
 
 app = ClientApp(mods=[answer_for_all])
 
@@ -53,8 +57,9 @@ def describe(message: Message, context: Context) -> Message:
     description = DESCRIPTIONS[request.description]
     share = client.config.share_label_counts
     signature = description(client.initial_model(), client.data.train, client.device, client.task, share)
-    told = client.policy("describe").description(request.description, signature)
-    return DescribeReply(told).to_message(message)
+    policy = client.policy("describe")
+    told = policy.description(request.description, signature)
+    return DescribeReply(told, policy.digest(client.digest(request.run))).to_message(message)
 
 
 @app.train()
@@ -91,11 +96,23 @@ def unmask_sum(message: Message, context: Context) -> Message:
 @app.query("compare")
 @withhold_errors
 def compare(message: Message, context: Context) -> Message:
-    """Say how well two models fit the training data."""
+    """Say how well the mixtures of two models fit the training data."""
     request = CompareRequest.from_message(message)
     client = LocalClient(context, request.task)
-    reply = CompareReply(client.fit(request.student), client.fit(request.average))
+    mixtures = (interpolate(request.average, request.student, share) for share in SHARES)
+    reply = CompareReply(tuple(map(client.fit, mixtures)))
     return client.policy("compare", request.server_round).comparison(reply).to_message(message)
+
+
+@app.query("features")
+@withhold_errors
+def features(message: Message, context: Context) -> Message:
+    """Say what the features of the training data are like under a model."""
+    request = FeaturesRequest.from_message(message)
+    client = LocalClient(context, request.task)
+    policy, model = client.policy("features", request.server_round), client.model(request.state)
+    told = policy.features(model, client.data.train, client.device, client.task)
+    return FeaturesReply(told).to_message(message)
 
 
 @app.query("forget")

@@ -1,5 +1,6 @@
 """One client in the process that answers for it: its name, its data, its device, and a model to work with."""
 
+import hmac
 import json
 from collections.abc import Sequence
 from functools import lru_cache
@@ -23,6 +24,7 @@ from disue.objective import LocalObjective
 from disue.seeding import torch_rng
 from disue.tasks import ImageClassification, Shape
 from disue.wire import EvaluateRequest
+from disue.wire.describe import DIGEST_LENGTH
 
 
 class LocalClient:
@@ -67,6 +69,14 @@ class LocalClient:
     def store(self, run: str) -> ClientStore:
         """Return where this client's memory of a run is."""
         return ClientStore(self.context, self.name, run, self.node.state_path)
+
+    def digest(self, run: str) -> str:
+        """Return what tells the training data from any others that this client has in the run, and from nobody else's.
+
+        Keyed with the run and the name: the same data have another digest in another run, or at another client.
+        """
+        own = self.name.encode() + b"\0" + self.data.train_hash
+        return hmac.digest(run.encode(), own, "sha256").hex()[:DIGEST_LENGTH]
 
     def initial_model(self) -> Classifier:
         """Return what the run's own architecture started from, whichever the client's is; the run seed gives it."""

@@ -1,5 +1,6 @@
 """What the server gets to know of a client's data: class prototypes, and descriptions that need no training."""
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -7,12 +8,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disue.comparing import SUBSPACE_DIMENSIONS
+from disue.covariance import axes_of_strata, covariance_within, covariances_of_strata, num_axes
 from disue.data import Examples
 from disue.device import place
 from disue.metrics import predict_logits
-from disue.models import Classifier, flatten
+from disue.models import Classifier, flatten, num_parameters
 from disue.registry import Registry
-from disue.signature import Signature
+from disue.signature import CovarianceOf, Signature
 from disue.tasks import Task
 
 Describe = Callable[[Classifier, Examples, torch.device, Task, bool], Tensor]
@@ -24,7 +26,12 @@ BATCH = 512
 
 
 def make_signature(
-    model: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
+    model: Classifier,
+    examples: Examples,
+    device: torch.device,
+    task: Task,
+    share_label_counts: bool = True,
+    covariance: CovarianceOf = "",
 ) -> Signature:
     """Return the counts and the prototypes of the strata (classes, or one for all) of the client's training data.
 
@@ -39,28 +46,44 @@ def make_signature(
         Says what the strata are.
     share_label_counts : bool (default: True)
         If not, one stands for every stratum that occurs.
+    covariance : str (default: "")
+        Whether to say, too, how the features vary within all strata together, or within each; see `CovarianceOf`.
     """
-    counts = task.count_strata(examples.y)
+    counts, strata = task.count_strata(examples.y), task.strata(examples.y)
     features = predict_logits(model.body, examples.x, device)
-    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, task.strata(examples.y), features)
+    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, strata, features)
     told = counts if share_label_counts else (counts > 0).to(counts)
-    return Signature(told, sums / counts.clamp(min=1.0).unsqueeze(1))
+    means = sums / counts.clamp(min=1.0).unsqueeze(1)
+    found: Tensor | None = None
+    if covariance == "all":
+        found = covariance_within(features, strata, means)
+    elif covariance == "each":
+        found = covariances_of_strata(features, strata, means)
+    elif covariance == "axes":
+        count = num_axes(len(counts), means.shape[1], num_parameters(model.state_dict()))
+        found = axes_of_strata(features, strata, means, count)
+    return Signature(told, means, found)
 
 
 @DESCRIPTIONS.register("initial-prototypes")
 def initial_prototypes(
     initial: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool = True
 ) -> Tensor:
-    """Return prototypes under the initial model, (strata, features), of unit length as a whole.
+    """Return prototypes under the initial model, less their mean, and the strata's shares: (strata, features + 1).
 
-    Each stratum is scaled by the square root of its share, or all alike if that is not to be told. The feature space
-    is that of all clients and all rounds: it does not forget how clients differ while the universal expert learns to
-    see no difference.
+    Both parts are of equal length, and the whole of unit length. Each stratum is scaled by the square root of its
+    share, or all alike if that is not to be told. The feature space is that of all clients and all rounds: it does not
+    forget how clients differ while the universal expert learns to see no difference. Features have a large part in
+    common, whatever the client; without the client's own mean the rest is what clients differ in. Of a client with
+    one stratum nothing would be left, so there it stays.
     """
     signature = make_signature(initial, examples, device, task, share_label_counts)
     shares = signature.label_counts / signature.label_counts.sum()
-    scaled = signature.prototypes * shares.sqrt().unsqueeze(1)
-    return F.normalize(scaled.reshape(-1), dim=0).view_as(scaled)
+    roots, points = shares.sqrt().unsqueeze(1), signature.prototypes
+    if int((shares > 0).sum()) > 1:
+        points = points - shares @ points
+    scaled = F.normalize((points * roots).reshape(-1), dim=0).view_as(points)
+    return torch.cat([scaled, roots], dim=1) / math.sqrt(2.0)
 
 
 @DESCRIPTIONS.register("anchor-gradient")

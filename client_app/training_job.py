@@ -42,9 +42,8 @@ class TrainingJob:
         self.signature = None
         if self.request.signature:
             universal = self.client.model(self.request.universal or self.start)
-            self.signature = self.policy.signature(
-                universal, self.client.data.train, self.client.device, self.client.task
-            )
+            train, device, task = self.client.data.train, self.client.device, self.client.task
+            self.signature = self.policy.signature(universal, train, device, task, self.request.covariance)
         self.rng = self.client.rng("train", self.request.server_round)
         self.memory = memory_of(self.request.memory) if self.request.memory else None
         self.kept: State | None = None
@@ -99,6 +98,7 @@ class TrainingJob:
         """Return what is told of what the start came to; a second model is trained before."""
         _, result = trained
         second = self.run_second()
+        digest = self.policy.digest(self.client.digest(self.request.run)) if self.request.digest else None
         reply = TrainReply(
             state=self.remember(trained, second),
             num_examples=len(self.client.data.train),
@@ -107,6 +107,7 @@ class TrainingJob:
             signature=self.signature,
             choice=self.choice,
             second=second[0] if second and self.request.second is not None else None,
+            digest=digest,
         )
         return self.policy.training(reply, self.start).to_message(self.message)
 

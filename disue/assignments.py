@@ -41,6 +41,30 @@ def _toml_value(text: str) -> Any:
     return value if isinstance(value, bool | int | float | str) else text
 
 
+def assignment(key: str, value: bool | int | float | str) -> str:
+    """Return the word that `parse_assignments` reads so: a string without quotes where it is understood without.
+
+    Examples
+    --------
+    >>> assignment("alpha", 0.3), assignment("report", True), assignment("dataset", "mnist"), assignment("classes", "7")
+    ('alpha=0.3', 'report=true', 'dataset=mnist', 'classes="7"')
+    """
+    bare = f"{key}={value}"
+    if isinstance(value, str) and parse_assignments([bare])[key] == value:
+        return bare
+    return f"{key}={toml_text(value)}"
+
+
+def toml_text(value: bool | int | float | str) -> str:
+    """Return a value as TOML has it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c in '"\\\x7f' else c for c in value)
+        return f'"{escaped}"'
+    return repr(value)
+
+
 def parse_seeds(text: str) -> list[int]:
     """Return seeds that are given as a count from 0, as a list, as ranges, or as a list of both.
 

@@ -25,6 +25,8 @@ LARGEST_LOSS = 1e9
 """Nats. A model that diverged may have a large loss; sums of this one are still exact enough to be read."""
 LARGEST_FEATURE = 1e6
 """Absolute value in a mean of features, or in a signature."""
+LARGEST_COVARIANCE = 1e12
+"""Absolute value in a covariance of features."""
 LARGEST_PARAMETER = 1e6
 """Absolute value of a parameter of a model."""
 

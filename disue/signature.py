@@ -1,29 +1,84 @@
-"""What a client tells of its data with every update, besides the update."""
+"""What a client tells of its data, beside an update or when it is asked for its features."""
 
-from dataclasses import dataclass
-from typing import Annotated
+import math
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal, Self
 
 import torch
 from torch import Tensor
 
-from disue.fields import LARGEST_FEATURE, MOST_EXAMPLES, Arrays
+from disue.config.privacy import PrivacySettings
+from disue.covariance import full_size, num_axes, triangle_size
+from disue.fields import LARGEST_COVARIANCE, LARGEST_FEATURE, MOST_EXAMPLES, Arrays
+from disue.models import State, num_features, num_parameters
 
 FEWEST_COUNTED = 1e-3
 """Sum of label counts; fewer are none. Noisy ones need not be whole."""
+CovarianceOf = Literal["", "all", "each", "axes"]
+"""Empty: there is none. ``all``: one for all strata together (`disue.covariance.covariance_within`). ``each``: one for
+each stratum (`disue.covariance.covariances_of_strata`). ``axes``: the longest axes of that of each stratum
+(`disue.covariance.axes_of_strata`)."""
+
+
+@dataclass(frozen=True)
+class SignatureParts:
+    """What of a signature is asked for.
+
+    Attributes
+    ----------
+    num_strata : int
+        Of the counts and prototypes; 0: nothing is asked for.
+    covariance : str
+        See `CovarianceOf`.
+    """
+
+    num_strata: int = 0
+    covariance: CovarianceOf = ""
+
+    def covariance_shape(self, model: State) -> tuple[int, ...]:
+        """Return the shape of the covariance of a model's features; empty: there is none."""
+        size = num_features(model)
+        if not self.num_strata or not self.covariance:
+            return ()
+        if self.covariance == "axes":
+            return self.num_strata, num_axes(self.num_strata, size, num_parameters(model)), size
+        return (self.num_strata, full_size(size)) if self.covariance == "each" else (triangle_size(size),)
+
+    def numbers(self, model: State) -> int:
+        """Return how many numbers that is, of a model's features."""
+        if not self.num_strata:
+            return 0
+        shape = self.covariance_shape(model)
+        return self.num_strata * (1 + num_features(model)) + (math.prod(shape) if shape else 0)
+
+
+NOTHING = SignatureParts()
+
+
+def told_beside_updates(config: PrivacySettings) -> CovarianceOf:
+    """Return which covariance clients tell with their updates, where a method asks for one.
+
+    Axes cannot be added up, as ``privacy=secure`` needs it, and a stratum with few examples has few of them, so that
+    they tell label counts.
+    """
+    return "axes" if config.privacy == "plain" and config.share_label_counts else "all"
 
 
 @dataclass(frozen=True)
 class Signature:
-    """Label counts and class prototypes of one client.
+    """Label counts and class prototypes of one client, and how its features vary around the latter.
 
-    A prototype is the mean feature vector of the client's examples of one class, under the universal expert that
-    opened the round, and zeros where it has none. It is what a proxy sample is compared with.
+    A prototype is the mean feature vector of the client's examples of one class, and zeros where it has none. Beside an
+    update it is under the universal expert that opened the round: it is what a proxy sample is compared with, in units
+    of the covariance within classes. In answer to a question for features it is under the model that was sent.
 
     Attributes
     ----------
     label_counts : (classes,) float32 tensor
         Training examples per class; with ``share-label-counts=false`` one where there are any.
     prototypes : (classes, features) float32 tensor
+    covariance : (numbers,), (classes, numbers) or (classes, axes, features) float32 tensor or None
+        For all classes together, for each, or the axes of each; see `CovarianceOf`. None: it was not asked for.
 
     Raises
     ------
@@ -36,33 +91,57 @@ class Signature:
         Tensor,
         Arrays(
             "weight of its prototypes, and part of the label shares that stand for its cluster's; scaled down with "
-            "`num-examples` where that counts for less than it says",
+            "`num-examples` where that counts for less than it says; with `method=ccvr` the client's weight in each "
+            "class, and all of it counts up to `max-weight` times the median of the others'",
             record="signature",
             low=0.0,
             high=MOST_EXAMPLES,
-            shape="(classes,), together up to `num-examples`",
+            shape="(classes,), together up to `num-examples` where that is in the message",
         ),
     ]
     prototypes: Annotated[
         Tensor,
         Arrays(
-            "one more point that proxy samples are compared with; `prototype-limit` leaves out what lies far from the "
-            "others'",
+            "one more point that proxy samples are compared with; with `method=ccvr` part of the mean around which "
+            "features of its class are drawn; `prototype-limit` leaves out what lies far from the others'",
             record="signature",
             high=LARGEST_FEATURE,
             shape="(classes, features)",
         ),
     ]
+    covariance: Annotated[
+        Tensor | None,
+        Arrays(
+            "part of the mean, weighted by examples, in whose units proxy samples are compared with prototypes, and of "
+            "that with which features of its class are drawn; its trace, of several their mean over the examples, "
+            "counts up to `max-fit` times the median of the others'",
+            record="signature",
+            high=LARGEST_COVARIANCE,
+            shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false` the upper triangle of "
+            "(features, features), of at most 128; in `features` one of all for each class",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         counts, shape = self.label_counts, self.prototypes.shape
-        if counts.ndim != 1 or len(shape) != 2 or len(counts) != shape[0]:
-            shapes = [tuple(tensor.shape) for tensor in vars(self).values()]
+        tensors = {name: tensor for name, tensor in vars(self).items() if tensor is not None}
+        fits = counts.ndim == 1 and len(shape) == 2 and len(counts) == shape[0]
+        if fits and self.covariance is not None:
+            told = self.covariance.shape
+            fits = told in ((triangle_size(shape[1]),), (shape[0], full_size(shape[1])))
+            fits |= len(told) == 3 and (told[0], told[2]) == tuple(shape)
+        if not fits:
+            shapes = [tuple(tensor.shape) for tensor in tensors.values()]
             raise ValueError(f"the signature's shapes {shapes} do not fit")
-        if not all(tensor.dtype == torch.float32 for tensor in vars(self).values()):
-            types = [str(tensor.dtype) for tensor in vars(self).values()]
+        if not all(tensor.dtype == torch.float32 for tensor in tensors.values()):
+            types = [str(tensor.dtype) for tensor in tensors.values()]
             raise ValueError(f"the signature's types {types} are not float32")
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in vars(self).values()) or bool((counts < 0).any()):
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()) or bool((counts < 0).any()):
             raise ValueError("the signature has values that are negative or not finite")
         if float(counts.sum()) < FEWEST_COUNTED:
             raise ValueError("the signature counts no example")
+
+    def counting(self, most: float) -> Self:
+        """Return it with label counts that are no more than so many together."""
+        total = float(self.label_counts.sum())
+        return self if total <= most else replace(self, label_counts=self.label_counts * (most / total))

@@ -14,7 +14,7 @@ HEADER = """# Run config
 Every key of a run, with its default. Override with `disue simulate --set key=value`, or with
 `flwr run . --run-config 'key=value'` (strings quoted there: `--run-config 'dataset="fashion-mnist"'`).
 Each part declares its own keys; the file is named below its heading. In `disue compare`, a method may set keys for
-itself alone (`disue:KEY=VALUE`) in all sections but those that are marked *shared*.
+itself alone (`disue:KEY=VALUE`) in all sections but those that are marked *shared*, and a scenario those of *Data*.
 """
 TABLE = """
 | key | default | allowed | meaning |

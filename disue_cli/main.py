@@ -132,14 +132,34 @@ def compare(
     ] = None,
     preset: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="A set of methods: `ablation`, all parts of disue on, off and exchanged."),
+        typer.Option(
+            metavar="NAME",
+            help="What is compared, and in which setting: `ablation`, all parts of disue on, off and exchanged; "
+            "`paper`, 100 clients of which a tenth trains, Dirichlet 0.1 and 0.3; `rotated-mnist`, the task of IFCA's "
+            "paper. Other options override it.",
+        ),
     ] = None,
-    scenarios: Annotated[str, typer.Option(metavar="X,Y", help="Scenarios.")] = "label-groups",
+    scenarios: Annotated[
+        str | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Scenarios, each with data settings of its own if wished: `dirichlet:alpha=0.3`. "
+            "[default: label-groups]",
+        ),
+    ] = None,
     seeds: Annotated[
         str, typer.Option(metavar="N|LIST", help="A count from 0, up to 20; or a list: `7,8,9`, `0-2`; of one: `904,`.")
     ] = "3",
-    datasets: Annotated[str, typer.Option(metavar="D,E", help="Datasets.")] = "digits",
-    clients: Annotated[int, typer.Option(min=1, help="Number of simulated clients.")] = 12,
+    datasets: Annotated[str | None, typer.Option(metavar="D,E", help="Datasets. [default: digits]")] = None,
+    clients: Annotated[int | None, typer.Option(min=1, help="Number of simulated clients. [default: 12]")] = None,
+    target_accuracy: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SHARE",
+            help="Report the rounds and megabytes to this universal accuracy. [default: none; with `paper` and "
+            "`rotated-mnist` one for each dataset]",
+        ),
+    ] = None,
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a run config key in all runs; may be given often."),
@@ -161,11 +181,17 @@ def compare(
 
     - disue compare --methods disue,disue:teacher=mean,disue:clusterer=ifca --seeds 7,8,9 --output teachers
 
+    - disue compare --methods fedavg,disue --scenarios dirichlet:alpha=0.1,dirichlet:alpha=1 --output skew
+
     - disue compare --preset ablation --scenarios label-groups,rotation --output ablation
+
+    - disue compare --preset paper --methods disue,fedavg,fedlc --output paper
+
+    - disue compare --preset rotated-mnist --clients 240 --set num-server-rounds=60 --output rotated
     """
     from disue_cli.commands.compare import compare as run
 
-    run(methods, preset, scenarios, seeds, datasets, clients, assignments or [], workers, output)
+    run(methods, preset, scenarios, seeds, datasets, clients, assignments or [], workers, output, target_accuracy)
 
 
 @app.command()

@@ -13,6 +13,7 @@ from disue.data import RunData
 from disue.device import prepare_device
 from disue.models import build_model
 from disue.models.check import check_networks
+from disue.signature import NOTHING, SignatureParts, told_beside_updates
 from server_app.callbacks.base import Callback, RunContext
 from server_app.callbacks.checkpoint import Checkpointing
 from server_app.callbacks.ledger import Ledger
@@ -96,17 +97,18 @@ def make_strategy(
         log(WARNING, doubt)
     parts = Parts(config, data, device)
     method = METHODS[config.method].build(parts)
-    num_strata = data.task.num_strata if method.needs.prototypes else 0
+    needs = method.needs
+    covariance = told_beside_updates(config) if needs.covariance else ""
+    told = SignatureParts(data.task.num_strata, covariance) if needs.prototypes else NOTHING
     if config.privacy == "secure":
         sums = SecureSums(config.secure_threshold, config.sketch_size * needs_sketch(config))
-        collector: Collector = SecureCollector(sums, num_strata)
+        collector: Collector = SecureCollector(sums, told)
     else:
         limits = Limits(config.max_examples, config.max_norm, config.clip_norm, parts.caps)
-        collector = PlainCollector(limits, store, num_strata)
-    described_as = _described_as(config, data, method.needs.description) if method.needs.description else None
-    return FederatedStrategy(
-        registry, _participation(config), method, collector, described_as, run if method.needs.memory else ""
-    )
+        collector = PlainCollector(limits, store, told)
+    described_as = _described_as(config, data, needs.description) if needs.description else None
+    told_run = run if needs.memory or needs.description else ""
+    return FederatedStrategy(registry, _participation(config), method, collector, described_as, told_run)
 
 
 def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int, int] | None:

@@ -1,6 +1,6 @@
 """The Flower Strategy: it sends, checks and retries, and hands a `Method` what came."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from logging import INFO, WARNING
 from typing import Any, ClassVar
@@ -13,7 +13,9 @@ from flwr.serverapp.strategy import Result, Strategy
 from disue.errors import TooFewUpdates, WireError
 from disue.models import State, same_model
 from disue.naming import by_name
+from disue.signature import Signature
 from disue.wire import (
+    DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
     ForgetRequest,
@@ -26,12 +28,14 @@ from strategies.aggregation.caps import Caps
 from strategies.methods.base import Method, MethodState, Step
 from strategies.rounds.attempt import Attempt, Sent
 from strategies.rounds.collecting import Clustered, Collector, PlainCollector, Received
-from strategies.rounds.comparing import fitted_better_by_average
+from strategies.rounds.comparing import best_shares, num_asked
 from strategies.rounds.descriptions import Descriptions
+from strategies.rounds.features import told_features
 from strategies.rounds.registry import Client, ClientRegistry
 from strategies.rounds.replies import ReplyCollector
 from strategies.rounds.round import Round
 from strategies.rounds.stats import Participation, RoundStats
+from strategies.updates import ClientSketch, ClientUpdate
 
 
 class FederatedStrategy(Strategy):
@@ -52,8 +56,9 @@ class FederatedStrategy(Strategy):
     described_as : tuple of int, optional
         The shape of what clients say of their data, where it is known.
     run : str (default: "")
-        What clients keep their memory of this run by, where the method lets them have one: 16 hexadecimal digits that
-        no other run has. A run that goes on after a break has those that it had.
+        What clients keep their memory of this run by, where the method lets them have one, and what digests of their
+        data are keyed with: 16 hexadecimal digits that no other run has. A run that goes on after a break has those
+        that it had.
 
     Attributes
     ----------
@@ -150,7 +155,7 @@ class FederatedStrategy(Strategy):
         attempt = self._attempt = self._begun(server_round, state, grid)
         if self.method.needs.description:
             with attempt.stats.timed("local"):
-                messages = self.descriptions.requests(self.method.needs.description, attempt.sampled)
+                messages = self.descriptions.requests(self._describe_request(), attempt.sampled)
                 self.descriptions.take_in(attempt.ask(messages) if messages else ())
         present = {client.name for client in self.registry.clients}
         able = [client for client in attempt.sampled if client.name in present and self._is_described(client)]
@@ -160,7 +165,7 @@ class FederatedStrategy(Strategy):
                 name=client.name,
                 start=starts[client.name],
                 candidates=candidates,
-                universal=self.method.universal(state, client.model),
+                universal=self.method.seen_under(state, client.model),
                 second=self.method.second(state, client),
             )
             for client in able
@@ -186,6 +191,8 @@ class FederatedStrategy(Strategy):
         stats, method = attempt.stats, self.method
         updates = self._accepted(attempt, self.replies.answers(replies, stats, "local"))
         attempt.require_enough({update.name for update in updates})
+        if method.needs.description:
+            self._renew_descriptions(attempt, updates)
         round = self._round(attempt, state)
         with stats.timed("clustering"):
             assigned: Step[Any] = method.assign(state, updates, round)
@@ -197,6 +204,7 @@ class FederatedStrategy(Strategy):
         stats.metrics |= step.metrics
         stats.sheet, stats.clusters, stats.averages = step.sheet, clusters, step.averages
         self.state, self.stats = step.state, stats
+        self.descriptions.changed.clear()
         metrics = MetricRecord({"train-loss": stats.train_loss, "clients": stats.clients_ok})
         return ArrayRecord(step.state.universals[method.main]), metrics
 
@@ -316,8 +324,10 @@ class FederatedStrategy(Strategy):
             clusters_before=state.clusters,
             groups={client.name: client.group for client in self.registry.clients},
             descriptions=self.descriptions,
+            changed=frozenset(self.descriptions.changed),
             timed=attempt.stats.timed,
-            fitted_better_by_average=partial(self._fitted_better_by_average, attempt),
+            best_shares=partial(self._best_shares, attempt),
+            features=partial(self._features, attempt),
         )
 
     def _is_last(self, server_round: int) -> bool:
@@ -330,6 +340,16 @@ class FederatedStrategy(Strategy):
     def _is_described(self, client: Client) -> bool:
         return not self.method.needs.description or client.name in self.descriptions
 
+    def _describe_request(self) -> DescribeRequest:
+        return DescribeRequest(self.method.needs.description, self.registry.task, self.run)
+
+    def _renew_descriptions(self, attempt: Attempt, updates: Sequence[ClientUpdate | ClientSketch]) -> None:
+        """Let clients that trained on other data than they described describe them, before they are clustered."""
+        trained_on = {update.name: update.digest for update in updates}
+        if messages := self.descriptions.outdated(self._describe_request(), trained_on):
+            with attempt.stats.timed("local"):
+                self.descriptions.take_in(attempt.ask(messages))
+
     def _train_request(self, sent: Sent, client: Client, server_round: int, record: Records) -> Message:
         needs = self.method.needs.prototypes and (sent.start is None or not same_model(sent.start, sent.universal))
         request = TrainRequest(
@@ -338,6 +358,8 @@ class FederatedStrategy(Strategy):
             candidates=sent.candidates,
             universal=sent.universal if needs else None,
             signature=self.method.needs.prototypes,
+            covariance=self.method.needs.covariance,
+            digest=bool(self.method.needs.description),
             memory=self.method.needs.memory,
             run=self.run,
             shared=self.method.shared(self.reached()),
@@ -371,24 +393,33 @@ class FederatedStrategy(Strategy):
         stats.tell(accepted.seen)
         return list(accepted.updates)
 
-    def _fitted_better_by_average(
+    def _best_shares(
         self,
         attempt: Attempt,
-        taught: Mapping[str, State],
+        students: Mapping[str, State],
         averages: Mapping[str, State],
         caps: Caps,
         loss_unit: float,
-    ) -> set[str]:
-        """Ask the clients that are sampled for evaluation; see `Round`."""
-        number = attempt.stats.server_round
-        return fitted_better_by_average(
+    ) -> dict[str, float]:
+        """Ask a few of the clients; see `Round`."""
+        number, clients = attempt.stats.server_round, len(self.registry.clients)
+        return best_shares(
             partial(attempt.ask, phase="evaluation"),
-            self.registry.sample(self.participation.fraction_evaluate, "evaluate", number),
+            self.registry.sample(num_asked(clients) / clients, "compare", number),
             number,
-            taught,
+            students,
             averages,
             self.method.objective,
             self.registry.task,
             caps,
             loss_unit,
         )
+
+    def _features(
+        self, attempt: Attempt, models: Mapping[str, State], num_strata: int, share: float
+    ) -> dict[str, Signature]:
+        """Ask a share of the clients; see `Round`."""
+        number = attempt.stats.server_round
+        with attempt.stats.timed("local"):
+            asked = self.registry.sample(share, "features", number)
+            return told_features(attempt.ask, asked, number, models, num_strata, self.registry.task)

@@ -34,6 +34,10 @@ class Contribution(Weighted, Protocol):
     """A `ClientUpdate` or a `GroupSum`: what a method aggregates, whichever way it was collected."""
 
     @property
+    def start(self) -> State:
+        """What the clients behind it started from, on the mean."""
+
+    @property
     def signature(self) -> Signature | None:
         """What the clients behind it told of their data; None: nothing was asked."""
 
@@ -61,6 +65,7 @@ class ClientUpdate:
 
     ``choice`` is the candidate that the client found best, where it was given candidates. ``train_loss`` is the mean
     over the last epoch, and ``steps`` counts those of the optimiser. ``second`` is None where there was one model.
+    ``digest`` tells the client's data from others that it had earlier; None: it does not say.
     """
 
     name: str
@@ -72,6 +77,7 @@ class ClientUpdate:
     train_loss: float = nan
     steps: int = 0
     second: SecondModel | None = None
+    digest: str | None = None
 
     @property
     def clients(self) -> int:
@@ -83,23 +89,27 @@ class ClientUpdate:
 class ClientSketch:
     """All that the server sees of one client where it gets sums only.
 
-    ``sketch``: (1, dimension), of the client's update; None where clients are not compared by updates.
+    ``sketch``: (1, dimension), of the client's update; None where clients are not compared by updates. ``digest`` as in
+    `ClientUpdate`.
     """
 
     name: str
     sketch: Tensor | None = None
+    digest: str | None = None
 
 
 @dataclass(frozen=True)
 class GroupSum:
     """What the clients of one cluster contributed together, of which the server saw the sum only.
 
-    ``name`` is the first of the ``clients`` that are in it. ``state`` is the mean of their models, and ``signature``
-    what they told of their data together. ``steps`` is the sum of theirs.
+    ``name`` is the first of the ``clients`` that are in it. ``start`` is the mean of what they were sent to start from,
+    each of them counted once, ``state`` the mean of their models, and ``signature`` what they told of their data
+    together. ``steps`` is the sum of theirs.
     """
 
     name: str
     clients: int
+    start: State
     state: State
     num_examples: int
     signature: Signature | None = None

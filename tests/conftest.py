@@ -41,7 +41,14 @@ def pytest_collection_finish() -> None:
         raise pytest.UsageError(f"a module changed {', '.join(changed)} when it was imported")
 
 
-FAST = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 20, "report": False}
+FAST = {
+    "model": "mlp",
+    "num-server-rounds": 2,
+    "local-epochs": 1,
+    "distill-steps": 20,
+    "virtual-features": 64,
+    "report": False,
+}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -18,10 +18,12 @@ from flwr.app.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 
+from disue.covariance import triangle
 from disue.models import State
 from disue.naming import client_name
-from disue.signature import Signature
-from disue.wire import DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.signature import CovarianceOf, Signature, SignatureParts, told_beside_updates
+from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire.compare import SHARES
 from disue_cli.engines.inline import RUN_ID, InlineGrid
 from server_app.config import RunConfig
 from server_app.stopping import ask_to_stop
@@ -152,6 +154,7 @@ class FaultyGrid(InlineGrid):
         count = schedule.clients
         nodes: list[dict[str, object]] = [{"partition-id": i, "num-partitions": count} for i in range(count)]
         super().__init__(self._client(), config.to_flower(), nodes)
+        self.covariance = told_beside_updates(config)
         self.schedule = schedule
         self.faults = faults
         self.attempts: list[Attempt] = []
@@ -172,7 +175,7 @@ class FaultyGrid(InlineGrid):
         @app.query("describe")
         def describe(message: Message, context: Context) -> Message:
             number = int(client_name(context.node_config).removeprefix("client-"))
-            signature = torch.zeros(10, 64)
+            signature = torch.zeros(10, 65)
             signature[0, number % 2] = 1.0
             return DescribeReply(signature).to_message(message)
 
@@ -186,9 +189,15 @@ class FaultyGrid(InlineGrid):
                 num_examples=examples_of(name),
                 train_loss=1.0,
                 steps=1,
-                signature=_signature(name, start) if request.signature else None,
+                signature=_signature(name, start, self.covariance if request.covariance else "")
+                if request.signature
+                else None,
                 choice=0 if request.candidates else None,
             ).to_message(message)
+
+        @app.query("compare")
+        def compare(message: Message, context: Context) -> Message:
+            return CompareReply(tuple(1.0 + share for share in SHARES)).to_message(message)
 
         @app.evaluate()
         def evaluate(message: Message, context: Context) -> Message:
@@ -333,11 +342,15 @@ def _far_away(state: State) -> State:
     return {key: tensor + 100.0 for key, tensor in state.items()}
 
 
-def _signature(name: str, start: State) -> Signature:
+def _signature(name: str, start: State, covariance: CovarianceOf) -> Signature:
     classes, features = start[HEAD].shape
     number = int(name.removeprefix("client-"))
     counts = torch.zeros(classes)
     counts[[number % 2, 2 + number % 2]] = 5.0
     prototypes = torch.zeros(classes, features)
     prototypes[counts > 0, number % 2] = 1.0
-    return Signature(counts, prototypes)
+    shape = SignatureParts(classes, covariance).covariance_shape(start)
+    if len(shape) < 2:
+        return Signature(counts, prototypes, triangle(torch.eye(features)) if shape else None)
+    axes = torch.eye(features)[: shape[1]] * (counts > 0).view(-1, 1, 1)
+    return Signature(counts, prototypes, axes)

@@ -23,7 +23,7 @@ from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.tasks import ImageClassification
-from disue.wire import CompareRequest
+from disue.wire import CompareRequest, FeaturesRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.callbacks.ledger import LEDGER
 from server_app.config import RunConfig
@@ -33,7 +33,7 @@ from strategies.clustering.estimators import CLUSTERERS
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"
 KINDS = {"query": "hello", "query.describe": "describe", "train": "train", "evaluate": "evaluate"}
-KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare", "forget")}
+KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare", "features", "forget")}
 SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
 DESCRIBED_BY = ("initial-prototypes", "subspace", "anchor-gradient")
 
@@ -61,8 +61,8 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "chosen": lambda config, round: chooses(config),
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
+    "`method=ccvr`": lambda config, round: config.method == "ccvr",
     "personal": lambda config, round: config.method == "fedavg-ft" or round == config.num_server_rounds,
-    "doubted": lambda config, round: config.method == "disue" and config.proxy.startswith(("dataset:", "path:")),
     "compared": lambda config, round: config.method == "disue" and config.initialisation == "learned",
 }
 """What the words of the column "when" mean."""
@@ -74,6 +74,7 @@ RUNS: list[Values] = [
     {"method": "ifca"},
     {"method": "pacfl"},
     {"method": "stocfl"},
+    {"method": "ccvr"},
     {"method": "ditto"},
     {"method": "fedavg-ft"},
     {"signature": "last-layer"},
@@ -82,8 +83,10 @@ RUNS: list[Values] = [
 ]
 """Among these each field is sent by some and, unless it always is, not by others."""
 UNCOVERED = ({"signature": "subspace", "initialisation": "universal"}, {"clusterer": "ifca"}, {"method": "ifca"})
-UNCOVERED += ({"method": "pacfl"}, {"method": "stocfl"})
+UNCOVERED += ({"method": "pacfl"}, {"method": "stocfl"}, {"method": "ccvr"})
 """Those that other modes than plain refuse."""
+NEED_COUNTS = ({"method": "ccvr"},)
+"""Those that are refused where label counts are not told."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +156,9 @@ MODES, LINES = table()
 @pytest.mark.parametrize("mode", MODES)
 def test_what_the_server_receives_is_what_the_page_says(mode: str, tmp_path: Path) -> None:
     seen: set[str] = set()
-    runs = [values for values in RUNS if MODES[mode]["privacy"] == "plain" or values not in UNCOVERED]
+    refused = UNCOVERED if MODES[mode]["privacy"] != "plain" else ()
+    refused += () if MODES[mode].get("share-label-counts", True) else NEED_COUNTS
+    runs = [values for values in RUNS if values not in refused]
     for number, values in enumerate(runs):
         root = tmp_path / str(number)
         config, received = recorded(values | MODES[mode], root)
@@ -326,8 +331,33 @@ def test_a_failure_says_nothing_of_the_data(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_with_dp_a_client_compares_nothing_for_whoever_asks() -> None:
-    config = RunConfig.from_flower({"model": "mlp", "privacy": "dp"})
-    grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(2))
-    state = get_state(build_model("mlp", (1, 8, 8), 10))
-    (reply,) = grid.send_and_receive([CompareRequest(state, state, 1).to_message(grid.get_node_ids()[0])])
+    reply = answered({"privacy": "dp"}, CompareRequest(STATE, STATE, 1))
     assert "privacy=dp: a client does not compare models" in reply.error.reason
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("privacy", "dp", "privacy=dp: a client does not tell how its features vary"),
+        ("privacy", "secure", "privacy=secure: a client tells of its features in sums only"),
+        (
+            "share-label-counts",
+            False,
+            "share-label-counts=false: a client does not tell how the features of a class vary",
+        ),
+    ],
+)
+def test_who_may_not_tell_of_its_features_tells_nobody(key: str, value: Any, reason: str) -> None:
+    assert reason in answered({key: value}, FeaturesRequest(STATE, 1)).error.reason
+    assert answered({}, FeaturesRequest(STATE, 1)).has_content()
+
+
+STATE = get_state(build_model("mlp", (1, 8, 8), 10))
+
+
+def answered(values: Values, request: CompareRequest | FeaturesRequest) -> Message:
+    """Return what a client of a run with such settings answers."""
+    config = RunConfig.from_flower({"model": "mlp"} | values)
+    grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(2))
+    (reply,) = grid.send_and_receive([request.to_message(grid.get_node_ids()[0])])
+    return reply

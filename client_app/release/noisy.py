@@ -76,8 +76,21 @@ class NoisyRelease(ReleasePolicy):
         noisy = self._released(description.flatten()).view_as(description)
         return F.normalize(noisy.flatten(), dim=0).view_as(description).float()
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
-        """Release the strata's shares and prototypes together; a stratum with little share after that is not there."""
+    def digest(self, digest: str) -> None:
+        """Return None: whether two digests are equal is decided by the data, and no noise is in it."""
+
+    def signature(
+        self, universal: Classifier, examples: Examples, device: torch.device, task: Task, covariance: bool = False
+    ) -> Signature:
+        """Release the strata's shares and prototypes together; a stratum with little share after that is not there.
+
+        Raises
+        ------
+        FederationError
+            If a covariance is asked for: noise as large as its parts would be needed in each of its numbers.
+        """
+        if covariance:
+            raise FederationError("privacy=dp: a client does not tell how its features vary")
         exact = make_signature(universal, examples, device, task)
         bound = usual_length(universal, task, device) * LONGEST_PROTOTYPE
         shares = exact.label_counts / exact.label_counts.sum()
@@ -91,6 +104,10 @@ class NoisyRelease(ReleasePolicy):
         prototypes = torch.where(told.unsqueeze(1) > 0, scaled / told.clamp(min=1e-12).sqrt().unsqueeze(1), 0.0)
         counts = _counts(told, len(examples)) if self.config.share_label_counts else (told > 0).double()
         return Signature(counts.float(), prototypes.float())
+
+    def features(self, model: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
+        """Raise `FederationError`: the server is not to ask."""
+        raise FederationError("privacy=dp: a client does not tell how its features vary")
 
     def candidates(self, candidates: Sequence[State]) -> Sequence[State]:
         """Raise `ConfigError` if there is a choice."""

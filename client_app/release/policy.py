@@ -8,8 +8,9 @@ from torch import Tensor
 from client_app.describe import make_signature
 from disue.config import ClientConfig
 from disue.data import Examples
+from disue.errors import FederationError
 from disue.models import Classifier, State
-from disue.signature import Signature
+from disue.signature import Signature, told_beside_updates
 from disue.tasks import DataSummary, Task
 from disue.tasks.classification import require_known
 from disue.wire import CompareReply, EvaluateReply, HelloReply, HelloRequest, KeptReply, TrainReply
@@ -39,9 +40,31 @@ class ReleasePolicy:
         """Return what is said of the data before training."""
         return description
 
-    def signature(self, universal: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
-        """Return what is said of the data beside an update."""
-        return make_signature(universal, examples, device, task, self.config.share_label_counts)
+    def digest(self, digest: str) -> str | None:
+        """Return what tells whether the training data changed; None: that is not told."""
+        return digest
+
+    def signature(
+        self, universal: Classifier, examples: Examples, device: torch.device, task: Task, covariance: bool = False
+    ) -> Signature:
+        """Return what is said of the data beside an update.
+
+        See `told_beside_updates` for how features vary.
+        """
+        kind = told_beside_updates(self.config) if covariance else ""
+        return make_signature(universal, examples, device, task, self.config.share_label_counts, kind)
+
+    def features(self, model: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
+        """Return what is said of the features under a model, with a covariance of each stratum.
+
+        Raises
+        ------
+        FederationError
+            If label counts do not leave: the covariance of few examples shows how many they are.
+        """
+        if not self.config.share_label_counts:
+            raise FederationError("share-label-counts=false: a client does not tell how the features of a class vary")
+        return make_signature(model, examples, device, task, covariance="each")
 
     def candidates(self, candidates: Sequence[State]) -> Sequence[State]:
         """Return the candidates of which the choice is told."""
@@ -56,7 +79,7 @@ class ReleasePolicy:
         return reply
 
     def comparison(self, reply: CompareReply) -> CompareReply:
-        """Return how well both models fit."""
+        """Return how well the mixtures fit."""
         return reply
 
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import torch
 from flwr.app import Context
 from torch import Tensor
 
@@ -11,9 +12,12 @@ from client_app.release.policy import ReleasePolicy, usual_summary
 from client_app.secagg import keep
 from disue.comparing import FROM_UPDATE, Trained
 from disue.config import ClientConfig
-from disue.models import State
+from disue.data import Examples
+from disue.errors import FederationError
+from disue.models import Classifier, State
 from disue.privacy.secagg import Contribution
 from disue.privacy.sketch import sketch
+from disue.signature import Signature
 from disue.tasks import Task
 from disue.wire import CompareReply, EvaluateReply, HelloReply, HelloRequest, KeptReply, TrainReply
 
@@ -53,6 +57,10 @@ class SketchedRelease(ReleasePolicy):
         """Return a sketch of what is said of the data."""
         return self._sketch(description)
 
+    def features(self, model: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
+        """Raise `FederationError`: the server is not to ask."""
+        raise FederationError("privacy=secure: a client tells of its features in sums only")
+
     def training(self, reply: TrainReply, start: State) -> KeptReply:
         """Keep the model and its numbers; a sketch is all that leaves, where clients are compared by their updates.
 
@@ -64,8 +72,9 @@ class SketchedRelease(ReleasePolicy):
         keys = keep(own.to_vector(), self.server_round, self.context)
         from_update = FROM_UPDATE.get(self.config.signature)
         if reply.signature is None or from_update is None:
-            return KeptReply(keys)
-        return KeptReply(keys, self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature))))
+            return KeptReply(keys, digest=reply.digest)
+        sketch = self._sketch(from_update(Trained(self.name, start, reply.state, reply.signature)))
+        return KeptReply(keys, sketch, reply.digest)
 
     def evaluation(self, reply: EvaluateReply, task: Task) -> EvaluateReply:
         """Return the accuracies and losses, rounded: exact accuracies would show how many test examples there are."""
@@ -79,8 +88,8 @@ class SketchedRelease(ReleasePolicy):
         return replace(reply, num_examples=1, personal_steps=0, **told)
 
     def comparison(self, reply: CompareReply) -> CompareReply:
-        """Return how well both models fit, rounded."""
-        return CompareReply(round(reply.student_fit, DIGITS_OF_LOSS), round(reply.average_fit, DIGITS_OF_LOSS))
+        """Return how well the mixtures fit, rounded."""
+        return CompareReply(tuple(round(fit, DIGITS_OF_LOSS) for fit in reply.fits))
 
     def _sketch(self, vector: Tensor) -> Tensor:
         size, noise = self.config.sketch_size, self.config.sketch_noise

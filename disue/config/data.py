@@ -38,6 +38,11 @@ class DataSettings(Settings):
     train_examples: int = Field(
         200, ge=0, le=10**9, description="most training examples per client, on average; 0: all"
     )
+    reuse_examples: bool = Field(
+        False,
+        description="in scenarios where planted groups see the same data differently (rotation, label-swap): if there "
+        "are too few examples for all clients, each group divides all of them",
+    )
     test_examples: int = Field(100, ge=0, le=10**9, description="most test examples per client, on average; 0: all")
     global_test_size: int = Field(
         2000, ge=1, le=10**9, description="most examples in the balanced global test set (at least one per class)"

@@ -1,6 +1,7 @@
 """Datasets, scenarios (how clients differ) and the federation that they make together."""
 
-from disue.data.datasets import DATASETS, OWN, Dataset, Examples, load_dataset
+from disue.data import from_files as _registers_datasets  # noqa: F401
+from disue.data.datasets import DATASETS, OWN, Dataset, Examples, load_dataset, missing_from
 from disue.data.federation import ClientData, Federation, RunData, build_federation
 from disue.data.scenarios import SCENARIOS
 
@@ -15,4 +16,5 @@ __all__ = [
     "RunData",
     "build_federation",
     "load_dataset",
+    "missing_from",
 ]

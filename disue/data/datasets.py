@@ -1,12 +1,12 @@
 """Image classification datasets behind one interface.
 
-`digits` ships with scikit-learn. The others are read from files that are already there and are else
-downloaded by torchvision.
+`digits` ships with scikit-learn. Those that are read from files are in `from_files`.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from disue.data.downloads import cache_directory, download, given_directory
-from disue.data.idx import IDX_FILES, find_idx_files, read_idx
+from disue.data.downloads import given_directory
 from disue.errors import DataError
 from disue.registry import Registry
 from disue.tasks import ImageClassification
-from disue.tasks.images import SMALLEST_SIDE
-from disue.torchvision_compat import torchvision
 
 
 @dataclass(frozen=True)
@@ -80,6 +77,18 @@ Loader = Callable[[Path | None], Dataset]
 DATASETS: Registry[Loader] = Registry("dataset")
 
 
+class FileDataset(ABC):
+    """A loader that reads files, and has them downloaded where there are none."""
+
+    @abstractmethod
+    def __call__(self, data_dir: Path | None) -> Dataset:
+        """Return the dataset."""
+
+    @abstractmethod
+    def missing_from(self, data_dir: Path | None) -> list[Path]:
+        """Return the places that do not have the files, or damaged ones; empty: they need no download."""
+
+
 @lru_cache(maxsize=4)
 def load_dataset(name: str, data_dir: str = "") -> Dataset:
     """Load a dataset by its config name; kept in memory for the next caller in this process.
@@ -100,6 +109,28 @@ def load_dataset(name: str, data_dir: str = "") -> Dataset:
     """
     load = DATASETS[name]
     return load(given_directory(data_dir) if data_dir else None)
+
+
+def missing_from(name: str, data_dir: str = "") -> list[Path]:
+    """Return where the files of a dataset were looked for in vain; empty: it can be read without a download.
+
+    Parameters
+    ----------
+    name : str
+        A name in `DATASETS`.
+    data_dir : str
+        As for `load_dataset`.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such dataset.
+    DataError
+        If the directory cannot be read.
+    """
+    load = DATASETS[name]
+    directory = given_directory(data_dir) if data_dir else None
+    return load.missing_from(directory) if isinstance(load, FileDataset) else []
 
 
 # --- own: not a dataset that could be loaded ------------------------------------------------------
@@ -134,155 +165,3 @@ def _digits(_data_dir: Path | None) -> Dataset:
         std=(0.376,),
         maximum=16.0,
     )
-
-
-# --- idx files: mnist, fashion-mnist --------------------------------------------------------------
-
-
-def _read_part(images: Path, labels: Path) -> Examples:
-    x, y = read_idx(images), read_idx(labels)
-    if x.ndim != 3 or min(x.shape) < 1 or min(x.shape[1:]) < SMALLEST_SIDE:
-        raise DataError(f"{images}: has {tuple(x.shape)}; expected images of at least {SMALLEST_SIDE} pixels a side")
-    if y.ndim != 1 or not len(y):
-        raise DataError(f"{labels}: has {tuple(y.shape)}; expected labels")
-    return Examples(x.unsqueeze(1), y.long())
-
-
-def _idx_dataset(
-    data_dir: Path | None,
-    *,
-    name: str,
-    torchvision_class: str,
-    class_names: tuple[str, ...],
-    mean: float,
-    std: float,
-    usual_places: tuple[Path, ...] = (),
-) -> Dataset:
-    cache = cache_directory(data_dir)
-    downloaded = cache / torchvision_class / "raw"
-    places = [cache, downloaded] if data_dir else [*usual_places, downloaded]
-    files = find_idx_files(places)
-    if files is None:
-        wanted = ", ".join(f"{file}[.gz]" for file in IDX_FILES.values())
-        dataset_class = getattr(torchvision().datasets, torchvision_class)
-        download(name, lambda: dataset_class(cache, download=True), f"put {wanted}", places)
-        files = find_idx_files([downloaded])
-        if files is None:
-            raise DataError(f"{name}: the download to {downloaded} is not complete")
-    train, test = (_read_part(files[part, "x"], files[part, "y"]) for part in ("train", "test"))
-    if train.x.shape[1:] != test.x.shape[1:]:
-        raise DataError(f"{name}: train images are {tuple(train.x.shape[2:])}, test images {tuple(test.x.shape[2:])}")
-    for part, examples in (("train", train), ("test", test)):
-        if len(examples.x) != len(examples.y) or int(examples.y.max()) >= len(class_names):
-            raise DataError(
-                f"{name}: the {part} files do not fit: {len(examples.x)} images, {len(examples.y)} labels "
-                f"up to {int(examples.y.max())}, {len(class_names)} classes"
-            )
-    return Dataset(name, class_names, train, test, (mean,), (std,))
-
-
-DATASETS.register("fashion-mnist")(
-    partial(
-        _idx_dataset,
-        name="fashion-mnist",
-        torchvision_class="FashionMNIST",
-        class_names=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        mean=0.2860,
-        std=0.3530,
-        usual_places=(Path("/usr/share/datasets/fashion-mnist"),),
-    )
-)
-DATASETS.register("mnist")(
-    partial(
-        _idx_dataset,
-        name="mnist",
-        torchvision_class="MNIST",
-        class_names=tuple("0123456789"),
-        mean=0.1307,
-        std=0.3081,
-    )
-)
-
-
-# --- through torchvision: cifar10, cifar100, svhn -------------------------------------------------
-
-
-def _torchvision_dataset(
-    data_dir: Path | None,
-    *,
-    name: str,
-    torchvision_class: str,
-    part_argument: Callable[[str], dict[str, Any]],
-    advice: str,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> Dataset:
-    root = cache_directory(data_dir)
-    parts = {}
-    class_names: tuple[str, ...] = ()
-    for part in ("train", "test"):
-        open_part = partial(getattr(torchvision().datasets, torchvision_class), root, **part_argument(part))
-        try:
-            source = open_part(download=False)
-        except RuntimeError:  # "Dataset not found or corrupted": torchvision checked the files' sums
-            source = download(name, partial(open_part, download=True), advice, [root])
-        x = np.ascontiguousarray(source.data)
-        x = x if x.shape[1] == 3 else x.transpose(0, 3, 1, 2)
-        labels = source.targets if hasattr(source, "targets") else source.labels
-        parts[part] = Examples(torch.from_numpy(np.ascontiguousarray(x)), torch.as_tensor(np.asarray(labels)).long())
-        class_names = tuple(getattr(source, "classes", "0123456789"))
-    return Dataset(name, class_names, parts["train"], parts["test"], mean, std)
-
-
-def _train_flag(part: str) -> dict[str, Any]:
-    return {"train": part == "train"}
-
-
-def _split_name(part: str) -> dict[str, Any]:
-    return {"split": part}
-
-
-DATASETS.register("cifar10")(
-    partial(
-        _torchvision_dataset,
-        name="cifar10",
-        torchvision_class="CIFAR10",
-        part_argument=_train_flag,
-        advice="put the unpacked folder cifar-10-batches-py",
-        mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
-    )
-)
-DATASETS.register("cifar100")(
-    partial(
-        _torchvision_dataset,
-        name="cifar100",
-        torchvision_class="CIFAR100",
-        part_argument=_train_flag,
-        advice="put the unpacked folder cifar-100-python",
-        mean=(0.5071, 0.4865, 0.4409),
-        std=(0.2673, 0.2564, 0.2762),
-    )
-)
-DATASETS.register("svhn")(
-    partial(
-        _torchvision_dataset,
-        name="svhn",
-        torchvision_class="SVHN",
-        part_argument=_split_name,
-        advice="put train_32x32.mat and test_32x32.mat",
-        mean=(0.4377, 0.4438, 0.4728),
-        std=(0.1980, 0.2010, 0.1970),
-    )
-)

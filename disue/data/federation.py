@@ -1,7 +1,8 @@
 """The data of a simulated federation: who holds what, the global test set, and the proxy set."""
 
+import hashlib
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from disue.config import ClientConfig
 from disue.data.datasets import Dataset, Examples, load_dataset
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
-from disue.errors import DataError
+from disue.errors import ConfigError, DataError
 from disue.seeding import derive_seed, numpy_rng
 from disue.tasks import ImageClassification, Task
 
@@ -33,6 +34,15 @@ class ClientData:
     def nbytes(self) -> int:
         """What they take in memory, in bytes."""
         return sum(tensor.nbytes for part in (self.train, self.test) for tensor in (part.x, part.y))
+
+    @cached_property
+    def train_hash(self) -> bytes:
+        """The SHA-256 of the training examples, in their order."""
+        found = hashlib.sha256()
+        for tensor in (self.train.x, self.train.y):
+            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.digest()
 
 
 class RunData(Protocol):
@@ -57,8 +67,9 @@ class RunData(Protocol):
 class Federation:
     """Indices into one dataset; tensors are made when asked for.
 
-    The five index sets are disjoint: clients train, and the proxy set is drawn, from the dataset's
-    training part; clients test, and the global test set is drawn, from its test part.
+    Clients train, and the proxy set is drawn, from the dataset's training part; clients test, and the global test set
+    is drawn, from its test part. The five index sets are disjoint, and so are the clients'. With ``reuse-examples``
+    clients of different planted groups may hold the same examples.
     """
 
     dataset: Dataset
@@ -131,7 +142,7 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
     Raises
     ------
     ConfigError
-        If there is no such dataset or scenario.
+        If there is no such dataset or scenario, or the scenario cannot reuse examples.
     DataError
         If the dataset is missing, or too small for this many clients and this proxy set.
     """
@@ -143,6 +154,7 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
         config.alpha,
         config.train_examples,
         config.test_examples,
+        config.reuse_examples,
         config.global_test_size,
         config.proxy_size,
         config.seed,
@@ -159,6 +171,7 @@ def federation_of(
     alpha: float,
     train_examples: int,
     test_examples: int,
+    reuse_examples: bool,
     global_test_size: int,
     proxy_size: int,
     seed: int,
@@ -192,13 +205,23 @@ def federation_of(
             rng=rng,
         )
     )
-    train_parts = split_by_shares(train_labels[train_pool], scenario.shares, rng, MIN_TRAIN_EXAMPLES)
-    test_parts = split_by_shares(test_labels[test_pool], scenario.shares, rng, MIN_TEST_EXAMPLES)
+    if reuse_examples and not scenario.changes_data:
+        raise ConfigError(
+            f"reuse-examples: got true; scenario '{scenario_name}' shows all groups the same data; use false, or a "
+            "scenario that does not, e.g. rotation"
+        )
+    train_parts, test_parts = (
+        _divide(labels[pool], pool, wanted, scenario, reuse_examples, rng, minimum)
+        for labels, pool, wanted, minimum in (
+            (train_labels, train_pool, train_examples, MIN_TRAIN_EXAMPLES),
+            (test_labels, test_pool, test_examples, MIN_TEST_EXAMPLES),
+        )
+    )
     return Federation(
         dataset=dataset,
         scenario=scenario,
-        train_parts=tuple(train_pool[part] for part in train_parts),
-        test_parts=tuple(test_pool[part] for part in test_parts),
+        train_parts=train_parts,
+        test_parts=test_parts,
         proxy_indices=proxy,
         test_indices=test,
         seed=derive_seed(seed, "federation"),
@@ -231,3 +254,29 @@ def _draw_balanced(labels: IntArray, size: int, rng: np.random.Generator) -> tup
 
 def _cap(pool: IntArray, size: int, rng: np.random.Generator) -> IntArray:
     return pool if size == 0 or size >= len(pool) else np.sort(rng.choice(pool, size, replace=False))
+
+
+def _divide(
+    labels: IntArray,
+    pool: IntArray,
+    wanted: int,
+    scenario: Scenario,
+    reuse: bool,
+    rng: np.random.Generator,
+    minimum: int,
+) -> tuple[IntArray, ...]:
+    """Return the examples of each client, as indices like those in ``pool``.
+
+    With ``reuse``, and fewer examples than ``wanted`` (0: all) for each client, every planted group divides the pool.
+    """
+    clients = np.arange(len(scenario.shares))
+    if not reuse or 0 < wanted * len(clients) <= len(pool):
+        return tuple(pool[part] for part in split_by_shares(labels, scenario.shares, rng, minimum))
+    parts: dict[int, IntArray] = {}
+    for group in range(scenario.num_groups):
+        members = clients[scenario.groups == group]
+        drawn = _cap(np.arange(len(pool)), wanted * len(members), rng)
+        shares = scenario.shares[members] / scenario.shares[members].sum(axis=0)
+        split = split_by_shares(labels[drawn], shares, rng, minimum)
+        parts |= {member: pool[drawn[part]] for member, part in zip(members.tolist(), split, strict=True)}
+    return tuple(parts[client] for client in clients.tolist())

@@ -24,7 +24,8 @@ KEPT = 4
 """How many clients' data a process keeps in memory: one on a real machine, some in the inline engine."""
 logger = logging.getLogger(LOGGER)
 
-Fingerprint = tuple[tuple[str, int, int], ...]
+Fingerprint = tuple[tuple[str, int, int, int, int], ...]
+"""Of each file the name, the times at which its content and anything of it changed, its size and its number."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,19 @@ def read_own(root: Path, shape: Shape) -> OwnData:
 
 
 def _fingerprint(root: Path) -> Fingerprint:
-    """Return names, times and sizes of the files; what is read anew when it changes."""
+    """Return what is known of the files without reading them; when it changes, they are read anew.
+
+    Two files may be as large as each other and have the time of one archive that both are from. The other time, which
+    nobody sets, and the number of the file tell them apart.
+    """
     if not root.is_dir():
         if root.suffix.lower() != ".npz" or not root.is_file():
             raise DataError("data-path is neither a folder nor an .npz file; is it mounted, and readable to this user?")
         files = [root]
     else:
         files = images_below(root)
-    return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files)
+    looks = ((str(file), file.stat()) for file in files)
+    return tuple((name, own.st_mtime_ns, own.st_ctime_ns, own.st_size, own.st_ino) for name, own in looks)
 
 
 def _why(error: Exception) -> str:

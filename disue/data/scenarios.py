@@ -55,6 +55,11 @@ class Scenario:
         """Number of planted groups that have a client (at least one)."""
         return max(1, int(self.groups.max()) + 1)
 
+    @property
+    def changes_data(self) -> bool:
+        """Whether the groups see the same examples differently."""
+        return self.transform is not _unchanged
+
 
 @dataclass(frozen=True)
 class ScenarioInput:

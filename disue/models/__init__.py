@@ -2,7 +2,7 @@
 
 from disue.models import networks as networks
 from disue.models.build import MODELS, OtherParametersError, build_model, filled_model, named_model
-from disue.models.classifier import HEAD, Classifier, head_of, num_features
+from disue.models.classifier import HEAD, Classifier, head_of, num_features, num_parameters
 from disue.models.state import State, fill, flatten, get_state, interpolate, same_model, subtract, unflatten, zeros_like
 from disue.tasks import Shape
 
@@ -22,6 +22,7 @@ __all__ = [
     "interpolate",
     "named_model",
     "num_features",
+    "num_parameters",
     "same_model",
     "subtract",
     "unflatten",

@@ -30,6 +30,11 @@ def head_of(state: State) -> State:
     return {name: tensor for name, tensor in state.items() if name.startswith(HEAD)}
 
 
+def num_parameters(state: State) -> int:
+    """Return how many numbers a model has."""
+    return sum(tensor.numel() for tensor in state.values())
+
+
 def num_features(state: State) -> int:
     """Return how many features the body of a model gives to its head."""
     return state[f"{HEAD}weight"].shape[1]

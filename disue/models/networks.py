@@ -27,6 +27,12 @@ def _mlp(shape: Shape, num_outputs: int) -> Classifier:
     return Classifier(body, 64, num_outputs)
 
 
+@MODELS.register("mlp-200")
+def _mlp_200(shape: Shape, num_outputs: int) -> Classifier:
+    """One hidden layer of 200, as Ghosh et al. 2020 (IFCA) have for rotated MNIST."""
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 200), nn.ReLU()), 200, num_outputs)
+
+
 @MODELS.register("cnn")
 def _cnn(shape: Shape, num_outputs: int) -> Classifier:
     channels, height, width = shape

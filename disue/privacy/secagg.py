@@ -25,9 +25,10 @@ from flwr.supercore.primitives.asymmetric import bytes_to_public_key, public_key
 from numpy.typing import NDArray
 from torch import Tensor
 
-from disue.fields import LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
-from disue.models import State, num_features, unflatten
-from disue.signature import Signature
+from disue.covariance import looked_at, triangle
+from disue.fields import LARGEST_COVARIANCE, LARGEST_FEATURE, LARGEST_LOSS, LARGEST_PARAMETER
+from disue.models import State, num_features, num_parameters, unflatten
+from disue.signature import Signature, SignatureParts
 
 Words = NDArray[np.uint64]
 
@@ -149,7 +150,7 @@ class Contribution:
     state : State
         The model, or the mean of the models, weighted by examples.
     signature : Signature or None
-        Label counts, and prototypes weighted by these.
+        Label counts, prototypes weighted by these, and covariances weighted by their sum.
     """
 
     num_examples: int
@@ -163,13 +164,15 @@ class Contribution:
         n = self.num_examples
         parts = [torch.tensor([n, n * self.train_loss, self.steps], dtype=torch.float64)]
         if self.signature is not None:
-            counts = self.signature.label_counts.double()
-            parts += [counts, (counts.unsqueeze(1) * self.signature.prototypes.double()).reshape(-1)]
+            counts, points = self.signature.label_counts.double(), self.signature.prototypes.double()
+            parts += [counts, (counts.unsqueeze(1) * points).reshape(-1)]
+            if self.signature.covariance is not None:
+                parts.append(counts.sum() * self.signature.covariance.double() + _between(counts, points))
         parts += [n * tensor.double().reshape(-1) for tensor in self.state.values()]
         return torch.cat(parts)
 
     @classmethod
-    def from_vector(cls, vector: Tensor, like: State, num_strata: int) -> "Contribution":
+    def from_vector(cls, vector: Tensor, like: State, parts: SignatureParts) -> "Contribution":
         """Return what several contributed together, of whose vectors this is the sum.
 
         Parameters
@@ -177,24 +180,27 @@ class Contribution:
         vector : Tensor
         like : State
             A model of the clients' architecture.
-        num_strata : int
-            Of the signature; 0: there is none.
+        parts : SignatureParts
+            Of the clients' signatures.
 
         Raises
         ------
         ValueError
             If no clients can have contributed this.
         """
-        sizes = vector_sizes(like, num_strata)
+        sizes = vector_sizes(like, parts)
         (n, loss, steps), told, weights = vector.split(sizes)
         if n < 1 or n != n.round():
             raise ValueError(f"it is of {float(n):g} examples")
         signature = None
-        if num_strata:
-            features = num_features(like)
-            counts, sums = told.split([num_strata, num_strata * features])
-            means = sums.view(num_strata, features) / counts.clamp(min=1e-12).unsqueeze(1)
-            signature = Signature(counts.float(), means.float())
+        if parts.num_strata:
+            shape = parts.num_strata, num_features(like)
+            counts, sums, second = told.tensor_split([shape[0], shape[0] * (1 + shape[1])])
+            means = sums.view(shape) / counts.clamp(min=1e-12).unsqueeze(1)
+            covariance = None
+            if parts.covariance:
+                covariance = ((second - _between(counts, means)) / counts.sum().clamp(min=1e-12)).float()
+            signature = Signature(counts.float(), means.float(), covariance)
             if counts.sum() > n:
                 raise ValueError(f"it counts the labels of {float(counts.sum()):g} examples, of {float(n):g}")
         state = {name: part.to(like[name].dtype) for name, part in unflatten(weights / n, like).items()}
@@ -202,11 +208,22 @@ class Contribution:
         return cls(int(n), float(loss / n), int(steps), state, signature)
 
 
+def _between(counts: Tensor, points: Tensor) -> Tensor:
+    """Return the sum of the points' squares, each as often as it counts, as a triangle.
+
+    With the covariances within strata it makes sums of squares, which add up over clients whose means differ.
+    """
+    seen = looked_at(points.float()).double()
+    return triangle((counts.unsqueeze(1) * seen).T @ seen)
+
+
 def _require_usual(state: State, signature: Signature | None, loss: float) -> None:
     """Raise `ValueError` for means that no client may send by itself."""
     bounded = {name: (tensor, LARGEST_PARAMETER) for name, tensor in state.items()}
     if signature is not None:
         bounded["prototypes"] = signature.prototypes, LARGEST_FEATURE
+        if signature.covariance is not None:
+            bounded["covariance"] = signature.covariance, LARGEST_COVARIANCE
     for name, (tensor, most) in bounded.items():
         if float(tensor.abs().max()) > most:
             raise ValueError(f"{name} has values beyond {most:g}")
@@ -214,9 +231,6 @@ def _require_usual(state: State, signature: Signature | None, loss: float) -> No
         raise ValueError(f"its loss is {loss:g}")
 
 
-def vector_sizes(like: State, num_strata: int) -> list[int]:
-    """Return the lengths of the parts of a vector: of three numbers, of what is told of the data, and of a model.
-
-    ``num_strata``: of the signature; 0: there is none.
-    """
-    return [3, num_strata * (1 + num_features(like)), sum(tensor.numel() for tensor in like.values())]
+def vector_sizes(like: State, parts: SignatureParts) -> list[int]:
+    """Return the lengths of the parts of a vector: of three numbers, of what is told of the data, and of a model."""
+    return [3, parts.numbers(like), num_parameters(like)]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from disue.covariance import MOST_FEATURES, looked_at
+from disue.discriminant import UNKNOWN, Discriminant, Normal, gate_weights
 from disue.errors import DataError
 from disue.files import ADVICE, NOT_PARSED, OTHER_MODEL, read_tensors, write_tensors
 from disue.metrics import predict_logits
@@ -25,9 +27,10 @@ class Knowledge:
     Attributes
     ----------
     cluster : int
-    label_counts : (clients, classes) tensor
-    points : (clients, classes, features) tensor
-        Their class prototypes.
+    label_counts : (1, classes) tensor
+        Of all of them together; in runs of format 1 a row for each client.
+    points : (1, classes, features) tensor
+        Their mean features of each class; likewise.
     space : int
         Which of the gate's spaces the prototypes are in.
     log_prior : (classes,) tensor or None
@@ -43,20 +46,47 @@ class Knowledge:
 
 @dataclass(frozen=True)
 class Space:
-    """A feature space: the architecture and the parameters of the model whose features they are."""
+    """A feature space.
+
+    Attributes
+    ----------
+    model : str
+        The architecture of the model whose features they are.
+    state : State
+        Its parameters.
+    covariance : (features, features) tensor or None
+        Of features within classes; None in runs of format 1, whose gate takes the nearest prototype.
+    background : Normal or None
+        See `Discriminant`.
+    """
 
     model: str
     state: State
+    covariance: Tensor | None = None
+    background: Normal | None = None
+
+    def check(self, size: int) -> None:
+        """Raise ValueError if it does not fit so many features."""
+        found: list[tuple[str, Tensor, tuple[int, ...]]] = []
+        if self.covariance is not None:
+            found.append(("covariance", self.covariance, (size, size)))
+        if self.background is not None:
+            found += [("background", self.background.covariance, (size, size)), ("mean", self.background.mean, (size,))]
+        for what, tensor, shape in found:
+            if tensor.shape != shape or tensor.dtype != torch.float32:
+                raise ValueError(f"the {what} of a space is {tensor.dtype} {tuple(tensor.shape)}")
+            if tensor.ndim == 2 and int(torch.linalg.cholesky_ex(tensor.double()).info):
+                raise ValueError(f"the {what} of a space is none")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """The prototypes of the experts' clients, and what clients said of their data before they trained.
+    """What the experts' clients told of their data: with every update, and before they trained.
 
     Attributes
     ----------
     spaces : list of Space
-        The universal experts that opened the rounds in which the clients were last sampled.
+        Of the architectures; in runs of format 1 of the rounds in which the clients were last sampled.
     experts : dict of expert to Knowledge
     signature : str
         The signature that clients were clustered by, if it needs no training; empty: none.
@@ -72,10 +102,10 @@ class Gate:
     descriptions: dict[str, Tensor] = field(default_factory=dict)
     clusters: dict[str, int] = field(default_factory=dict)
 
-    def distances(self, x: Tensor, task: Task) -> Tensor:
-        """Return how far inputs are from the nearest prototype of each expert's clients, (samples, experts).
+    def log_densities(self, x: Tensor, task: Task) -> Tensor:
+        """Return how likely inputs are as one of each class of each expert's clients, (experts, samples, classes).
 
-        Squared, and divided by how far the prototypes spread in their space, so that spaces can be compared.
+        See `Discriminant`.
 
         Parameters
         ----------
@@ -83,23 +113,42 @@ class Gate:
             Normalised.
         task : Task
         """
-        features = [self.features(number, x, task) for number in range(len(self.spaces))]
-        units = [self._unit(number) for number in range(len(self.spaces))]
-        return torch.stack(
-            [
-                nearest_prototypes(features[own.space], own.label_counts, own.points).amin(dim=1) / units[own.space]
-                for own in self.experts.values()
-            ],
-            dim=1,
-        )
+        found: dict[int, Tensor] = {}
+        for number, space in enumerate(self.spaces):
+            members = [own for own in self.experts.values() if own.space == number]
+            features = self.features(number, x, task)
+            if space.covariance is None:
+                each = [nearest_prototypes(features, own.label_counts, own.points) for own in members]
+                densities = -torch.stack(each) / self._unit(number)
+                found[number] = densities.clamp(min=UNKNOWN)
+            else:
+                counts = torch.cat([own.label_counts for own in members])
+                points = torch.cat([own.points for own in members])
+                among = Discriminant(counts, points, space.covariance, space.background)
+                found[number] = among.log_densities(looked_at(features))
+        rows = {number: iter(own) for number, own in found.items()}
+        return torch.stack([next(rows[own.space]) for own in self.experts.values()])
+
+    def weights(self, x: Tensor, task: Task) -> Tensor:
+        """Return how probable the clusters of the experts are for each input, (samples, experts)."""
+        densities = self.log_densities(x, task)
+        if any(space.covariance is None for space in self.spaces):
+            return torch.softmax(densities.amax(dim=2), dim=0).T
+        return gate_weights(densities).squeeze(2).T
 
     def choose(self, x: Tensor, task: Task) -> list[str]:
-        """Return, for each input, the expert of the cluster whose clients have the nearest prototype; see `distances`.
+        """Return, for each input, the expert of the cluster that is most probable; see `log_densities`.
 
         Where the cluster has experts of several architectures it is that of the run's own.
         """
-        main = [str(own.cluster) if str(own.cluster) in self.experts else name for name, own in self.experts.items()]
-        return [main[i] for i in self.distances(x, task).argmin(dim=1).tolist()]
+        main: dict[int, str] = {}
+        for name, own in self.experts.items():
+            main.setdefault(own.cluster, str(own.cluster) if str(own.cluster) in self.experts else name)
+        weights = self.weights(x, task)
+        rows = torch.tensor([list(main).index(own.cluster) for own in self.experts.values()]).expand(len(x), -1)
+        how = "amax" if any(space.covariance is None for space in self.spaces) else "sum"
+        by_cluster = torch.zeros(len(x), len(main)).scatter_reduce(1, rows, weights, how)
+        return [list(main.values())[i] for i in by_cluster.argmax(dim=1).tolist()]
 
     def features(self, space: int, x: Tensor, task: Task) -> Tensor:
         """Return the features of normalised inputs in one of the spaces, (samples, features)."""
@@ -119,6 +168,11 @@ class Gate:
         tensors: dict[str, Tensor] = {}
         for number, space in enumerate(self.spaces):
             tensors |= {f"space.{number}.{name}": tensor for name, tensor in space.state.items()}
+            if space.covariance is not None:
+                tensors[f"covariance.{number}"] = space.covariance
+            if space.background is not None:
+                tensors[f"background.{number}.mean"] = space.background.mean
+                tensors[f"background.{number}.covariance"] = space.background.covariance
         for name, own in self.experts.items():
             tensors |= {f"expert.{name}.counts": own.label_counts, f"expert.{name}.prototypes": own.points}
             if own.log_prior is not None:
@@ -161,6 +215,12 @@ class Gate:
     def _check(self, task: Task) -> None:
         """Raise ValueError if it does not fit the task."""
         features = [self.network(number, task).head.in_features for number in range(len(self.spaces))]
+        features = [
+            size if space.covariance is None else min(size, MOST_FEATURES)
+            for size, space in zip(features, self.spaces, strict=True)
+        ]
+        for space, size in zip(self.spaces, features, strict=True):
+            space.check(size)
         for name, own in self.experts.items():
             expected = (len(own.points), task.num_strata, features[own.space])
             prior = (task.num_outputs,) if own.log_prior is None else tuple(own.log_prior.shape)
@@ -176,7 +236,12 @@ class Gate:
 
 def _parse(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Gate:
     spaces = [
-        Space(str(model), {name.removeprefix(f"space.{i}."): t for name, t in tensors.items() if _of_space(name, i)})
+        Space(
+            str(model),
+            {name.removeprefix(f"space.{i}."): t for name, t in tensors.items() if _of_space(name, i)},
+            tensors.get(f"covariance.{i}"),
+            _background(tensors, i),
+        )
         for i, model in enumerate(about["spaces"])
     ]
     experts = {
@@ -192,6 +257,11 @@ def _parse(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Gate:
     clusters = {str(name): int(cluster) for name, cluster in about["clusters"].items()}
     descriptions = dict(zip(clusters, tensors["descriptions"], strict=True)) if clusters else {}
     return Gate(spaces, experts, str(about["signature"]), descriptions, clusters)
+
+
+def _background(tensors: Mapping[str, Tensor], number: int) -> Normal | None:
+    key = f"background.{number}"
+    return Normal(tensors[f"{key}.mean"], tensors[f"{key}.covariance"]) if f"{key}.mean" in tensors else None
 
 
 def _of_space(name: str, number: int) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from disue.config import StoredConfig
 from disue.data.inputs import Images, to_pixels
 from disue.errors import ConfigError, DataError
-from disue.files import ADVICE, OTHER_MODEL, read_tensors, read_text, run_settings, run_summary, user_path
+from disue.files import ADVICE, OTHER_MODEL, UNNUMBERED, read_tensors, read_text, run_settings, run_summary, user_path
 from disue.metrics import predict_logits
 from disue.models import Classifier, OtherParametersError, filled_model, named_model
 from disue.naming import by_name
@@ -104,6 +104,8 @@ class Run:
     Attributes
     ----------
     directory : Path
+    format : int
+        The number of the directory's format; see `disue.files.RUN_FORMAT`.
     config : StoredConfig
         Resolved: every key of ``config.toml`` is an attribute, the keys of its method, too.
     task : ImageClassification
@@ -120,6 +122,7 @@ class Run:
     """
 
     directory: Path
+    format: int
     config: StoredConfig
     task: ImageClassification
     summary: dict[str, Any]
@@ -207,6 +210,7 @@ def load_run(directory: str | Path) -> Run:
     if not (place / "config.toml").is_file():
         raise DataError(f"'{place}': there is no run here (config.toml is missing); name the directory of a run")
     config = read_text(place / "config.toml", lambda text: StoredConfig.from_flower(run_settings(text)["run"]))
+    number = read_text(place / "config.toml", lambda text: int(run_settings(text).get("format", UNNUMBERED)))
     summary: dict[str, Any] = read_text(place / "summary.json", run_summary, {})
     early = summary.get("status") in ENDED_EARLY and (place / f"{UNIVERSAL}.safetensors").is_file()
     if summary.get("status") != "completed" and not early:
@@ -219,6 +223,7 @@ def load_run(directory: str | Path) -> Run:
         raise DataError(f"'{place / UNIVERSAL}.safetensors' is missing; {ADVICE}")
     return Run(
         directory=place,
+        format=number,
         config=config,
         task=task,
         summary=summary,

@@ -9,6 +9,7 @@ from disue.wire.arrays import Records
 from disue.wire.compare import CompareReply, CompareRequest
 from disue.wire.describe import DescribeReply, DescribeRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
+from disue.wire.features import FeaturesReply, FeaturesRequest
 from disue.wire.forget import ForgetRequest
 from disue.wire.hello import HelloReply, HelloRequest
 from disue.wire.reading import error_reason, message_bytes
@@ -22,6 +23,8 @@ __all__ = [
     "DescribeRequest",
     "EvaluateReply",
     "EvaluateRequest",
+    "FeaturesReply",
+    "FeaturesRequest",
     "ForgetRequest",
     "HelloReply",
     "HelloRequest",

@@ -1,4 +1,4 @@
-"""Which of two models fits the client's data better: asked where the server cannot tell."""
+"""How well the mixtures of two models fit the client's data: asked to learn how much of what was taught is of use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -6,22 +6,26 @@ from typing import Annotated
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 
-from disue.fields import LARGEST_LOSS, Real
+from disue.errors import WireError
+from disue.fields import LARGEST_LOSS, Reals
 from disue.models import State
 from disue.objective import PLAIN, LocalObjective
 from disue.tasks import ImageClassification
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+"""Of the student in the mixtures; the rest is the average."""
+
 GUARDS = (
-    "part of the sum by which the student or the average is kept; counts up to 2 ln C, C the number of classes, and "
-    "the difference of a client's two up to `max-fit` times the median of the others'"
+    "part of the sums by which the share of the student is chosen; each counts up to 2 ln C, C the number of classes, "
+    "and its difference from that of the average up to `max-fit` times the median of the others'"
 )
 
 
 @dataclass(frozen=True)
 class CompareRequest:
-    """Say how well the student and the average fit the training data; ``task`` as in `TrainRequest`."""
+    """Say how well mixtures of student and average fit the training data; ``task`` as in `TrainRequest`."""
 
     student: State
     average: State
@@ -50,17 +54,24 @@ class CompareRequest:
 
 @dataclass(frozen=True)
 class CompareReply:
-    """Mean cross-entropies (nats) on the client's training data, with its own label prior."""
+    """Mean losses on the client's training data, with its own label prior: of cross-entropy in nats.
 
-    student_fit: Annotated[float, Real(GUARDS, high=LARGEST_LOSS)]
-    average_fit: Annotated[float, Real(GUARDS, high=LARGEST_LOSS)]
+    Attributes
+    ----------
+    fits : tuple of float
+        Of the mixtures with the shares `SHARES`.
+    """
+
+    fits: Annotated[tuple[float, ...], Reals(GUARDS, high=LARGEST_LOSS, most=len(SHARES))]
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
-        metrics = MetricRecord({"student-fit": self.student_fit, "average-fit": self.average_fit})
-        return Message(RecordDict({"metrics": metrics}), reply_to=reply_to)
+        return Message(RecordDict({"metrics": MetricRecord({"fits": list(self.fits)})}), reply_to=reply_to)
 
     @classmethod
     def from_message(cls, message: Message) -> "CompareReply":
         """Read the reply; raise `WireError` if it lacks a number, or one is not allowed."""
-        return cls(**read_fields(cls, message))
+        reply = cls(**read_fields(cls, message))
+        if len(reply.fits) != len(SHARES):
+            raise WireError(f"fits has {len(reply.fits)} numbers; expected {len(SHARES)}")
+        return reply

@@ -23,7 +23,7 @@ class HelloRequest:
     prototypes : bool
         Label counts and class prototypes, with every update.
     description : bool
-        A description of the client's data, once.
+        A description of the client's data, before it trains.
     """
 
     prototypes: bool = False

@@ -130,7 +130,7 @@ def read_fields(kind: type, message: Message, *names: str) -> dict[str, Any]:
     for attribute, (field, optional) in fields_of(kind).items():
         if isinstance(field, Arrays | Other) or (names and attribute not in names):
             continue
-        key, record = wire_name(attribute), _record(message, field.record)
+        key, record = wire_name(attribute), _record(message, field.record, optional)
         if key in record:
             values[attribute] = field.check(record[key], key)
         elif not optional:
@@ -138,12 +138,12 @@ def read_fields(kind: type, message: Message, *names: str) -> dict[str, Any]:
     return values
 
 
-def _record(message: Message, name: str) -> MetricRecord | ConfigRecord:
+def _record(message: Message, name: str, optional: bool) -> Mapping[str, Any]:
+    """Return a record of a message; an empty one if it is not there and may be left out."""
     records: Mapping[str, Any] = message.content.metric_records if name == "metrics" else message.content.config_records
-    try:
-        found: MetricRecord | ConfigRecord = records[name]
-    except KeyError:
-        raise WireError(f"the message has no '{name}' record") from None
+    if name not in records and not optional:
+        raise WireError(f"the message has no '{name}' record")
+    found: Mapping[str, Any] = records.get(name, {})
     return found
 
 

@@ -17,7 +17,8 @@ from disue.fields import LARGEST_FEATURE, Arrays, Other, fields_of
 from disue.privacy.secagg import CURVE, Words, read_public_key
 from disue.source import client_hash
 from disue.wire.arrays import read_state, to_record
-from disue.wire.reading import read_config, setting
+from disue.wire.describe import Digest
+from disue.wire.reading import read_config, read_fields, setting
 
 SHARE = f"{MessageType.QUERY}.share"
 MASK = f"{MessageType.QUERY}.mask"
@@ -85,6 +86,8 @@ class KeptReply:
     keys : PublicKeys
     sketch : (1, dimension) tensor or None
         Of the signature, where that is made from the update.
+    digest : str or None
+        Of the training data, where it was asked for.
     """
 
     keys: PublicKeys
@@ -97,10 +100,13 @@ class KeptReply:
             shape="(1, `sketch-size`)",
         ),
     ] = None
+    digest: Digest = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
         config = ConfigRecord({"mask-key": self.keys.mask, "share-key": self.keys.share})
+        if self.digest is not None:
+            config["digest"] = self.digest
         content = RecordDict({"config": config})
         if self.sketch is not None:
             content["signature"] = to_record({"sketch": self.sketch})
@@ -113,7 +119,8 @@ class KeptReply:
         mask, share = (_one_key(config.get(key), key) for key in ("mask-key", "share-key"))
         if mask == share:
             raise WireError("mask-key and share-key are the same")
-        return cls(PublicKeys(mask, share), _read_sketch(message, dimension) if dimension else None)
+        sketch = _read_sketch(message, dimension) if dimension else None
+        return cls(PublicKeys(mask, share), sketch, **read_fields(cls, message))
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "share, unmask": (Turn, Parcels),
     "mask": (Turn, MaskedReply),
     "compare": (CompareReply,),
+    "features": (Signature,),
     "evaluate": (EvaluateReply,),
 }
 """What each kind of message is answered with."""

@@ -4,26 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from disue.errors import WireError, quoted_value
-from disue.fields import (
-    LARGEST_LOSS,
-    LARGEST_PARAMETER,
-    MOST_EXAMPLES,
-    MOST_STEPS,
-    Arrays,
-    Real,
-    Whole,
-    fields_of,
-    wire_name,
-)
-from disue.models import State, flatten, num_features
+from disue.fields import LARGEST_LOSS, LARGEST_PARAMETER, MOST_EXAMPLES, MOST_STEPS, Arrays, Real, Whole, fields_of
+from disue.models import State, flatten
 from disue.objective import PLAIN, LocalObjective
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 from disue.tasks import ImageClassification
 from disue.wire.arrays import read_optional_state, read_state, to_record
+from disue.wire.describe import Digest
 from disue.wire.reading import make_config, read_config, read_fields, read_objective, read_task, setting
+from disue.wire.signature import read_signature, signature_record
 
 
 @dataclass(frozen=True)
@@ -41,10 +33,12 @@ class TrainRequest:
         The universal expert, where the signature needs it and it is not the start itself.
     signature : bool
         Whether the reply should carry a signature.
+    digest : bool
+        Whether it should carry a digest of the training data.
     memory : str
         The kind of memory that the client is to have; empty: none.
     run : str
-        What the run is called, for clients that have a memory: 16 hexadecimal digits.
+        What the run is called, for clients that have a memory or tell a digest: 16 hexadecimal digits.
     shared : State
         What the server shares with all clients that have a memory.
     second : State or None
@@ -59,6 +53,8 @@ class TrainRequest:
     candidates: tuple[State, ...] = ()
     universal: State | None = None
     signature: bool = False
+    covariance: bool = False
+    digest: bool = False
     memory: str = ""
     run: str = ""
     shared: State = field(default_factory=dict)
@@ -75,13 +71,18 @@ class TrainRequest:
         config = make_config(self.server_round, self.objective, self.task, signature=self.signature)
         content = RecordDict({"arrays": record(first), "config": config})
         config["candidates"] = len(self.candidates)
+        for name in ("covariance", "digest"):
+            if getattr(self, name):
+                config[name] = True
         config["start-from-choice"] = self.start is None
         for i, state in enumerate(others):
             content[f"candidate-{i}"] = record(state)
         if self.universal is not None:
             content["universal"] = record(self.universal)
         if self.memory:
-            config["memory"], config["run"] = self.memory, self.run
+            config["memory"] = self.memory
+        if self.memory or self.digest:
+            config["run"] = self.run
         if self.shared:
             content["shared"] = record(self.shared)
         if self.second is not None:
@@ -101,6 +102,8 @@ class TrainRequest:
             candidates=(first, *others) if from_choice else others,
             universal=read_optional_state(message, "universal"),
             signature=setting(config, "signature", bool),
+            covariance="covariance" in config and setting(config, "covariance", bool),
+            digest="digest" in config and setting(config, "digest", bool),
             memory=setting(config, "memory", str) if "memory" in config else "",
             run=setting(config, "run", str) if "run" in config else "",
             shared=read_optional_state(message, "shared") or {},
@@ -164,6 +167,7 @@ class TrainReply:
             shape="names and shapes of the model that was sent",
         ),
     ] = None
+    digest: Digest = None
 
     def to_message(self, reply_to: Message) -> Message:
         """Return the reply."""
@@ -175,10 +179,10 @@ class TrainReply:
         content = RecordDict({"arrays": to_record(self.state), "metrics": metrics})
         if self.second is not None:
             content["second"] = to_record(self.second)
+        if self.digest is not None:
+            content["config"] = ConfigRecord({"digest": self.digest})
         if self.signature is not None:
-            content["signature"] = to_record(
-                {wire_name(name): getattr(self.signature, name) for name in fields_of(Signature)}
-            )
+            content["signature"] = signature_record(self.signature)
         return Message(content, reply_to=reply_to)
 
     @classmethod
@@ -186,7 +190,7 @@ class TrainReply:
         cls,
         message: Message,
         like: State,
-        num_strata: int,
+        asked: SignatureParts,
         num_candidates: int = 0,
         max_examples: int | None = None,
         second: bool = False,
@@ -198,8 +202,8 @@ class TrainReply:
         message : Message
         like : State
             A model of the client's architecture.
-        num_strata : int
-            Of the signature that was asked for; 0: none was.
+        asked : SignatureParts
+            Other parts of the signature are left out.
         num_candidates : int (default: 0)
             That the client chose from.
         max_examples : int, optional
@@ -222,34 +226,15 @@ class TrainReply:
             told["choice"] = None
         elif told["choice"] is None or told["choice"] >= num_candidates:
             raise WireError(f"choice is {quoted_value(told['choice'])}; there were {num_candidates} candidates")
-        tensors = read_state(message, "signature") if num_strata else None
-        signature = (
-            None
-            if tensors is None
-            else _read_signature(tensors, (num_strata, num_features(like)), told["num_examples"])
-        )
+        signature = None
+        if asked.num_strata:
+            signature = read_signature(message, asked, like)
+            if float(signature.label_counts.sum()) > told["num_examples"]:
+                raise WireError(f"the signature counts more than the {told['num_examples']} examples")
         other = read_state(message, "second") if second else None
         if other is not None:
             _check_state(other, like)
         return cls(state=state, signature=signature, second=other, **told)
-
-
-def _read_signature(tensors: State, shape: tuple[int, int], num_examples: int) -> Signature:
-    try:
-        signature = Signature(**{name: tensors[wire_name(name)] for name in fields_of(Signature)})
-    except KeyError as error:
-        raise WireError(f"the signature lacks {error}") from None
-    except ValueError as error:
-        raise WireError(str(error)) from None
-    if signature.prototypes.shape != shape:
-        raise WireError(
-            f"the signature's prototypes are {tuple(signature.prototypes.shape)}; expected {shape} (classes, features)"
-        )
-    for name, (bounds, _) in fields_of(Signature).items():
-        bounds.check(getattr(signature, name), wire_name(name))
-    if float(signature.label_counts.sum()) > num_examples:
-        raise WireError(f"the signature counts more than the {num_examples} examples")
-    return signature
 
 
 def _check_state(state: State, like: State) -> None:

@@ -19,16 +19,16 @@ from disue.data.own import read_own
 from disue.errors import ConfigError, DataError
 from disue.files import ADVICE, user_path
 from disue.metrics import evaluate
-from disue.models import build_model
+from disue.models import Classifier, build_model
 from disue.naming import quoted
 from disue.privacy.sketch import sketch
 from disue.runs.gate import GATE, Gate
 from disue.runs.reading import Run, load_run
-from disue.signature import Signature
+from disue.tasks import Task
 from disue_cli.views import number
 from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
-from strategies.clustering.similarity import SIGNATURES, cosines, of_sketches
+from strategies.clustering.similarity import SIGNATURES, of_sketches
 from strategies.methods.chosen import Chosen
 from strategies.methods.disue import DisUESettings
 from strategies.methods.settings import ObjectiveSettings, StrategyConfig
@@ -36,6 +36,7 @@ from strategies.methods.settings import ObjectiveSettings, StrategyConfig
 CPU = torch.device("cpu")
 UNLABELLED = ("subspace",)
 """Signatures that need no labels."""
+CENTRED = "initial-prototypes"
 NEW = ""
 """What the new client is called among those of the run, whose names are not empty."""
 
@@ -156,7 +157,8 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     config, task = run.config, run.task
     initial = build_model(config.model, task.shape, task.num_classes, config.seed)
     examples = new.examples if new.y is not None else Examples(new.x, torch.zeros(len(new.x), dtype=torch.int64))
-    told = DESCRIPTIONS[gate.signature](initial, examples, CPU, task, config.share_label_counts)
+    describe = uncentred_prototypes if run.format == 1 and gate.signature == CENTRED else DESCRIPTIONS[gate.signature]
+    told = describe(initial, examples, CPU, task, config.share_label_counts)
     kind = SIGNATURES[gate.signature]
     if config.privacy == "secure":
         told, kind = sketch(told, config.sketch_size, config.seed), of_sketches(kind)
@@ -174,18 +176,25 @@ def _by_description(run: Run, gate: Gate, new: NewData) -> Placement:
     )
 
 
+def uncentred_prototypes(
+    initial: Classifier, examples: Examples, device: torch.device, task: Task, share_label_counts: bool
+) -> Tensor:
+    """Return what `CENTRED` was in runs of format 1: prototypes alone, with the client's mean in them."""
+    signature = make_signature(initial, examples, device, task, share_label_counts)
+    return scaled_prototypes(signature).view_as(signature.prototypes)
+
+
 def _by_prototypes(run: Run, gate: Gate, new: NewData) -> Placement:
-    """By the clients' class prototypes in the feature space that they are in."""
+    """By how probable each cluster is for the images, given their classes."""
+    densities = gate.log_densities(new.x, run.task)  # (experts, images, classes)
+    classes = new.examples.y.view(1, -1, 1).expand(len(densities), -1, 1)
+    shares = torch.softmax(densities.gather(2, classes).squeeze(2), dim=0).mean(dim=1)
     likeness: dict[int, float] = {}
-    for own in gate.experts.values():
-        network = gate.network(own.space, run.task)
-        told = [make_signature(network, new.examples, CPU, run.task, run.config.share_label_counts)]
-        told += [Signature(counts, points) for counts, points in zip(own.label_counts, own.points, strict=True)]
-        mean = float(cosines([scaled_prototypes(one) for one in told])[0, 1:].mean())
-        likeness[own.cluster] = max(mean, likeness.get(own.cluster, -1.0))
+    for own, share in zip(gate.experts.values(), shares.tolist(), strict=True):
+        likeness[own.cluster] = likeness.get(own.cluster, 0.0) + share
     return Placement(
         max(likeness, key=likeness.__getitem__),
-        f"the class prototypes of the clusters' clients ({_why(run)})",
+        f"what the clusters' clients told of their classes ({_why(run)})",
         "likeness",
         likeness,
     )

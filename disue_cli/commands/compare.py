@@ -4,7 +4,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from disue.assignments import parse_assignments, parse_seeds
+from disue.config.data import DataSettings
 from disue.errors import ConfigError, DisueError, FederationError
 from disue.files import folder_inside, open_itself
 from disue_cli.compare.cells import Cell, Summary, cores, run_cells, seconds_left
-from disue_cli.compare.presets import preset
+from disue_cli.compare.numbers import Reported, setting
+from disue_cli.compare.presets import chosen, targets
 from disue_cli.compare.tables import write_results, write_table
 from disue_cli.views import is_live, number
 from server_app.config import RunConfig
@@ -27,13 +29,14 @@ T = TypeVar("T", int, str)
 def compare(
     methods: str | None,
     preset_name: str | None,
-    scenarios: str,
+    scenarios: str | None,
     seeds: str,
-    datasets: str,
-    clients: int,
+    datasets: str | None,
+    clients: int | None,
     assignments: list[str],
     workers: int | None,
     output: Path,
+    target_accuracy: float | None = None,
 ) -> None:
     """Run and report a comparison; see ``disue compare --help``.
 
@@ -45,16 +48,23 @@ def compare(
         If a cell fails; the others are finished and reported.
     """
     output = _checked(output)
+    given = {"methods": methods, "scenarios": scenarios, "datasets": datasets}
+    axes = {name: tuple(_words(f"--{name}", text)) for name, text in given.items() if text is not None}
+    wanted, remark = chosen(preset_name, axes, clients, parse_assignments(assignments))
+    reported = Reported(wanted.last_rounds, targets(wanted, target_accuracy))
     cells = make_cells(
-        labels=_labels(methods, preset_name),
-        scenarios=_words("--scenarios", scenarios),
+        labels=wanted.methods,
+        scenarios=wanted.scenarios,
         seeds=parse_seeds(seeds),
-        datasets=_words("--datasets", datasets),
-        clients=clients,
-        values=parse_assignments(assignments),
+        datasets=wanted.datasets,
+        clients=wanted.clients,
+        values=dict(wanted.settings),
         root=output / "cells",
     )
     console = Console(highlight=False, markup=False)
+    if preset_name is not None:
+        for line in filter(None, (remark, f"preset {preset_name}: {setting(cells)}")):
+            console.print(line, soft_wrap=True)
     cells = _applicable(cells, console)
     _preflight(cells, console)
     with locked(output):
@@ -66,21 +76,11 @@ def compare(
         try:
             failed = _run(pending, known, cells, workers, console) if pending else []
         finally:
-            _report([(cell, known[cell.name]) for cell in cells if cell.name in known], output, console)
+            _report([(cell, known[cell.name]) for cell in cells if cell.name in known], output, reported, console)
     ran = len(pending) - len(failed)
     console.print(f"{ran} runs took {duration(time.monotonic() - started)} with {workers} workers", soft_wrap=True)
     if failed:
         raise FederationError(f"{len(failed)} of {len(cells)} runs failed, the first was {failed[0].name}")
-
-
-def _labels(methods: str | None, preset_name: str | None) -> list[str]:
-    from strategies.methods import METHODS
-
-    if preset_name is not None:
-        if methods is not None:
-            raise ConfigError("--preset: brings its own methods; use it or --methods")
-        return preset(preset_name)
-    return list(METHODS) if methods is None else _words("--methods", methods)
 
 
 def make_cells(
@@ -104,33 +104,39 @@ def make_cells(
     cells = []
     for dataset in datasets:
         for seed in seeds:
-            for scenario in scenarios:
+            for scenario_label in scenarios:
+                scenario, data = _parse_label("--scenarios", "scenario", scenario_label, shared_scenario_keys())
                 for label in labels:
-                    method, own = _parse_label(label)
-                    settings = {"report": False} | values | own
+                    method, own = _parse_label("--methods", "method", label, shared_keys())
+                    settings = {"report": False} | values | data | own
                     for key in settings.keys() & {*axes, "output-dir", "resume-from"}:
                         raise ConfigError(f"{key}: cannot be set in a comparison; use {axes.get(key, '--output')}")
                     axis_values = {"method": method, "scenario": scenario, "seed": seed, "dataset": dataset}
                     config = RunConfig.from_flower(settings | axis_values)
-                    cells.append(Cell(dataset, scenario, label, config, clients, root))
+                    cells.append(Cell(dataset, scenario_label, label, config, clients, root))
     _distinct("--methods", [cell.name for cell in cells])
     return cells
 
 
-def _parse_label(label: str) -> tuple[str, dict[str, object]]:
-    method, *words = re.split(r":(?=[a-z0-9-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
-    if ":" in method:
-        raise ConfigError(f"--methods: got '{label}'; expected METHOD or METHOD:KEY=VALUE")
-    own, shared = parse_assignments(words), shared_keys()
+def _parse_label(option: str, kind: str, label: str, refused: Container[str]) -> tuple[str, dict[str, object]]:
+    name, *words = re.split(r":(?=[a-z0-9-]+=)", label)  # a value may have a colon: proxy=dataset:mnist
+    if ":" in name:
+        raise ConfigError(f"{option}: got '{label}'; expected {kind.upper()} or {kind.upper()}:KEY=VALUE")
+    own = parse_assignments(words)
     for key in own:
-        if key in shared:
-            raise ConfigError(f"--methods: {key} cannot be set for one method alone, use --set")
-    return method, own
+        if key in refused:
+            raise ConfigError(f"{option}: {key} cannot be set for one {kind} alone, use --set")
+    return name, own
 
 
 def shared_keys() -> frozenset[str]:
     """Return what all methods of a comparison have alike: the run, its data, its local budget and who takes part."""
     return frozenset(key for own in RunConfig.complete().sections() if own.shared for key in own.own_keys())
+
+
+def shared_scenario_keys() -> frozenset[str]:
+    """Return what all scenarios of a comparison have alike: all but how the data are divided."""
+    return frozenset(RunConfig.complete().declared_keys()) - (DataSettings.own_keys().keys() - {"dataset", "data-dir"})
 
 
 def duration(seconds: float) -> str:
@@ -186,13 +192,13 @@ def locked(output: Path) -> Iterator[None]:
         yield
 
 
-def _report(finished: list[tuple[Cell, Summary]], output: Path, console: Console) -> None:
+def _report(finished: list[tuple[Cell, Summary]], output: Path, reported: Reported, console: Console) -> None:
     if not finished:
         return
     from disue_cli.compare.plots import write_plots
 
-    write_results(finished, output / "results.csv")
-    write_table(finished, output / "table.md")
+    write_results(finished, output / "results.csv", reported)
+    write_table(finished, output / "table.md", reported)
     write_plots(finished, output / "plots")
     console.print(f"results.csv, table.md and plots/ are in {output}", soft_wrap=True)
     if len({summary["source"] for _, summary in finished}) > 1:

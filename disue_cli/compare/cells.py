@@ -33,7 +33,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 class Cell:
     """One method on one scenario of one dataset with one seed.
 
-    ``label`` is the method as it was asked for, with its own settings: ``disue:clusterer=kmeans``.
+    ``label`` is the method as it was asked for, with its own settings: ``disue:clusterer=kmeans``. So is ``scenario``:
+    ``dirichlet:alpha=0.3``.
     """
 
     dataset: str
@@ -51,8 +52,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the run directory."""
-        label = re.sub(r"[^\w.=+-]", "_", self.label)
-        return f"{self.dataset}-{self.scenario}-{label}-seed{self.seed}"
+        return f"{self.dataset}-{for_files(self.scenario)}-{for_files(self.label)}-seed{self.seed}"
 
     @property
     def directory(self) -> Path:
@@ -88,6 +88,17 @@ class Cell:
         from server_app.report.reading import metrics_rows
 
         return read_text(self.directory / "metrics.jsonl", metrics_rows)
+
+
+def for_files(label: str) -> str:
+    """Return a method or a scenario with its own settings as names of files have it.
+
+    Examples
+    --------
+    >>> for_files("disue:proxy=path:a/b")
+    'disue_proxy=path_a_b'
+    """
+    return re.sub(r"[^\w.=+-]", "_", label)
 
 
 def run_cells(cells: Sequence[Cell], workers: int, on_done: Callable[[Cell, Summary | DisueError], None]) -> list[Cell]:

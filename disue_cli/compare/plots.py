@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from disue.files import folder_inside
-from disue_cli.compare.cells import Cell, write_whole
+from disue_cli.compare.cells import Cell, for_files, write_whole
 from disue_cli.compare.tables import ORACLE, Finished, places
 from server_app.config import RunConfig
 
@@ -46,7 +46,7 @@ def write_plots(finished: Finished, directory: Path) -> list[Path]:
         ):
             figure = draw(runs)
             figure.suptitle(f"{dataset}, {scenario}", x=0.01, ha="left", fontweight="bold")
-            paths.append(directory / f"{name}-{dataset}-{scenario}.png")
+            paths.append(directory / f"{name}-{dataset}-{for_files(scenario)}.png")
             write_whole(paths[-1], partial(figure.savefig, dpi=110, format="png"))
     return paths
 

@@ -1,11 +1,13 @@
 """The tables of a comparison: every run as a row of CSV, and means over seeds as Markdown."""
 
 import csv
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from disue_cli.compare.cells import Cell, Summary, write_whole
+from disue_cli.compare.numbers import ACCURACIES, LAST_ROUND, Reported, columns_of, setting, settings_of
 from strategies.methods.chosen import Chosen
 
 Finished = Sequence[tuple[Cell, Summary]]
@@ -15,19 +17,6 @@ Values = Mapping[int, float]
 LOST = ("clients_failed", "clients_rejected")
 ORACLE = "oracle"
 BASELINE = "fedavg"
-COLUMNS = (
-    *("universal_accuracy", "universal_loss", "average_accuracy", "expert_accuracy", "personal_accuracy"),
-    *("worst_decile_accuracy", "num_clusters", "ari", "nmi", "churn", "rounds", "clients"),
-    *("clients_failed", "clients_rejected", "client_steps", "personal_steps"),
-    *("bytes_up", "bytes_down", "bytes_evaluation", "server_seconds", "seconds_local", "seconds_clustering"),
-    *("seconds_distillation", "seconds_evaluation", "wall_seconds", "cpu_seconds"),
-)
-ACCURACIES = {
-    "universal_accuracy": "universal",
-    "expert_accuracy": "expert",
-    "worst_decile_accuracy": "worst decile",
-    "personal_accuracy": "personal",
-}
 COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
     "client_steps": ("client steps", lambda value: f"{value:.0f}"),
     "personal_steps": ("fine-tuning steps", lambda value: f"{value:.0f}"),
@@ -46,43 +35,51 @@ LEGEND = """
 - *clusters* and *ari* after the last round; *ari* compares with the planted groups, where there are any. ifca, fesem
   and fedgroup are told the number of clusters (num-clusters, or else num-groups); flhc, pacfl and disue choose it,
   unless num-clusters is set, and stocfl by its threshold (stocfl-tau).
-- Mean ± standard deviation over the seeds. The best mean is **bold**, those that are told the groups (oracle) aside.
+- Mean ± standard deviation over the seeds. The best mean is **bold**, those that are told the groups (oracle), or how
+  many there are (ifca, fesem, fedgroup), aside.
 - Differences are paired: the same seed has the same clients and data for every method.
 - *client steps* are all clients' optimiser steps of all rounds. ditto's and stocfl's clients train two models, and
   fedrep's head has epochs of its own. *fine-tuning steps* are those behind *personal*, which is *expert* for fedavg-ft.
   *MB* are the payloads of training; what evaluation took is in results.csv. local's models travel only because the
-  server keeps them. *server seconds* are spent on clustering and distillation, wall time with all workers busy.
+  server keeps them, and ccvr's covariances after every round, so that its model can be measured there: its paper asks
+  once, after the last. *server seconds* are spent on clustering and distillation, wall time with all workers busy.
+"""
+TARGET_LEGEND = """
+- *rounds to* an accuracy: the first round whose universal accuracy is at least that, as if the curve were made
+  monotone (McMahan et al. 2017, section 3). *MB to* it: the payloads of training until then, both ways together. They
+  are medians over the seeds, where one that never gets there counts as infinite: `-` if the median does. In how many
+  seeds it is reached is said if not in all.
 """
 
 
-def columns_of(summary: Summary) -> dict[str, float | int | None]:
-    """Return the numbers of a finished run by column."""
-    server_seconds = summary["seconds_clustering"] + summary["seconds_distillation"]
-    return {column: (summary | {"server_seconds": server_seconds}).get(column) for column in COLUMNS}
-
-
-def write_results(finished: Finished, path: Path) -> None:
+def write_results(finished: Finished, path: Path, reported: Reported = LAST_ROUND) -> None:
     """Write one row per run."""
 
     def write(part: Path) -> None:
         with part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["dataset", "scenario", "method", "seed", *COLUMNS])
+            writer.writerow(["dataset", "scenario", "method", "seed", *reported.columns, "settings"])
             for cell, summary in finished:
-                numbers = ["" if value is None else value for value in columns_of(summary).values()]
-                writer.writerow([cell.dataset, cell.scenario, cell.label, cell.seed, *numbers])
+                found = columns_of(cell, summary, reported).values()
+                numbers = ["" if value is None else value for value in found]
+                writer.writerow([cell.dataset, cell.scenario, cell.label, cell.seed, *numbers, settings_of([cell])])
 
     write_whole(path, write)
 
 
-def write_table(finished: Finished, path: Path) -> None:
+def write_table(finished: Finished, path: Path, reported: Reported = LAST_ROUND) -> None:
     """Write, for each dataset and scenario, what the methods reached and what it cost."""
     total = sum(summary["cpu_seconds"] for _, summary in finished)
-    told = {cell.label for cell, _ in finished if Chosen(cell.config).naming(lambda uses: uses.planted_groups)}
+    told = {
+        cell.label
+        for cell, _ in finished
+        if Chosen(cell.config).naming(lambda uses: uses.planted_groups or uses.given_number)
+    }
     sections = [
         f"{len(finished)} runs, {total / 60:.0f} minutes of one core.\n",
-        *(_section(*place, _values(finished, *place), told) for place in places(finished)),
-        LEGEND,
+        f"Each with {setting([cell for cell, _ in finished])}.\n",
+        *(_section(*place, _values(finished, *place, reported), told, reported) for place in places(finished)),
+        LEGEND + TARGET_LEGEND.lstrip() if reported.targets else LEGEND,
     ]
     write_whole(path, lambda part: part.write_text("\n".join(sections), encoding="utf-8"))
 
@@ -92,26 +89,29 @@ def places(finished: Finished) -> list[tuple[str, str]]:
     return list(dict.fromkeys((cell.dataset, cell.scenario) for cell, _ in finished))
 
 
-def _values(finished: Finished, dataset: str, scenario: str) -> Mapping[str, Mapping[str, Values]]:
+def _values(finished: Finished, dataset: str, scenario: str, reported: Reported) -> Mapping[str, Mapping[str, Values]]:
     """Return the numbers by method, column and seed."""
     values: dict[str, dict[str, dict[int, float]]] = {}
     for cell, summary in finished:
         if (cell.dataset, cell.scenario) == (dataset, scenario):
-            columns = values.setdefault(cell.label, {column: {} for column in COLUMNS})
-            for column, value in columns_of(summary).items():
+            columns = values.setdefault(cell.label, {column: {} for column in reported.columns})
+            for column, value in columns_of(cell, summary, reported).items():
                 if value is not None:
                     columns[column][cell.seed] = value
     return values
 
 
-def _section(dataset: str, scenario: str, values: Mapping[str, Mapping[str, Values]], told: set[str]) -> str:
+def _section(
+    dataset: str, scenario: str, values: Mapping[str, Mapping[str, Values]], told: set[str], reported: Reported
+) -> str:
     seeds = sorted({seed for columns in values.values() for seed in columns["universal_accuracy"]})
     differences = [
-        (f"{name} − {against}", column, against)
+        (f"{name} − {against}", reported.column(column), against)
         for column, name in (("universal_accuracy", "universal"), ("expert_accuracy", "expert"))
         for against in (BASELINE, ORACLE)
         if against in values and not (against == ORACLE and name == "universal")
     ]
+    to_target = _to_target(reported.targets.get(dataset))
     header = [
         "method",
         *ACCURACIES.values(),
@@ -120,13 +120,17 @@ def _section(dataset: str, scenario: str, values: Mapping[str, Mapping[str, Valu
         *(title for title, _, _ in differences),
     ]
     fair = {label: columns for label, columns in values.items() if label not in told}
-    best = {column: _best(fair, column) for column in ACCURACIES}
+    accuracies = [reported.column(accuracy) for accuracy in ACCURACIES]
+    best = {column: _best(fair, column) for column in accuracies}
     lost = {label: sum(sum(columns[key].values()) for key in LOST) for label, columns in values.items()}
-    notes = [f"{label}: {count:.0f} updates failed or were rejected." for label, count in lost.items() if count]
+    notes = []
+    if reported.last_rounds > 1:
+        notes += [f"Accuracies are means over the last {reported.last_rounds} rounds, where they were measured."]
+    notes += [f"{label}: {count:.0f} updates failed or were rejected." for label, count in lost.items() if count]
     rows = []
     for label, columns in values.items():
         row = [_named(label, columns, seeds)]
-        for column in ACCURACIES:
+        for column in accuracies:
             text = spread(list(columns[column].values()))
             row.append(f"**{text}**" if label in best[column] else text)
         row += [spread(list(columns["num_clusters"].values()), ".1f"), spread(list(columns["ari"].values()), ".2f")]
@@ -134,16 +138,31 @@ def _section(dataset: str, scenario: str, values: Mapping[str, Mapping[str, Valu
             row.append("" if label == against else spread(paired(columns[column], values[against][column]), "+.3f"))
         rows.append(row)
     costs = [
-        [label, *(mean_of(columns[key], show) for key, (_, show) in COSTS.items())] for label, columns in values.items()
+        [
+            label,
+            *(mean_of(columns[key], show) for key, (_, show) in COSTS.items()),
+            *(until(columns[key], list(columns["client_steps"]), show) for key, show in to_target.values()),
+        ]
+        for label, columns in values.items()
     ]
     return "\n".join(
         [
             f"## {dataset}, {scenario}\n",
             " ".join([f"Seeds {', '.join(map(str, seeds))}.", *notes]) + "\n",
             markdown(header, rows),
-            markdown(["method", *(title for title, _ in COSTS.values())], costs),
+            markdown(["method", *(title for title, _ in COSTS.values()), *to_target], costs),
         ]
     )
+
+
+def _to_target(target: float | None) -> dict[str, tuple[str, Callable[[float], str]]]:
+    """Return, by title, the columns that say what a target took, and how they are shown."""
+    if target is None:
+        return {}
+    return {
+        f"rounds to {target:g}": ("rounds_to_target", lambda value: f"{value:g}"),
+        f"MB to {target:g}": ("bytes_to_target", lambda value: f"{value / 1e6:.1f}"),
+    }
 
 
 def _best(values: Mapping[str, Mapping[str, Values]], column: str) -> set[str]:
@@ -183,6 +202,21 @@ def spread(values: Sequence[float], form: str = ".3f") -> str:
 def mean_of(values: Values, show: Callable[[float], str]) -> str:
     """Return the mean over seeds, or a dash."""
     return show(statistics.mean(values.values())) if values else "-"
+
+
+def until(values: Values, seeds: Sequence[int], show: Callable[[float], str]) -> str:
+    """Return the median over seeds of what it took to reach something, and in how many it was reached, if not in all.
+
+    A seed without a number counts as infinite.
+
+    Examples
+    --------
+    >>> [until(values, [7, 8, 9], str) for values in ({7: 30, 8: 20, 9: 25}, {7: 30, 8: 20}, {7: 30}, {})]
+    ['25', '30 (2 of 3 seeds)', '- (1 of 3 seeds)', '-']
+    """
+    median = statistics.median([values.get(seed, math.inf) for seed in seeds])
+    text = show(median) if median < math.inf else "-"
+    return text if len(values) in (0, len(seeds)) else f"{text} ({len(values)} of {len(seeds)} seeds)"
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

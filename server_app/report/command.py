@@ -1,9 +1,8 @@
 """The command that repeats a run."""
 
 import shlex
-from typing import Any
 
-from disue.assignments import parse_assignments
+from disue.assignments import assignment, toml_text
 from disue.naming import client_name
 from server_app.config import RunConfig
 from server_app.report.reading import RunRecord
@@ -22,23 +21,7 @@ def command_of(record: RunRecord) -> str:
     if clients == [client_name({"partition-id": i}) for i in range(len(clients))]:
         words = ["disue", "simulate", "--clients", str(len(clients))]
         for key, value in settings.items():
-            words += ["--set", f"{key}={_bare(key, value)}"]
+            words += ["--set", assignment(key, value)]
         return shlex.join(words)
-    toml = " ".join(f"{key}={_toml(value)}" for key, value in settings.items())
+    toml = " ".join(f"{key}={toml_text(value)}" for key, value in settings.items())
     return shlex.join(["flwr", "run", ".", "--stream", *(["--run-config", toml] if toml else [])])
-
-
-def _bare(key: str, value: Any) -> str:
-    """Return a value as `--set` takes it, without quotes where it is understood without."""
-    if isinstance(value, str) and parse_assignments([f"{key}={value}"])[key] == value:
-        return value
-    return _toml(value)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        escaped = "".join(f"\\u{ord(c):04x}" if ord(c) < 32 or c in '"\\\x7f' else c for c in value)
-        return f'"{escaped}"'
-    return repr(value)

@@ -52,6 +52,21 @@ def weighted_averages(
     return {key: means[key] for key in groups}, everyone.mean()
 
 
+def mean_of(models: Sequence[tuple[State, float]]) -> State:
+    """Return the mean of models, each with its weight; the same model is looked at once, however often it is there."""
+    distinct: dict[int, tuple[State, float]] = {}
+    for state, weight in models:
+        _, before = distinct.get(id(state), (state, 0.0))
+        distinct[id(state)] = state, before + weight
+    total = sum(weight for _, weight in distinct.values())
+    like = models[0][0]
+    sums = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in like.items()}
+    for state, weight in distinct.values():
+        for name, tensor in state.items():
+            sums[name].add_(tensor.double(), alpha=weight / total)
+    return {name: tensor.to(like[name].dtype) for name, tensor in sums.items()}
+
+
 class WeightedSum:
     """The weighted sum of some models, in float64."""
 

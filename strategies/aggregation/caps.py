@@ -3,13 +3,18 @@
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from logging import WARNING
 
 from flwr.common.logger import log
 from pydantic import Field
+from torch import Tensor
 
 from disue.config import Multiple, Settings
+from disue.covariance import from_triangle, triangle
+from disue.discriminant import positive
 from disue.privacy.dp import FITS_UP_TO
+from disue.signature import Signature
 
 USUAL_LOSS = 1.0
 """Nats. A loss that is only reported counts at least up to `max-weight` times so much."""
@@ -118,6 +123,22 @@ class Caps:
         counted = self._logged(what, sizes, capped(sizes, self.max_fit, usual=SMALLEST_GAP))
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
 
+    def covariances(self, told: Mapping[str, Signature]) -> dict[str, Signature]:
+        """Return signatures whose covariances are ones, with a trace up to `max_fit` times the median of the others'.
+
+        What a client tells of its features is not checked by itself: its matrix might have negative variances, or
+        such large ones that all samples are alike. Where there is a matrix for each stratum, or axes of it, all are
+        scaled alike, by the mean of their traces over the examples: few clients have a stratum in common.
+        """
+        known = {name: _as_one(own.covariance) for name, own in told.items() if own.covariance is not None}
+        traces = {name: _trace(told[name].label_counts, own) for name, own in known.items()}
+        counted = self._logged("covariance", traces, capped(traces, self.max_fit))
+        shares = {name: counted[name] / max(trace, 1e-300) for name, trace in traces.items()}
+        return {**told} | {
+            name: replace(told[name], covariance=own * (shares[name] ** 0.5 if own.ndim == 3 else shares[name]))
+            for name, own in known.items()
+        }
+
     def _logged(
         self, what: str, said: Mapping[str, float], counted: dict[str, float], why: str = BY_OTHERS
     ) -> dict[str, float]:
@@ -126,3 +147,19 @@ class Caps:
                 self._told.add((what, name))
                 log(WARNING, "%s says %s of %.6g; it counts as %.6g, %s", name, what, number, counted[name], why)
         return counted
+
+
+def _as_one(covariance: Tensor) -> Tensor:
+    """Return triangles without negative variances; axes have none."""
+    return covariance if covariance.ndim == 3 else triangle(positive(from_triangle(covariance)))
+
+
+def _trace(label_counts: Tensor, covariance: Tensor) -> float:
+    """Return the trace of a client's covariance; of one for each stratum their mean over its examples."""
+    if covariance.ndim == 1:
+        return float(from_triangle(covariance).trace())
+    if covariance.ndim == 3:
+        traces = covariance.square().sum(dim=(1, 2))
+    else:
+        traces = from_triangle(covariance).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return float(label_counts @ traces / label_counts.sum())

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from disue.config import Multiple, Settings
 from disue.models import State
-from disue.signature import Signature
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import flat
 from strategies.teams import members_of
@@ -145,14 +144,8 @@ def _standing_for(update: ClientUpdate, most: float) -> ClientUpdate:
     if update.num_examples <= most:
         return update
     return replace(
-        update, num_examples=math.floor(most), signature=update.signature and _counting(update.signature, most)
+        update, num_examples=math.floor(most), signature=update.signature and update.signature.counting(most)
     )
-
-
-def _counting(signature: Signature, most: float) -> Signature:
-    """Return a signature whose label counts are no more than so many together."""
-    total = float(signature.label_counts.sum())
-    return signature if total <= most else replace(signature, label_counts=signature.label_counts * (most / total))
 
 
 def _shortened(update: ClientUpdate, share: float, keep: Callable[[State], State]) -> ClientUpdate:

@@ -66,6 +66,10 @@ class Aggregator:
             raise ValueError("there is nothing to average")
         return self.rule(updates)
 
+    def weight(self, update: Weighted) -> float:
+        """Return what an update weighs in the model for all, where none is thought wrong."""
+        return float(update.num_examples) if self.rule is mean else 1.0
+
     def of_groups(
         self, updates: Sequence[Weighted], groups: Mapping[K, Sequence[Weighted]]
     ) -> tuple[dict[K, State], State]:

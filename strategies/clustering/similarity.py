@@ -80,7 +80,7 @@ class SignatureKind:
     ----------
     from_update : callable or None
         From a `ClientUpdate` to its vector, or from a `ClientSketch` where sketches are compared. None: the client
-        describes its data itself, once, before it trains.
+        describes its data itself, before it trains, and again when they changed.
     gram : Gram
         From vectors to their inner products, (clients, clients), with ones on the diagonal.
     shape : callable or None
@@ -99,7 +99,7 @@ SIGNATURES: Registry[SignatureKind] = Registry("signature")
 for _name, _from_update in FROM_UPDATE.items():
     SIGNATURES.register(_name)(SignatureKind(_from_update))
 SIGNATURES.register("initial-prototypes")(
-    SignatureKind(shape=lambda strata, features, inputs, parameters: (strata, features))
+    SignatureKind(shape=lambda strata, features, inputs, parameters: (strata, features + 1))
 )
 SIGNATURES.register("subspace")(
     SignatureKind(

@@ -33,6 +33,8 @@ class Distilled:
     ----------
     state : State
         The mixture of average and student, or the average where the guard kept it.
+    student : State
+        The student itself, whatever the guard says.
     steps : int
         Optimiser steps that were taken.
     average_loss, student_loss : float
@@ -44,6 +46,7 @@ class Distilled:
     """
 
     state: State
+    student: State
     steps: int
     average_loss: float
     student_loss: float
@@ -128,9 +131,9 @@ class Distiller:
 
         average = get_state(student)
         best_state = average
-        outputs = predict_logits(student, x[held_out], device)
-        average_loss = best_loss = divergence(outputs)
-        average_evidence = agreement(outputs)
+        best_outputs = predict_logits(student, x[held_out], device)
+        average_loss = best_loss = divergence(best_outputs)
+        average_evidence = agreement(best_outputs)
         taken = 0
         if self.steps and len(used):
             inputs, teacher = x[used].to(device), targets[used].to(device)
@@ -149,16 +152,21 @@ class Distiller:
                         torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True), next(learning_rates)
                     )
                     taken += 1
-                value = divergence(predict_logits(student, x[held_out], device))
+                outputs = predict_logits(student, x[held_out], device)
+                value = divergence(outputs)
                 looks_left = self.patience if value < best_loss else looks_left - 1
                 if value < best_loss:
-                    best_loss, best_state = value, get_state(student)
-        result = best_state if self.student_share == 1.0 else interpolate(average, best_state, self.student_share)
-        student.load_state_dict(result)
-        result_evidence = agreement(predict_logits(student, x[held_out], device))
+                    best_loss, best_state, best_outputs = value, get_state(student), outputs
+        result, result_outputs = best_state, best_outputs
+        if self.student_share < 1.0:
+            result = interpolate(average, best_state, self.student_share)
+            student.load_state_dict(result)
+            result_outputs = predict_logits(student, x[held_out], device)
+        result_evidence = agreement(result_outputs)
         kept_average = not best_loss < average_loss or result_evidence < average_evidence
         return Distilled(
             state=average if kept_average else result,
+            student=best_state,
             steps=taken,
             average_loss=average_loss,
             student_loss=best_loss,

@@ -6,9 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from disue.covariance import looked_at
+from disue.discriminant import Discriminant
 from disue.models import State
+from disue.prototypes import nearest_prototypes
+from disue.runs.gate import Gate, Space
+from disue.runs.gate import Knowledge as Known
+from disue.signature import Signature
+from strategies.distillation.discriminant import discriminant_of, mean_points, sum_counts
 from strategies.distillation.generator import Centres, Experts
-from strategies.distillation.prototypes import FeatureSpace, Prototypes, coverage, in_common_units
+from strategies.distillation.knowledge import Knowledge, features_of
+from strategies.distillation.prototypes import coverage, in_common_units
 from strategies.distillation.server import ProxySet, Server
 from strategies.distillation.teachers import TeacherInputs
 from strategies.teams import Team
@@ -18,30 +26,30 @@ from strategies.teams import Team
 class TeacherEnsemble:
     """See the module.
 
-    Prototypes are in the feature space of the model with which clients made them: those of a cluster that was not
-    sampled are in that of an earlier universal expert, and architectures have theirs.
-
     Parameters
     ----------
     server : Server
         What the experts and the feature spaces are computed with.
     voters : dict of Team to State
         The experts.
-    knowledge : dict of Team to Prototypes
-        Of the teams' clients.
-    spaces : dict of FeatureSpace to State
-        The models that give the features of the spaces that the prototypes are in.
+    told : dict of Team to sequence of Signature
+        By the teams' clients.
+    knowledge : Knowledge
+        Has the feature space of each architecture, in which that is.
+    pooled : bool (default: False)
+        Whether samples are compared with the mean prototypes of a team, and not with those of each client.
     """
 
     server: Server
     voters: Mapping[Team, State]
-    knowledge: Mapping[Team, Prototypes]
-    spaces: Mapping[FeatureSpace, State]
+    told: Mapping[Team, Sequence[Signature]]
+    knowledge: Knowledge
+    pooled: bool = False
 
     @property
     def label_counts(self) -> Tensor:
         """Examples of each class that each expert's clients have, (experts, classes)."""
-        return torch.stack([self.knowledge[team].pooled_counts for team in self.voters])
+        return torch.stack([sum_counts(self.told[team]) for team in self.voters])
 
     def experts(self, average: State, log_priors: Tensor | None) -> Experts:
         """Return what a generator learns from.
@@ -54,44 +62,90 @@ class TeacherEnsemble:
             To be taken out of the experts' logits.
         """
         networks = [self.server.network(expert, team.model) for team, expert in self.voters.items()]
-        centres = [self._centres(own) for own in self._teams_by_space().values()]
+        centres = [self._centres(model, teams) for model, teams in self._by_model().items()]
         return Experts(networks, self.label_counts, self.server.network(average), log_priors, centres)
 
-    def features(self, x: Tensor) -> dict[FeatureSpace, Tensor]:
-        """Return the features of inputs in each feature space, (samples, features)."""
-        return {space: self.server.features(self.spaces[space], x, space.model) for space in self._teams_by_space()}
+    def features(self, x: Tensor) -> dict[str, Tensor]:
+        """Return the features of inputs in the space of each architecture, (samples, features)."""
+        return {model: features_of(self.server, self.knowledge.spaces[model], x, model) for model in self._by_model()}
 
-    def coverage(self, features: Mapping[FeatureSpace, Tensor]) -> float:
+    def coverage(self, features: Mapping[str, Tensor]) -> float:
         """Return the mean of the spaces' `coverage`, each weighted by the examples of its clients."""
-        spaces = {
-            space: Prototypes.joined([self.knowledge[team].pooled() for team in teams])
-            for space, teams in self._teams_by_space().items()
-        }
-        examples = sum(float(known.label_counts.sum()) for known in spaces.values())
-        shares = {space: float(known.label_counts.sum()) / examples for space, known in spaces.items()}
-        return sum(share * coverage(features[space], spaces[space]) for space, share in shares.items())
+        found: list[tuple[float, float]] = []
+        for model, teams in self._by_model().items():
+            counts = torch.stack([sum_counts(self.told[team]) for team in teams])
+            points = looked_at(torch.stack([mean_points(self.told[team]) for team in teams]))
+            found.append((float(counts.sum()), coverage(features[model], counts, points)))
+        return sum(examples * covered for examples, covered in found) / sum(examples for examples, _ in found)
 
-    def inputs(self, proxy: ProxySet, features: Mapping[FeatureSpace, Tensor]) -> TeacherInputs:
-        """Return what the experts say of a proxy set, and how far it lies from their clients' prototypes."""
-        known = {team: self.knowledge[team] for team in self.voters}
-        spaces = [features[own.space] for own in known.values()]
-        distances = [own.distances(space) for own, space in zip(known.values(), spaces, strict=True)]
+    def inputs(self, proxy: ProxySet, features: Mapping[str, Tensor]) -> TeacherInputs:
+        """Return what the experts say of a proxy set, and what their clients' data say of it."""
+        logits = [self.server.logits(expert, proxy.x, team.model) for team, expert in self.voters.items()]
         return TeacherInputs(
-            expert_logits=torch.stack(
-                [self.server.logits(expert, proxy.x, team.model) for team, expert in self.voters.items()]
-            ),
-            label_counts=self.label_counts,
-            distances=in_common_units(distances, spaces),
+            torch.stack(logits),
+            self.label_counts,
+            find_distances=lambda: self._distances(features),
+            find_log_densities=lambda: self._log_densities(features),
             labels=proxy.labels,
         )
 
-    def _teams_by_space(self) -> dict[FeatureSpace, list[Team]]:
-        teams: dict[FeatureSpace, list[Team]] = {}
-        for team in self.voters:
-            teams.setdefault(self.knowledge[team].space, []).append(team)
-        return teams
+    def discriminants(self, features: Mapping[str, Tensor] | None) -> dict[str, Discriminant]:
+        """Return that of each space; ``features``: of a proxy set, as `features` returns them."""
+        return {
+            model: discriminant_of([self.told[team] for team in teams], None if features is None else features[model])
+            for model, teams in self._by_model().items()
+        }
 
-    def _centres(self, teams: Sequence[Team]) -> Centres:
-        pooled = Prototypes.joined([self.knowledge[team] for team in teams])
-        network = self.server.network(self.spaces[pooled.space], pooled.space.model)
-        return Centres(network, pooled.centres, pooled.pooled_counts)
+    def _distances(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return squared distances to the nearest prototypes in common units, (experts, samples, classes)."""
+        spaces = [features[team.model] for team in self.voters]
+        distances = []
+        for team, space in zip(self.voters, spaces, strict=True):
+            own = self.told[team]
+            if self.pooled:
+                counts, points = sum_counts(own).unsqueeze(0), mean_points(own).unsqueeze(0)
+            else:
+                counts, points = (torch.stack([getattr(s, key) for s in own]) for key in ("label_counts", "prototypes"))
+            points = looked_at(points)
+            distances.append(nearest_prototypes(space, counts, points))
+        return in_common_units(distances, spaces)
+
+    def _log_densities(self, features: Mapping[str, Tensor]) -> Tensor:
+        """Return log densities, (experts, samples, classes)."""
+        found = self.discriminants(features)
+        by_team: dict[Team, Tensor] = {}
+        for model, teams in self._by_model().items():
+            by_team |= zip(teams, found[model].log_densities(features[model]), strict=True)
+        return torch.stack([by_team[team] for team in self.voters])
+
+    def _by_model(self) -> dict[str, list[Team]]:
+        models: dict[str, list[Team]] = {}
+        for team in self.voters:
+            models.setdefault(team.model, []).append(team)
+        return models
+
+    def _centres(self, model: str, teams: Sequence[Team]) -> Centres:
+        told = [signature for team in teams for signature in self.told[team]]
+        network = self.server.network(self.knowledge.spaces[model], model)
+        return Centres(network, looked_at(mean_points(told)), sum_counts(told))
+
+    def gate(self, inputs: Tensor | None, priors: Mapping[Team, Tensor]) -> Gate:
+        """Return what tells whose a sample is, without the clients: of each expert's the sums.
+
+        Parameters
+        ----------
+        inputs : (samples, *shape) tensor or None
+            Of a proxy set: the background.
+        priors : mapping of Team to (classes,) tensor
+            Log label shares, as far as they are known.
+        """
+        gate = Gate()
+        found = self.discriminants(None if inputs is None else self.features(inputs))
+        for number, (model, teams) in enumerate(self._by_model().items()):
+            own = found[model]
+            gate.spaces.append(Space(model, self.knowledge.spaces[model], own.covariance, own.background))
+            for team, counts, means in zip(teams, own.counts, own.means, strict=True):
+                gate.experts[team.label(self.server.main)] = Known(
+                    team.cluster, counts.unsqueeze(0), means.unsqueeze(0), number, priors.get(team)
+                )
+        return gate

@@ -15,9 +15,10 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from disue.config import Settings
+from disue.covariance import looked_at
 from disue.models import Classifier, Shape, State, get_state
 from strategies.distillation.adam import Adam
-from strategies.distillation.teachers import TeacherInputs, class_weights, teacher_logits
+from strategies.distillation.teachers import Weighing, class_weights, vote
 from strategies.stored import stored
 
 LATENT_DIM = 100
@@ -206,7 +207,7 @@ class Centres:
 
     def distance(self, x: Tensor, y: Tensor) -> Tensor:
         """Return how far samples lie from them, as `off_centre` does."""
-        return off_centre(self.network.features(x), y, self.points, self.label_counts)
+        return off_centre(looked_at(self.network.features(x)), y, self.points, self.label_counts)
 
     def on(self, device: torch.device) -> "Centres":
         """Return them on a device."""
@@ -341,6 +342,5 @@ class GeneratorTrainer:
     def _vote(self, logits: Tensor, y: Tensor, experts: Experts) -> Tensor:
         """Return the class-weighted vote of logits, (experts, samples, classes), on samples of known class."""
         counts = experts.label_counts.to(self.device)
-        evidence = TeacherInputs(logits, counts, distances=torch.empty(0), labels=y)
         log_priors = None if experts.log_priors is None else experts.log_priors.to(self.device)
-        return teacher_logits(evidence, class_weights(evidence), log_priors)
+        return vote(logits, Weighing(class_weights(counts, logits, y)), log_priors)

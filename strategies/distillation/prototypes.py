@@ -5,15 +5,13 @@ many clients, of which each knows a part of the classes and may know them in ano
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
-from disue.prototypes import nearest_prototypes, spread
-from disue.signature import Signature
-from strategies.stored import stored
+from disue.config import Multiple, Settings
+from disue.prototypes import spread
 
 FLAT = 1e-8
 """Of samples whose features vary by less than this share of their mean square, a space tells nothing."""
@@ -21,67 +19,16 @@ SMALLEST = 1e-30
 """A smaller variance is none: in single precision the squares are lost."""
 
 
-@stored
-class FeatureSpace(NamedTuple):
-    """A feature space: that of the universal expert of an architecture which opened a round.
+class PrototypeSettings(Settings):
+    """Clients' prototypes."""
 
-    Clients make their prototypes with it. It is that of the round in which the clients of an expert were last sampled.
-    """
-
-    round: int
-    model: str
-
-
-@stored
-@dataclass(frozen=True)
-class Prototypes:
-    """What the clients behind one expert told of their data.
-
-    Attributes
-    ----------
-    label_counts : (clients, classes) tensor
-    points : (clients, classes, features) tensor
-        Mean features of each client's examples of each class.
-    space : FeatureSpace
-        The feature space that the points are in.
-    """
-
-    label_counts: Tensor
-    points: Tensor
-    space: FeatureSpace
-
-    @classmethod
-    def joined(cls, known: Sequence["Prototypes"]) -> "Prototypes":
-        """Return those of several experts' clients, all in the same space."""
-        counts, points = (torch.cat([getattr(own, key) for own in known]) for key in ("label_counts", "points"))
-        return cls(counts, points, known[0].space)
-
-    @classmethod
-    def of(cls, counts: Sequence[Tensor], signatures: Sequence[Signature], space: FeatureSpace) -> "Prototypes":
-        """Return those that clients made in this space, with their label counts, (classes,) each."""
-        return cls(torch.stack(list(counts)), torch.stack([signature.prototypes for signature in signatures]), space)
-
-    @property
-    def pooled_counts(self) -> Tensor:
-        """Examples per class of all clients together, (classes,)."""
-        return self.label_counts.sum(dim=0)
-
-    @property
-    def centres(self) -> Tensor:
-        """Mean features of all clients' examples of each class, (classes, features); zeros where there are none."""
-        sums = (self.label_counts.unsqueeze(2) * self.points).sum(dim=0)
-        return sums / self.pooled_counts.clamp(min=1e-12).unsqueeze(1)
-
-    def pooled(self) -> "Prototypes":
-        """Return those of all clients together, as if they were one."""
-        return Prototypes(self.pooled_counts.unsqueeze(0), self.centres.unsqueeze(0), self.space)
-
-    def distances(self, features: Tensor) -> Tensor:
-        """Return squared distances to the nearest prototype of each class, (samples, classes), infinite for none.
-
-        ``features``: (samples, features), in `space`.
-        """
-        return nearest_prototypes(features, self.label_counts, self.points)
+    prototype_limit: Multiple = Field(
+        0.0,
+        ge=0.0,
+        le=1e9,
+        description="a client's prototype of a class does not count, in disue and ccvr, if it lies farther from what "
+        "others call that class than so many times the median distance; 0: all count",
+    )
 
 
 def believed_counts(counts: Sequence[Tensor], points: Sequence[Tensor], limit: float) -> list[Tensor]:
@@ -109,7 +56,7 @@ def believed_counts(counts: Sequence[Tensor], points: Sequence[Tensor], limit: f
     return list(believed)
 
 
-def coverage(samples: Tensor, known: Prototypes) -> float:
+def coverage(samples: Tensor, label_counts: Tensor, points: Tensor) -> float:
     """Return how much of what classes are told apart by is in some samples, 0 to 1.
 
     It is the variance of the samples' features over that of the class means, each weighted by its examples, and at most
@@ -120,11 +67,12 @@ def coverage(samples: Tensor, known: Prototypes) -> float:
     Parameters
     ----------
     samples : (samples, features) tensor
-        Under the prototypes' model.
-    known : Prototypes
+        Under the model of the class means.
+    label_counts : (clusters, classes) tensor
+    points : (clusters, classes, features) tensor
         The class means of each cluster.
     """
-    between = spread(known.label_counts, known.points)
+    between = spread(label_counts, points)
     return min(1.0, float(samples.var(dim=0, correction=0).sum()) / max(between, 1e-12))
 
 

@@ -1,5 +1,6 @@
 """What distilling methods share: the task, the server's own models and device, proxy sets, and the round's lesson."""
 
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from logging import WARNING
@@ -8,9 +9,11 @@ from typing import Protocol
 import torch
 from flwr.common.logger import log
 from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from disue.metrics import predict_logits
-from disue.models import Classifier, State, build_model, fill, get_state
+from disue.models import HEAD, Classifier, State, build_model, fill, get_state, same_model
 from disue.seeding import torch_rng
 from disue.tasks import Task
 from strategies.distillation.distiller import Distiller
@@ -50,6 +53,9 @@ class Drawn:
 class ProxySource(Protocol):
     """Where the proxy set of a round comes from."""
 
+    def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor | None:
+        """Return inputs on which a round's feature spaces can be compared, (samples, *shape); None: there are none."""
+
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
         """Return the proxy set of a round; ``memory``: as it was returned last, or None."""
 
@@ -59,6 +65,10 @@ class FixedProxy:
     """The same inputs in every round."""
 
     x: Tensor
+
+    def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor:
+        """Return them."""
+        return self.x
 
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
         """Return them."""
@@ -79,6 +89,14 @@ class GeneratedProxy:
         self.trainer = trainer
         self.seed = seed
         self._first = trainer.state
+
+    def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor | None:
+        """Return samples of the generator as it was last."""
+        if memory is None:
+            return None
+        self.trainer.state = memory
+        every_class = torch.ones(1, self.trainer.generator.num_classes)
+        return self.trainer.sample(every_class, torch_rng(self.seed, "spaces", server_round))[0]
 
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
         """Train the generator, and draw a proxy set and a sheet of samples for the eye."""
@@ -110,6 +128,7 @@ class Server:
         self.seed = seed
         self._models: dict[str, Classifier] = {}
         self._initial: dict[str, State] = {}
+        self._features = WeakTensorKeyDictionary()
 
     def build(self, model: str) -> Classifier:
         """Return a model of an architecture, with what it starts from."""
@@ -127,11 +146,21 @@ class Server:
 
     def logits(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return what a model says of inputs, (samples, outputs)."""
-        return predict_logits(self._filled(state, model), x, self.device)
+        return F.linear(self.features(state, x, model), state[f"{HEAD}weight"], state[f"{HEAD}bias"])
 
     def features(self, state: State, x: Tensor, model: str = "") -> Tensor:
-        """Return the features of inputs under a model, (samples, features)."""
-        return predict_logits(self._filled(state, model).body, x, self.device)
+        """Return the features of inputs under a model, (samples, features).
+
+        They are kept as long as the body's tensors: models that differ in their heads alone have the same.
+        """
+        of = [x, *(tensor for name, tensor in state.items() if not name.startswith(HEAD))]
+        kept = self._features.get(of[-1])
+        if kept is None or any(ref() is not tensor for ref, tensor in zip(kept[0], of, strict=True)):
+            found = predict_logits(self._filled(state, model).body, x, self.device)
+            self._features[of[-1]] = [weakref.ref(tensor) for tensor in of], found
+            return found
+        features: Tensor = kept[1]
+        return features
 
     def distil(
         self,
@@ -142,23 +171,26 @@ class Server:
         server_round: int,
         model: str = "",
         evidence: Tensor | None = None,
+        guarded: bool = True,
     ) -> tuple[State, dict[str, float | int]]:
         """Teach the average the targets, (samples, outputs), and log where the guard kept it.
 
-        Returns the model, and the metrics: ``guard_kept_average`` and ``distill_steps`` are to be added up over the
-        architectures, and the others of one that is not the run's own bear its name. There is no evidence where the
-        task has but one stratum.
+        Returns the model, or the student itself where it is not ``guarded``, and the metrics: ``guard_kept_average``
+        and ``distill_steps`` are to be added up over the architectures, and the others of one that is not the run's own
+        bear its name. A student that is the average counts as kept. There is no evidence where the task has but one
+        stratum.
         ``evidence``: (samples,) strata that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", server_round)
         result = distiller.distil(self.task, self._filled(average, model), x, targets, generator, self.device, evidence)
         name = model or self.main
-        if result.kept_average:
+        kept = result.kept_average if guarded else same_model(result.student, average)
+        if kept:
             what = "round %s: the guard kept the average of %s, the student was not better"
             log(WARNING, what, server_round, name)
         suffix = "" if name == self.main else f"_{name}"
         metrics = {
-            "guard_kept_average": int(result.kept_average),
+            "guard_kept_average": int(kept),
             "distill_steps": result.steps,
             f"divergence_average{suffix}": result.average_loss,
             f"divergence_student{suffix}": result.student_loss,
@@ -166,7 +198,7 @@ class Server:
         if self.task.num_strata > 1:
             metrics[f"evidence_average{suffix}"] = result.average_evidence
             metrics[f"evidence_universal{suffix}"] = result.result_evidence
-        return result.state, metrics
+        return result.state if guarded else result.student, metrics
 
     def _model(self, name: str) -> Classifier:
         if name not in self._models:

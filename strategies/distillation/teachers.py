@@ -1,18 +1,20 @@
 """How the experts vote on a proxy sample, and what the clients' class prototypes add to the vote.
 
-A teacher gives each expert a weight per sample, or per sample and class. The vote is the weighted mean of the
-experts' logits, each with its cluster's label prior taken out if that is wished, plus how near the sample lies to the
-prototypes of each class.
+A teacher gives each expert a weight per sample, or per sample and class, and says what evidence there is of the classes
+beside the experts. The vote is the weighted mean of the experts' logits, or of their probabilities, each with its
+cluster's label prior taken out if that is wished, plus that evidence.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from disue.config import Settings
+from disue.discriminant import gate_weights, stratum_evidence
 from disue.registry import Registry
 from strategies.distillation.prototypes import prototype_vote
 from strategies.stored import stored
@@ -27,7 +29,8 @@ class TeacherSettings(Settings):
 
     teacher: str = Field(
         "auto",
-        description="how the experts vote on a proxy sample; auto: class-weighted on generated samples, else prototype",
+        description="how the experts vote on a proxy sample; auto: class-weighted on generated samples, else "
+        "discriminant",
     )
 
 
@@ -40,93 +43,154 @@ class TeacherInputs:
     expert_logits : (experts, samples, classes) tensor
     label_counts : (experts, classes) tensor
         Training examples per class in each expert's cluster.
-    distances : (experts, samples, classes) tensor
-        Squared distance to the nearest prototype of each class among the clients behind an expert, infinite where none
-        of them has the class; the smallest of a sample is one on the mean.
+    find_distances, find_log_densities : callable
+        Return `distances` and `log_densities`, which not every teacher looks at.
     labels : (samples,) tensor, optional
         The samples' classes, where they are known: on samples that were generated for a class.
     """
 
     expert_logits: Tensor
     label_counts: Tensor
-    distances: Tensor
+    find_distances: Callable[[], Tensor]
+    find_log_densities: Callable[[], Tensor]
     labels: Tensor | None = None
 
+    @cached_property
+    def distances(self) -> Tensor:
+        """Squared distance to the nearest prototype of each class among an expert's clients, (experts, samples,
+        classes), infinite where none of them has the class; the smallest of a sample is one on the mean.
+        """
+        return self.find_distances()
 
-Teacher = Callable[[TeacherInputs], Tensor]
-"""From evidence to weights that sum to one over the experts: (experts, samples, classes), or (experts, samples, 1) for
-a teacher that weighs all classes of a sample alike."""
+    @cached_property
+    def log_densities(self) -> Tensor:
+        """How likely a sample is as one of each class of each expert's clients, (experts, samples, classes).
 
-TEACHERS: Registry[Callable[..., Tensor]] = Registry("teacher")
-"""Name -> `Teacher`; one that has keys takes their ``settings``, too."""
+        See `disue.discriminant`.
+        """
+        return self.find_log_densities()
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """How much each expert counts, and what else speaks for a class.
+
+    Attributes
+    ----------
+    weights : (experts, samples, classes) or (experts, samples, 1) tensor
+        They sum to one over the experts; the latter weigh all classes of a sample alike.
+    evidence : callable, optional
+        Returns logits, (samples, classes): the evidence of the classes beside the experts. None: there is none.
+    of_probabilities : bool
+        Whether the experts' probabilities are weighed, and not their logits: one expert that is sure then cannot
+        outvote others that know better.
+    """
+
+    weights: Tensor
+    evidence: Callable[[], Tensor] | None = None
+    of_probabilities: bool = False
+
+
+Teacher = Callable[[TeacherInputs], Weighing]
+
+TEACHERS: Registry[Callable[..., Weighing]] = Registry("teacher")
+"""Name -> `Teacher`. One that is registered with settings takes them as its argument ``settings``, too."""
+
+LEAST_PROBABILITY = 1e-6
+"""Of a class, in a vote of probabilities."""
+
+
+def by_prototypes(inputs: TeacherInputs, weights: Tensor) -> Weighing:
+    """Return these weights; how near a sample lies to the prototypes of each class is the evidence beside."""
+    return Weighing(weights, lambda: prototype_vote(inputs.distances))
 
 
 @TEACHERS.register("mean")
-def mean_weights(evidence: TeacherInputs) -> Tensor:
+def mean_teacher(inputs: TeacherInputs) -> Weighing:
     """Every expert counts the same (FedDF, Lin et al. 2020, eq. 3)."""
-    experts, samples, _ = evidence.expert_logits.shape
-    return torch.full((experts, samples, 1), 1.0 / experts)
+    experts, samples, _ = inputs.expert_logits.shape
+    return by_prototypes(inputs, torch.full((experts, samples, 1), 1.0 / experts))
 
 
-@TEACHERS.register("class-weighted")
-def class_weights(evidence: TeacherInputs) -> Tensor:
-    """An expert counts for a class by its cluster's share of that class's examples.
+def class_weights(label_counts: Tensor, expert_logits: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Return each cluster's share of a class's examples, (experts, samples, classes or 1).
 
     W[k, y] = n_k(y) / sum_j n_j(y): DisUE's adaptive category weighting, as in FedFTG (Zhang et al. 2022, eq. 8). Where
     a sample's class is known, the whole vote on it is weighted by that class; else each class's logit by its own.
     """
-    counts = evidence.label_counts
-    totals = counts.sum(dim=0)
-    shares = torch.where(totals > 0, counts / totals.clamp(min=1e-12), 1.0 / len(counts))
-    if evidence.labels is not None:
-        return shares[:, evidence.labels].unsqueeze(-1)
-    return shares.unsqueeze(1).expand_as(evidence.expert_logits)
+    totals = label_counts.sum(dim=0)
+    shares = torch.where(totals > 0, label_counts / totals.clamp(min=1e-12), 1.0 / len(label_counts))
+    return shares.unsqueeze(1).expand_as(expert_logits) if labels is None else shares[:, labels].unsqueeze(-1)
+
+
+@TEACHERS.register("class-weighted")
+def class_teacher(inputs: TeacherInputs) -> Weighing:
+    """An expert counts for a class by its cluster's share of that class's examples."""
+    return by_prototypes(inputs, class_weights(inputs.label_counts, inputs.expert_logits, inputs.labels))
 
 
 @TEACHERS.register("confidence")
-def confidence_weights(evidence: TeacherInputs) -> Tensor:
+def confidence_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how sure it is: softmax_k(-H_k(x)), H_k the entropy (nats) of its prediction."""
-    log_probabilities = torch.log_softmax(evidence.expert_logits, dim=-1)
+    log_probabilities = torch.log_softmax(inputs.expert_logits, dim=-1)
     entropy = -(log_probabilities.exp() * log_probabilities).sum(dim=-1, keepdim=True)
-    return torch.softmax(-entropy, dim=0)
+    return by_prototypes(inputs, torch.softmax(-entropy, dim=0))
 
 
 @TEACHERS.register("prototype")
-def prototype_weights(evidence: TeacherInputs) -> Tensor:
+def prototype_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how near the sample lies to a prototype of one of its clients.
 
     With d_k(x) the squared distance from x to the nearest prototype of expert k, in units of the mean of min_k d_k over
     the samples, the weights are softmax_k(-d_k(x)).
     """
-    return torch.softmax(-evidence.distances.amin(dim=2), dim=0).unsqueeze(-1)
+    return by_prototypes(inputs, torch.softmax(-inputs.distances.amin(dim=2), dim=0).unsqueeze(-1))
+
+
+@TEACHERS.register("discriminant")
+def discriminant_teacher(inputs: TeacherInputs) -> Weighing:
+    """An expert counts by how probable its cluster is; the probabilities of the classes are the evidence beside."""
+    densities = inputs.log_densities
+    return Weighing(gate_weights(densities), lambda: stratum_evidence(densities), of_probabilities=True)
 
 
 @TEACHERS.register("auto")
-def auto_weights(evidence: TeacherInputs) -> Tensor:
-    """`class_weights` for samples whose class is known, else `prototype_weights`."""
-    return prototype_weights(evidence) if evidence.labels is None else class_weights(evidence)
+def auto_teacher(inputs: TeacherInputs) -> Weighing:
+    """`class_teacher` for samples whose class is known, else `discriminant_teacher`."""
+    return discriminant_teacher(inputs) if inputs.labels is None else class_teacher(inputs)
 
 
-def teacher_logits(
-    evidence: TeacherInputs, weights: Tensor, log_priors: Tensor | None = None, prototype_weight: float = 0.0
+def vote(
+    expert_logits: Tensor,
+    weighing: Weighing,
+    log_priors: Tensor | None = None,
+    evidence_weight: float = 0.0,
+    scores_strata: bool = True,
 ) -> Tensor:
     """Return the vote, (samples, classes).
 
     Parameters
     ----------
-    evidence : TeacherInputs
-    weights : (experts, samples, classes or 1) tensor
+    expert_logits : (experts, samples, classes) tensor
+    weighing : Weighing
     log_priors : (experts, classes) tensor, optional
         Vote with ``logit_k - log p_k(y)``, p_k the label shares of cluster k: what is left is the evidence in
         the sample, not how common a class is in the cluster (logit adjustment, Menon et al. 2021).
-    prototype_weight : float (default: 0.0)
-        Of `prototype_vote`, beside which the experts' vote has weight 1.
+    evidence_weight : float (default: 0.0)
+        Of the evidence beside the experts' vote, which has weight 1.
+    scores_strata : bool (default: True)
+        Whether the outputs are logits of strata. If not, only their weighted mean is voted.
     """
-    logits = evidence.expert_logits
+    logits = expert_logits
+    if not scores_strata:
+        return (weighing.weights * logits).sum(dim=0)
     if log_priors is not None:
         logits = logits - log_priors.unsqueeze(1)
-    vote = (weights * logits).sum(dim=0)
-    return vote + prototype_weight * prototype_vote(evidence.distances) if prototype_weight else vote
+    if weighing.of_probabilities:
+        voted = (weighing.weights * torch.softmax(logits, dim=2)).sum(dim=0).clamp(min=LEAST_PROBABILITY).log()
+    else:
+        voted = (weighing.weights * logits).sum(dim=0)
+    return voted if weighing.evidence is None or not evidence_weight else voted + evidence_weight * weighing.evidence()
 
 
 def log_priors_of(label_counts: Tensor) -> Tensor:

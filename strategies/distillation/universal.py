@@ -12,13 +12,12 @@ from disue.models import State, same_model
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.generator import GeneratorState
-from strategies.distillation.prototypes import FeatureSpace, Prototypes, prototype_vote
 from strategies.distillation.server import ProxySource, Server
 from strategies.distillation.teachers import (
     Teacher,
     VoteSummary,
     estimated_log_priors,
-    teacher_logits,
+    vote,
     vote_summary,
 )
 from strategies.teams import Team
@@ -33,7 +32,8 @@ class Lesson:
     Attributes
     ----------
     models : dict of architecture to State
-        The universal experts; an architecture's average where nothing was taught.
+        The universal experts; an architecture's average where nothing was taught. Where clients are to be the guard,
+        the students.
     priors : mapping of Team to (classes,) tensor
         Log label shares of the teams' clients, as far as they are told or estimated.
     memory : GeneratorState or None
@@ -66,20 +66,22 @@ class UniversalDistillation:
         Models, device and seed.
     proxy : ProxySource
         Gives the proxy set of a round.
-    teacher : Teacher
-        Gives each expert's weight per proxy sample.
+    teacher : callable
+        From `TeacherInputs` to how much each expert counts on each proxy sample.
     distiller : Distiller
         Teaches the universal expert.
     prior_correction : bool (default: True)
         Take each cluster's label prior out of its expert's logits, where it is known.
-    prototype_weight : float (default: 1.0)
-        Of the vote of the clients' class prototypes, beside the experts' vote. It is for tasks that score strata;
+    evidence_weight : float (default: 1.0)
+        Of the evidence of the classes that clients told, beside the experts' vote. It is for tasks that score strata;
         else the experts' outputs are all that is voted with.
     label_counts_shared : bool (default: True)
         Whether clients tell their label counts. If not, the priors are estimated on the proxy set.
     foreign_proxy : bool (default: False)
         Whether the proxy set is of other data than the task's. Then its `coverage` makes the student's share in the
         universal expert smaller.
+    guarded : bool (default: True)
+        Whether the proxy set is the guard: what of the student is taken is decided here.
     """
 
     server: Server
@@ -87,30 +89,25 @@ class UniversalDistillation:
     teacher: Teacher
     distiller: Distiller
     prior_correction: bool = True
-    prototype_weight: float = 1.0
+    evidence_weight: float = 1.0
     label_counts_shared: bool = True
     foreign_proxy: bool = False
+    guarded: bool = True
 
     def teach(
         self,
-        voters: Mapping[Team, State],
-        knowledge: Mapping[Team, Prototypes],
-        spaces: Mapping[FeatureSpace, State],
+        ensemble: TeacherEnsemble,
         averages: Mapping[str, State],
         priors: Priors,
         memory: GeneratorState | None,
         server_round: int,
     ) -> Lesson:
-        """Teach each architecture's average what all experts know. One that is the only expert learns nothing.
+        """Teach each architecture's average what all experts know, and what their clients told.
 
         Parameters
         ----------
-        voters : mapping of Team to State
-            The experts that teach.
-        knowledge : mapping of Team to Prototypes
-            Of the teams' clients.
-        spaces : mapping of FeatureSpace to State
-            The models that give the prototypes' features.
+        ensemble : TeacherEnsemble
+            The experts, and what is known of their clients.
         averages : mapping of architecture to State
         priors : mapping of Team to (classes,) tensor
             As far as they are known.
@@ -118,17 +115,16 @@ class UniversalDistillation:
             Of the proxy source.
         server_round : int
         """
+        voters = ensemble.voters
         nothing = Lesson(
             dict(averages),
             priors,
             memory,
             metrics={"num_teachers": len(voters), "guard_kept_average": 0, "distill_steps": 0},
         )
-        experts = voters.values()
-        students = [m for m, own in averages.items() if any(not same_model(expert, own) for expert in experts)]
+        students = self._students(ensemble, averages)
         if not students or self.distiller.steps == 0:
             return nothing
-        ensemble = TeacherEnsemble(self.server, voters, knowledge, spaces)
         known = self._priors_to_take_out(voters, priors)
         drawn = self.proxy.draw(memory, ensemble.experts(averages[self.server.main], known), server_round)
         features = ensemble.features(drawn.proxy.x)
@@ -138,9 +134,9 @@ class UniversalDistillation:
             priors = dict(zip(voters, estimated_log_priors(inputs.expert_logits), strict=True))
         metrics = nothing.metrics | {**drawn.metrics}
         drawn_only = replace(nothing, priors=priors, memory=drawn.memory, metrics=metrics, sheet=drawn.sheet)
-        weights = self.teacher(inputs)
-        prototype_weight = self.prototype_weight if scores_strata else 0.0
-        targets = teacher_logits(inputs, weights, self._priors_to_take_out(voters, priors), prototype_weight)
+        weighing = self.teacher(inputs)
+        to_take_out = self._priors_to_take_out(voters, priors)
+        targets = vote(inputs.expert_logits, weighing, to_take_out, self.evidence_weight, scores_strata)
         if not bool(torch.isfinite(targets).all()):
             what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
             log(WARNING, what, server_round)
@@ -148,18 +144,28 @@ class UniversalDistillation:
         coverage = 1.0
         if self.foreign_proxy:
             coverage = metrics["proxy_coverage"] = ensemble.coverage(features)
-        distiller = replace(self.distiller, student_share=self.distiller.student_share * coverage)
-        believed = prototype_vote(inputs.distances).argmax(dim=1) if drawn.proxy.labels is None else drawn.proxy.labels
+        share = self.distiller.student_share * coverage if self.guarded else 1.0
+        distiller = replace(self.distiller, student_share=share)
+        believed = drawn.proxy.labels
+        if believed is None and weighing.evidence is not None:
+            believed = weighing.evidence().argmax(dim=1)
         models = dict(averages)
         for model in students:
             models[model], own = self.server.distil(
-                distiller, averages[model], drawn.proxy.x, targets, server_round, model, believed
+                distiller, averages[model], drawn.proxy.x, targets, server_round, model, believed, self.guarded
             )
             counts = {key: metrics[key] + own[key] for key in ("guard_kept_average", "distill_steps")}
             metrics |= own | counts
         voted = self.server.task.predicted_strata(targets)
-        votes = vote_summary([team.label(self.server.main) for team in voters], weights, voted)
+        votes = vote_summary([team.label(self.server.main) for team in voters], weighing.weights, voted)
         return replace(drawn_only, models=models, coverage=coverage, votes=votes, metrics=metrics)
+
+    def _students(self, ensemble: TeacherEnsemble, averages: Mapping[str, State]) -> list[str]:
+        """Return the architectures that are taught: where there is evidence of strata all, else whom an expert can."""
+        experts = ensemble.voters.values()
+        if experts and self.evidence_weight and self.server.task.scores_strata:
+            return list(averages)
+        return [model for model, own in averages.items() if any(not same_model(expert, own) for expert in experts)]
 
     def _priors_to_take_out(self, voters: Mapping[Team, State], priors: Priors) -> Tensor | None:
         """Return log label shares, (experts, classes), if they are wished and known."""

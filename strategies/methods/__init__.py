@@ -13,6 +13,7 @@ for _file in (
     "fedavgm",
     "fedadam",
     "scaffold",
+    "ccvr",
     "ditto",
     "fedrep",
     "feddf",

@@ -196,6 +196,10 @@ class Method(ABC, Generic[S]):
         """Return the universal model of an architecture."""
         return state.universals[model]
 
+    def seen_under(self, state: S, model: str) -> State:
+        """Return the model of an architecture in whose features clients tell of their data with their updates."""
+        return self.universal(state, model)
+
     def start(self, state: S, client: Client) -> State | None:
         """Return what a client starts its local training from; None: from the candidate that it chooses."""
         return self.universal(state, client.model)

@@ -11,6 +11,8 @@ class Needs:
     ----------
     prototypes : bool
         Label counts and class prototypes with every update.
+    covariance : bool
+        Beside the prototypes, how features vary around them. No client tells it with ``privacy=dp``.
     description : str
         The name of what clients say of their data before they train; empty: nothing.
     fits : bool
@@ -22,6 +24,7 @@ class Needs:
     """
 
     prototypes: bool = False
+    covariance: bool = False
     description: str = ""
     fits: bool = False
     personal: bool = False

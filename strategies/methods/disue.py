@@ -9,33 +9,39 @@
 `after_evaluation` then learns, from what clients say of both models, how much of the expert the next mixtures have.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from logging import WARNING
 from typing import Any, Literal, Self
 
+import torch
 from flwr.common.logger import log
 from pydantic import Field
 from torch import Tensor
 
-from disue.config import Multiple, Settings
 from disue.errors import ConfigError
 from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
-from disue.runs.gate import Gate, Knowledge, Space
-from disue.signature import Signature
+from disue.runs.gate import Gate
+from disue.seeding import torch_rng
+from disue.signature import FEWEST_COUNTED, Signature
 from disue.wire import EvaluateReply
+from strategies.aggregation.average import mean_of
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
+from strategies.distillation.calibration import CalibrationSettings, Calibrator
+from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.generator import GeneratorState
-from strategies.distillation.prototypes import FeatureSpace, Prototypes, believed_counts
+from strategies.distillation.knowledge import Knowledge
+from strategies.distillation.prototypes import PrototypeSettings, believed_counts
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
 from strategies.distillation.teachers import log_priors_of
-from strategies.distillation.universal import UniversalDistillation
+from strategies.distillation.universal import Lesson, UniversalDistillation
 from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
 from strategies.methods.declarations import Needs, Supports, Uses
 from strategies.methods.parts import Parts
@@ -44,10 +50,15 @@ from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.teams import Team, members_of, renew, teams_of
-from strategies.updates import Contribution
+from strategies.updates import Contribution, GroupSum
+
+LAST = 0
+"""Stands for the round where what is known is kept after the last one."""
+ALL = -1
+"""Stands for all clusters."""
 
 
-class DisUESettings(Settings):
+class DisUESettings(PrototypeSettings, CalibrationSettings):
     """Method `disue`."""
 
     initialisation: Literal["universal", "expert", "blend", "learned"] = Field(
@@ -57,6 +68,12 @@ class DisUESettings(Settings):
     blend: float = Field(
         0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
     )
+    universal_momentum: float = Field(
+        0.5,
+        ge=0.0,
+        lt=1.0,
+        description="share of the last round's step of disue's average in the next one (server momentum)",
+    )
     expert_memory: float = Field(
         0.5, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
     )
@@ -64,13 +81,6 @@ class DisUESettings(Settings):
         "client",
         description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "
         "in its place; with local-loss=balanced always the client's own",
-    )
-    prototype_limit: Multiple = Field(
-        0.0,
-        ge=0.0,
-        le=1e9,
-        description="a client's prototype of a class does not count in disue if it lies farther from what others call "
-        "that class than so many times the median distance; 0: all count",
     )
     probation_rounds: int = Field(
         0,
@@ -92,10 +102,14 @@ class DisUESettings(Settings):
         1.0,
         ge=0.0,
         le=1e6,
-        description="weight of the clients' class prototypes in the vote; the experts have 1 together",
+        description="weight in the vote of what the clients' class prototypes say; the experts have 1 together",
     )
     student_share: float = Field(
-        0.5, ge=1e-6, le=1.0, description="share of the student in disue's universal expert; the rest is the average"
+        0.5,
+        ge=1e-6,
+        le=1.0,
+        description="share of the student in disue's universal expert, where clients do not say which is best; the "
+        "rest is the average",
     )
 
     @property
@@ -111,12 +125,14 @@ class DisUEState(MethodState):
 
     Attributes
     ----------
+    plain : mapping of architecture to State
+        The universal experts before their heads were calibrated: clients go on from these.
     latest : mapping of Team to State
         The mean of the team's updates in the last round in which it was sampled.
-    knowledge : mapping of Team to Prototypes
-        Of the team's clients.
-    spaces : mapping of FeatureSpace to State
-        The models that give the features of the spaces that the prototypes are in.
+    velocity : mapping of architecture to State
+        The step of its average in the last round in which one of its clients was sampled.
+    knowledge : Knowledge
+        What clients told of their data.
     priors : mapping of Team to (classes,) tensor
         Log label shares of the team's clients, in a task that scores classes; where they are not told, as they were
         last estimated.
@@ -132,9 +148,10 @@ class DisUEState(MethodState):
         Whether it was said that experts are used with the priors that they were trained with.
     """
 
+    plain: Mapping[str, State] = field(default_factory=dict)
     latest: Mapping[Team, State] = field(default_factory=dict)
-    knowledge: Mapping[Team, Prototypes] = field(default_factory=dict)
-    spaces: Mapping[FeatureSpace, State] = field(default_factory=dict)
+    velocity: Mapping[str, State] = field(default_factory=dict)
+    knowledge: Knowledge = field(default_factory=Knowledge.nothing)
     priors: Mapping[Team, Tensor] = field(default_factory=dict)
     expert_shares: Mapping[Team, float] = field(default_factory=dict)
     coverage: float = 1.0
@@ -161,8 +178,10 @@ class DisUE(Method[DisUEState]):
     caps : Caps
         Bounds the losses that shares are learnt from.
     clients_compare : bool (default: False)
-        Whether clients are asked if what was distilled fits their data better than the average: of a foreign proxy set
-        the server cannot tell.
+        Whether some clients are asked which mixture of student and average fits their data best. If not, that is
+        ``student-share``, and the proxy set tells whether the average is kept: it has the same evidence as the teacher.
+    covariance : bool (default: True)
+        Whether clients tell how their features vary. If not, that is taken from the proxy set.
     """
 
     uses = Uses(proxies=("holdout", "dataset", "path", "generator"), assigner=True, cluster_priors=True)
@@ -180,6 +199,7 @@ class DisUE(Method[DisUEState]):
         aggregator: Aggregator | None = None,
         caps: Caps | None = None,
         clients_compare: bool = False,
+        covariance: bool = True,
     ) -> None:
         self.distillation = distillation
         self.server = distillation.server
@@ -189,8 +209,9 @@ class DisUE(Method[DisUEState]):
         self.caps = caps or Caps()
         self.clients_compare = clients_compare
         learns = settings.initialisation == "learned"
-        self.needs = replace(self.needs, description=assigner.description, fits=learns)
+        self.needs = replace(self.needs, covariance=covariance, description=assigner.description, fits=learns)
         self.probation = Probation(settings.probation_rounds)
+        self.calibrator = Calibrator(settings)
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
 
     @classmethod
@@ -204,7 +225,7 @@ class DisUE(Method[DisUEState]):
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
         config, settings = parts.config, DisUESettings.of(parts.config)
-        foreign = is_foreign(config.proxy)
+        asked = config.privacy != "dp"  # there every answer costs
         distillation = UniversalDistillation(
             parts.server,
             parts.proxy(),
@@ -212,9 +233,10 @@ class DisUE(Method[DisUEState]):
             distiller=parts.distiller(settings.student_share),
             # What was trained with the balanced loss carries no prior that could be taken out.
             prior_correction=settings.prior_correction and config.local_loss != "balanced",
-            prototype_weight=settings.prototype_weight,
+            evidence_weight=settings.prototype_weight,
             label_counts_shared=config.share_label_counts,
-            foreign_proxy=foreign,
+            foreign_proxy=is_foreign(config.proxy),
+            guarded=not asked,
         )
         return cls(
             parts.assigner(),
@@ -223,7 +245,8 @@ class DisUE(Method[DisUEState]):
             parts.objective(),
             parts.aggregator,
             parts.caps,
-            clients_compare=foreign and config.privacy != "dp",  # with dp every answer costs
+            clients_compare=asked,
+            covariance=config.privacy != "dp",
         )
 
     def begin(self, initial: State) -> DisUEState:
@@ -237,7 +260,7 @@ class DisUE(Method[DisUEState]):
         teams = {client.name: state.team_of(client) for client in clients}
         mixtures = {team: self._mixture(state, team) for team in set(teams.values()) if team is not None}
         return {
-            client.name: self.universal(state, client.model) if team is None else mixtures[team]
+            client.name: self.seen_under(state, client.model) if team is None else mixtures[team]
             for client in clients
             for team in (teams[client.name],)
         }
@@ -260,31 +283,36 @@ class DisUE(Method[DisUEState]):
             state, averages = self._with_experts(state, updates, round)
             sampled = {state.clusters[update.name] for update in updates}
             passed, rounds_in = self.probation.passed(state.rounds_in, state.clusters, sampled)
-            voters = {team: expert for team, expert in state.experts.items() if team.cluster in passed}
 
         # --- phase U: the experts teach --------------------------------------------------------------
         with round.timed("distillation"):
-            lesson = self.distillation.teach(
-                voters, state.knowledge, state.spaces, averages, state.priors, state.proxy, round.number
-            )
-        kept = self._fitted_better_by_average(lesson.models, averages, round)
+            state = self._with_calibrated_experts(state, updates, round)
+            ensemble = self._ensemble(state, passed)
+            lesson = self.distillation.teach(ensemble, averages, state.priors, state.proxy, round.number)
+        mixed, found = self._mixed(lesson, averages, round)
+        with round.timed("distillation"):
+            universals = {m: self._calibrated(state, {ALL: own}, m, round).get(ALL, own) for m, own in mixed.items()}
         state = replace(
             state,
-            universals={**state.universals, **lesson.models, **{model: averages[model] for model in kept}},
+            universals={**state.universals, **universals},
+            plain={**state.plain, **mixed},
             priors=lesson.priors,
             proxy=lesson.memory,
             coverage=lesson.coverage,
             votes=lesson.votes,
             rounds_in=rounds_in,
         )
-        counts = {"guard_kept_average": lesson.metrics["guard_kept_average"] + len(kept)}
-        return Step(self._warned(state, round), averages, lesson.metrics | counts, lesson.sheet)
+        return Step(self._warned(state, round), averages, lesson.metrics | found, lesson.sheet)
 
     # --- what clients get, and say -------------------------------------------------------------------
 
     def universal(self, state: DisUEState, model: str) -> State:
         """Return the universal expert of an architecture."""
         return state.universals[model] if model in state.universals else self.server.initial(model)
+
+    def seen_under(self, state: DisUEState, model: str) -> State:
+        """Return the universal expert of an architecture, before its head was calibrated."""
+        return state.plain[model] if model in state.plain else self.universal(state, model)
 
     def prior(self, state: DisUEState, client: Client) -> Tensor | None:
         """Return the label prior of the client's expert, if clients are to put their own for it and it is known."""
@@ -329,22 +357,15 @@ class DisUE(Method[DisUEState]):
     def gate(self, state: DisUEState, descriptions: Mapping[str, Tensor]) -> Gate:
         """Return what is known of clients and experts, the prototypes of the experts' clients included."""
         gate = super().gate(state, descriptions)
-        numbers: dict[FeatureSpace, int] = {}
-        for team in state.experts:
-            told = state.knowledge[team]
-            if told.space not in numbers:
-                numbers[told.space] = len(gate.spaces)
-                gate.spaces.append(Space(told.space.model, state.spaces[told.space]))
-            gate.experts[team.label(self.main)] = Knowledge(
-                team.cluster, told.label_counts, told.points, numbers[told.space], state.priors.get(team)
-            )
-        return gate
+        ensemble = self._ensemble(state, {team.cluster for team in state.experts})
+        known = ensemble.gate(self.distillation.proxy.inputs(state.proxy, LAST), state.priors)
+        return replace(gate, spaces=known.spaces, experts=known.experts)
 
     # --- details -------------------------------------------------------------------------------------
 
     def _mixture(self, state: DisUEState, team: Team) -> State:
         """Return what the clients of a team start from."""
-        universal, share = self.universal(state, team.model), state.expert_shares.get(team, self.settings.expert_share)
+        universal, share = self.seen_under(state, team.model), state.expert_shares.get(team, self.settings.expert_share)
         if team not in state.latest or share == 0.0 or same_model(state.latest[team], universal):
             return universal
         return interpolate(universal, state.latest[team], share)
@@ -355,37 +376,97 @@ class DisUE(Method[DisUEState]):
         """Return the state with new experts, and the averages."""
         teams, before = (teams_of(clusters, round.models) for clusters in (state.clusters, round.clusters_before))
         members = members_of(updates, teams)
-        fresh, averages = self._averaged(state, updates, members, round)
-        counts = self._believed(updates, round)
-        told = {
-            team: Prototypes.of(
-                [counts[u.name] for u in own if u.signature],
-                [u.signature for u in own if u.signature],
-                FeatureSpace(round.number, team.model),
-            )
-            for team, own in members.items()
-        }
-        if self.settings.prototypes == "cluster":
-            told = {team: own.pooled() for team, own in told.items()}
-        experts = renew(state.experts, self._remembered(state, fresh), teams, before)
-        knowledge = renew(state.knowledge, told, teams, before)
-        used = {own.space for own in knowledge.values()}
-        opened = {FeatureSpace(round.number, team.model): self.universal(state, team.model) for team in members}
+        fresh, averages, velocity = self._averaged(state, updates, members, round)
+        told = self._believed(updates, round)
         if not self.server.task.scores_strata:
             priors = {}
         elif self.distillation.label_counts_shared:
-            priors = {team: log_priors_of(own.pooled_counts) for team, own in knowledge.items()}
+            counts = {team: [told[u.name].label_counts for u in own if u.name in told] for team, own in members.items()}
+            counted = {team: log_priors_of(torch.stack(own).sum(dim=0)) for team, own in counts.items()}
+            priors = renew(state.priors, counted, teams, before)
         else:
-            priors = {team: prior for team, prior in state.priors.items() if team in experts}
+            priors = {team: prior for team, prior in state.priors.items() if team in teams.values()}
         renewed = replace(
             state,
-            experts=experts,
+            experts=renew(state.experts, self._remembered(state, fresh), teams, before),
             latest=renew(state.latest, fresh, teams, before),
-            knowledge=knowledge,
-            spaces={space: model for space, model in {**state.spaces, **opened}.items() if space in used},
+            velocity=velocity,
+            knowledge=self._known(state, updates, told, round),
             priors=priors,
         )
         return renewed, averages
+
+    def _with_calibrated_experts(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> DisUEState:
+        """Return the state with heads calibrated on what their clients told; no label prior is in such a head."""
+        fresh = sorted({Team(state.clusters[update.name], round.models[update.name]) for update in updates})
+        calibrated: dict[Team, State] = {}
+        for model in sorted({team.model for team in fresh}):
+            teams = [team for team in fresh if team.model == model]
+            clusters = {team.cluster: state.experts[team] for team in teams}
+            found = self._calibrated(state, clusters, model, round)
+            calibrated |= {team: found[team.cluster] for team in teams if team.cluster in found}
+        num_strata = self.server.task.num_strata
+        uniform = {team: torch.full((num_strata,), -math.log(num_strata)) for team in calibrated}
+        priors = {**state.priors, **uniform}
+        return replace(state, experts={**state.experts, **calibrated}, priors=priors)
+
+    def _calibrated(self, state: DisUEState, models: Mapping[int, State], model: str, round: Round) -> dict[int, State]:
+        """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads.
+
+        What the cluster's clients told counts. A model is left out if they did not tell of each class how its features
+        vary.
+        """
+        inputs = self.distillation.proxy.inputs(state.proxy, round.number)
+        if not self.calibrator or inputs is None or not self.server.task.scores_strata:
+            return {}
+        names = {cluster: self._telling_axes(state, model, cluster) for cluster in models}
+        there = [cluster for cluster in models if names[cluster]]
+        if not there:
+            return {}
+        own = [models[cluster] for cluster in there]
+        told = state.knowledge.under(self.server, own, model, [names[cluster] for cluster in there], inputs)
+        rngs = [torch_rng(self.server.seed, "virtual features", round.number, model, cluster) for cluster in there]
+        return dict(zip(there, self.calibrator.calibrated(own, told, rngs), strict=True))
+
+    def _telling_axes(self, state: DisUEState, model: str, cluster: int) -> list[str]:
+        """Return the clients of an architecture and a cluster; nobody, unless all tell axes of each class."""
+        known = state.knowledge
+        names = [name for name, own in known.models.items() if own == model and cluster in (ALL, state.clusters[name])]
+        covariances = [known.told[name].covariance for name in names]
+        return names if all(own is not None and own.ndim == 3 for own in covariances) else []
+
+    def _known(
+        self, state: DisUEState, updates: Sequence[Contribution], told: Mapping[str, Signature], round: Round
+    ) -> Knowledge:
+        """Return what clients told, in the features of the universal experts that opened the round.
+
+        What a client told now stands for what it told before. A sum stands for what its cluster told before, and with
+        ``prototypes=cluster`` so does what several told, as in a sum. What a client told of other data than it has now
+        is left out, and so is what it told of another architecture: that is in no space that there is.
+        """
+        together = self.settings.prototypes == "cluster"
+        sums = {state.clusters[update.name] for update in updates if together or isinstance(update, GroupSum)}
+        over = [
+            name
+            for name, model in state.knowledge.models.items()
+            if name in told
+            or name in round.changed
+            or state.clusters.get(name, -1) in {-1, *sums}
+            or round.models[name] != model
+        ]
+        kept = state.knowledge.less(over)
+        spaces = {model: self.seen_under(state, model) for model in {self.main, *round.models.values()}}
+        inputs = self.distillation.proxy.inputs(state.proxy, round.number) if kept.told else None
+        moved = kept.moved(self.server, spaces, inputs)
+        return moved.with_told(told, round.models)
+
+    def _ensemble(self, state: DisUEState, clusters: Collection[int]) -> TeacherEnsemble:
+        """Return the experts of these clusters, with what is known of their clients."""
+        told: dict[Team, list[Signature]] = {}
+        for name, signature in state.knowledge.told.items():
+            told.setdefault(Team(state.clusters[name], state.knowledge.models[name]), []).append(signature)
+        voters = {t: expert for t, expert in state.experts.items() if t.cluster in clusters and t in told}
+        return TeacherEnsemble(self.server, voters, told, state.knowledge, self.settings.prototypes == "cluster")
 
     def _averaged(
         self,
@@ -393,19 +474,33 @@ class DisUE(Method[DisUEState]):
         updates: Sequence[Contribution],
         members: Mapping[Team, Sequence[Contribution]],
         round: Round,
-    ) -> tuple[dict[Team, State], dict[str, State]]:
-        """Return each team's model and each architecture's average; its universal expert if none was sampled."""
+    ) -> tuple[dict[Team, State], dict[str, State], dict[str, State]]:
+        """Return each team's model, each architecture's average, and the step to it.
+
+        The average is the universal expert, if no client of the architecture was sampled, and else that with the mean
+        of the clients' updates added, each from where the client started, and the momentum of the steps before. Clients
+        that start apart make a poor mean of models.
+        """
         fresh: dict[Team, State] = {}
         averages: dict[str, State] = {}
+        velocity = dict(state.velocity)
         for model in dict.fromkeys((self.main, *sorted(round.models.values()))):
             own = [update for update in updates if round.models[update.name] == model]
             groups = {team: group for team, group in members.items() if team.model == model}
+            universal = self.seen_under(state, model)
             if own:
-                models, averages[model] = self.aggregator.of_groups(own, groups)
+                models, average = self.aggregator.of_groups(own, groups)
                 fresh |= models
+                start = mean_of([(update.start, self.aggregator.weight(update)) for update in own])
+                step = {name: average[name].double() - start[name].double() for name in universal}
+                if model in velocity:
+                    past = velocity[model]
+                    step = {name: own + self.settings.universal_momentum * past[name] for name, own in step.items()}
+                velocity[model] = {name: own.to(universal[name].dtype) for name, own in step.items()}
+                averages[model] = {name: (t.double() + step[name]).to(t.dtype) for name, t in universal.items()}
             else:
-                averages[model] = self.universal(state, model)
-        return {team: fresh[team] for team in members}, averages
+                averages[model] = universal
+        return {team: fresh[team] for team in members}, averages, velocity
 
     def _remembered(self, state: DisUEState, fresh: Mapping[Team, State]) -> dict[Team, State]:
         """Return the running means of the teams' models; of a new team, and of the only one, the last model itself."""
@@ -418,21 +513,23 @@ class DisUE(Method[DisUEState]):
             for team, model in fresh.items()
         }
 
-    def _believed(self, updates: Sequence[Contribution], round: Round) -> dict[str, Tensor]:
-        """Return the clients' label counts, less those of prototypes that lie too far from what others call so.
+    def _believed(self, updates: Sequence[Contribution], round: Round) -> dict[str, Signature]:
+        """Return what clients told, as far as it is believed.
 
-        A class that a client counts and has no prototype of, as only zeros stand there, it does not have.
+        Prototypes that lie too far from what others call so do not count. Nor does a class that a client counts and
+        has no prototype of, as only zeros stand there. A covariance is one, and no larger than the others allow.
         """
         told = {update.name: update.signature for update in updates if update.signature is not None}
         counts = {name: self._counted(signature) for name, signature in told.items()}
-        limit = self.settings.prototype_limit
-        if not limit:
-            return counts
         for model in sorted({round.models[name] for name in told}):
             names = [name for name in told if round.models[name] == model]
-            points = [told[name].prototypes for name in names]
-            counts |= dict(zip(names, believed_counts([counts[name] for name in names], points, limit), strict=True))
-        return counts
+            if limit := self.settings.prototype_limit:
+                points = [told[name].prototypes for name in names]
+                believed = believed_counts([counts[name] for name in names], points, limit)
+                counts |= dict(zip(names, believed, strict=True))
+            told |= self.caps.covariances({name: told[name] for name in names})
+        left = {name: own for name, own in told.items() if float(counts[name].sum()) >= FEWEST_COUNTED}
+        return {name: replace(own, label_counts=counts[name]) for name, own in left.items()}
 
     def _counted(self, signature: Signature) -> Tensor:
         """Return the label counts, (classes,), of the classes that it has a prototype of: other than zeros."""
@@ -440,19 +537,23 @@ class DisUE(Method[DisUEState]):
         shared = self.distillation.label_counts_shared
         return (signature.label_counts if shared else (signature.label_counts > 0).float()) * has_point
 
-    def _fitted_better_by_average(
-        self, taught: Mapping[str, State], averages: Mapping[str, State], round: Round
-    ) -> list[str]:
-        """Return the architectures whose average fits the clients' data better, where clients are asked."""
-        unsure = {model: state for model, state in taught.items() if not same_model(state, averages[model])}
-        if not self.clients_compare or not unsure:
-            return []
+    def _mixed(
+        self, lesson: Lesson, averages: Mapping[str, State], round: Round
+    ) -> tuple[dict[str, State], dict[str, float]]:
+        """Return the universal experts: mixtures of students and averages as clients like them best, if they are asked.
+
+        Without an answer it is the settings' mixture, as far as the proxy set covers the clients' data.
+        """
+        students = {model: state for model, state in lesson.models.items() if not same_model(state, averages[model])}
+        if not self.clients_compare or not students:
+            return lesson.models, {}
         with round.timed("evaluation"):
-            kept = sorted(round.fitted_better_by_average(unsure, averages, self.caps, self.server.task.loss_unit))
-        for model in kept:
-            what = "round %s: the average of %s is kept, it fits the clients' data better than the student does"
-            log(WARNING, what, round.number, model)
-        return kept
+            told = round.best_shares(students, averages, self.caps, self.server.task.loss_unit)
+        shares = {model: told.get(model, self.settings.student_share * lesson.coverage) for model in students}
+        mixed = {model: interpolate(averages[model], own, shares[model]) for model, own in students.items()}
+        kept = lesson.metrics["guard_kept_average"] + sum(share == 0.0 for share in shares.values())
+        found = {"guard_kept_average": kept, "student_share": sum(shares.values()) / len(shares)}
+        return lesson.models | mixed, found
 
     @property
     def _uses_client_priors(self) -> bool:

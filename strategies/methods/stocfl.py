@@ -86,8 +86,12 @@ class StoCFL(Method[MethodState]):
         return self.expert(state, client) or self.universal(state, client.model)
 
     def assign(self, state: MethodState, updates: Sequence[ClientUpdate], round: Round) -> Step[MethodState]:
-        """Return the clusters so far, with the clients that are met for the first time, merged."""
-        clusters, gradients = dict(state.clusters), round.descriptions
+        """Return the clusters so far, with the clients that are met for the first time, merged.
+
+        A client whose data changed is met as if for the first time.
+        """
+        clusters = {name: cluster for name, cluster in state.clusters.items() if name not in round.changed}
+        gradients = round.descriptions
         fresh = [update.name for update in updates if update.name not in clusters]
         for first in range(0, len(fresh), MOST_COMPARED):
             unused = max(clusters.values(), default=-1) + 1

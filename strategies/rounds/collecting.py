@@ -10,6 +10,7 @@ from flwr.app import Message
 from disue.errors import FederationError, TooFewUpdates
 from disue.models import State
 from disue.privacy.secagg import vector_sizes
+from disue.signature import NOTHING, SignatureParts
 from disue.wire import TrainReply
 from strategies.aggregation.limits import Lengths, Limits
 from strategies.aggregation.store import UpdateStore
@@ -103,14 +104,16 @@ class PlainCollector:
         What an update may be and weigh.
     store : UpdateStore
         Keeps the models until they are averaged.
-    num_strata : int (default: 0)
-        Of the task, where clients tell a prototype of each; 0: they tell none.
+    parts : SignatureParts
+        What clients tell of their data.
     """
 
-    def __init__(self, limits: Limits | None = None, store: UpdateStore | None = None, num_strata: int = 0) -> None:
+    def __init__(
+        self, limits: Limits | None = None, store: UpdateStore | None = None, parts: SignatureParts = NOTHING
+    ) -> None:
         self.limits = limits or Limits()
         self.store = store or UpdateStore()
-        self.num_strata = num_strata
+        self.parts = parts
         self._lengths = Lengths()
 
     def begin(self) -> None:
@@ -123,7 +126,7 @@ class PlainCollector:
         reply = TrainReply.from_message(
             message,
             sent.universal,
-            self.num_strata,
+            self.parts,
             num_candidates=len(sent.candidates),
             max_examples=self.limits.max_examples,
             second=sent.second is not None,
@@ -141,6 +144,7 @@ class PlainCollector:
             train_loss=math.nan if reply.train_loss is None else reply.train_loss,
             steps=reply.steps,
             second=second,
+            digest=reply.digest,
         )
         return Received(update, self._lengths.of(update) if self.limits.measuring else math.nan)
 
@@ -164,13 +168,13 @@ class SecureCollector:
     Parameters
     ----------
     sums : SecureSums
-    num_strata : int (default: 0)
-        As in `PlainCollector`.
+    parts : SignatureParts
+        What clients tell of their data.
     """
 
-    def __init__(self, sums: SecureSums, num_strata: int = 0) -> None:
+    def __init__(self, sums: SecureSums, parts: SignatureParts = NOTHING) -> None:
         self.sums = sums
-        self.num_strata = num_strata
+        self.parts = parts
 
     def begin(self) -> None:
         """Begin a round."""
@@ -194,7 +198,7 @@ class SecureCollector:
         sums.tell = attempt.replies.tell_problem
         trained = [own for own in clustered.updates if isinstance(own, ClientSketch)]
         with stats.timed("local"):
-            values = sum(vector_sizes(like, self.num_strata))
+            values = sum(vector_sizes(like, self.parts))
             sums.gather(stats.server_round, trained, clustered.clusters, values, attempt.ask)
         try:
             attempt.require_enough(sums.present)
@@ -202,7 +206,8 @@ class SecureCollector:
             stats.count(0, len(trained) - len(sums.present), len(sums.rejected))
             raise
         with stats.timed("local"):
-            summed = sums.unmask(like, self.num_strata, attempt.ask)
+            starts = {sent.name: sent.start for sent in attempt.sent.values() if sent.start is not None}
+            summed = sums.unmask(like, self.parts, starts, attempt.ask)
         stats.metrics["clusters_lost"] = len(sums.lost)
         stats.count(sum(own.clients for own in summed), len(trained), len(sums.rejected))
         stats.tell(summed)

@@ -1,4 +1,4 @@
-"""The guard's other evidence, for proxy sets of other data than the task's: what clients say of both models."""
+"""How much of what was taught is of use: what clients say of mixtures of student and average."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,34 +8,42 @@ from flwr.app import Message
 from flwr.common.logger import log
 
 from disue.errors import WireError
-from disue.fields import wire_name
 from disue.models import State
 from disue.objective import LocalObjective
 from disue.tasks import ImageClassification
 from disue.wire import CompareReply, CompareRequest, Records, error_reason
+from disue.wire.compare import SHARES
 from strategies.aggregation.caps import Caps
 from strategies.rounds.registry import Client
 
 Ask = Callable[[list[Message]], Iterable[Message]]
+FEWEST_ASKED = 5
+LEAST_ASKED = 0.1
+"""Share of a round's clients that are asked, if these are more than the fewest: two models are sent to each."""
 
 
-def fitted_better_by_average(
+def num_asked(clients: int) -> int:
+    """Return how many of so many clients are asked."""
+    return min(clients, max(FEWEST_ASKED, math.ceil(LEAST_ASKED * clients)))
+
+
+def best_shares(
     ask: Ask,
     clients: Sequence[Client],
     server_round: int,
-    taught: Mapping[str, State],
+    students: Mapping[str, State],
     averages: Mapping[str, State],
     objective: LocalObjective,
     task: ImageClassification | None,
     caps: Caps,
     loss_unit: float,
-) -> set[str]:
-    """Return the architectures whose average has the lower loss on its clients' training data, summed over them.
+) -> dict[str, float]:
+    """Return, for each architecture, the share of the student with the lowest loss on clients' training data.
 
-    Each client's label prior is put into the logits of both. A loss counts up to twice that of guessing, and the
-    difference of a client's two losses up to `Caps.max_fit` times the median of the others' differences: one client
-    cannot overrule others that agree. Clients that do not answer count for nothing; of an architecture of which none
-    does the average is not better.
+    Each client's label prior is put into the logits of all. A loss counts up to twice that of guessing, and its
+    difference from the average's up to `Caps.max_fit` times the median of the others' differences: one client cannot
+    overrule others that agree. Clients that do not answer count for nothing; an architecture of which none does is
+    left out.
 
     Parameters
     ----------
@@ -44,7 +52,7 @@ def fitted_better_by_average(
     clients : sequence of Client
         Who is asked, each of the models of its own architecture.
     server_round : int
-    taught, averages : mapping of architecture to State
+    students, averages : mapping of architecture to State
     objective : LocalObjective
     task : ImageClassification or None
         What clients with own data are told.
@@ -53,15 +61,15 @@ def fitted_better_by_average(
     loss_unit : float
         The loss of guessing (`Task.loss_unit`).
     """
-    asked = {client.node_id: client for client in clients if client.model in taught}
+    asked = {client.node_id: client for client in clients if client.model in students}
     record = Records()
     messages = [
-        CompareRequest(taught[client.model], averages[client.model], server_round, objective, task).to_message(
+        CompareRequest(students[client.model], averages[client.model], server_round, objective, task).to_message(
             client.node_id, record
         )
         for client in asked.values()
     ]
-    fits: dict[str, dict[str, CompareReply]] = {model: {} for model in taught}
+    fits: dict[str, dict[str, CompareReply]] = {model: {} for model in students}
     for reply in ask(messages) if messages else ():
         client = asked[reply.metadata.src_node_id]
         try:
@@ -70,15 +78,15 @@ def fitted_better_by_average(
             fits[client.model][client.name] = CompareReply.from_message(reply)
         except WireError as error:
             log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
+    return {model: _best(dict(sorted(told.items())), caps, loss_unit) for model, told in fits.items() if told}
 
-    def gap(model: str) -> float:
-        student, average = (
-            caps.plausible(
-                {name: getattr(told, what) for name, told in fits[model].items()}, loss_unit, wire_name(what)
-            )
-            for what in ("student_fit", "average_fit")
-        )
-        gaps = {name: student[name] - average[name] for name in student}
-        return math.fsum(caps.gaps(gaps, "student-fit less average-fit").values())
 
-    return {model for model in taught if gap(model) > 0.0}
+def _best(told: Mapping[str, CompareReply], caps: Caps, loss_unit: float) -> float:
+    """Return the first share at which the bounded losses, less those of the average, have the lowest sum."""
+    average = caps.plausible({name: reply.fits[0] for name, reply in told.items()}, loss_unit, "fits")
+    sums = [0.0]
+    for i in range(1, len(SHARES)):
+        mixture = caps.plausible({name: reply.fits[i] for name, reply in told.items()}, loss_unit, "fits")
+        gaps = {name: mixture[name] - average[name] for name in told}
+        sums.append(math.fsum(caps.gaps(gaps, "fits less that of the average").values()))
+    return SHARES[min(range(len(SHARES)), key=sums.__getitem__)]

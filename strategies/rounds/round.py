@@ -7,11 +7,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from disue.models import State
+from disue.signature import Signature
 from strategies.aggregation.caps import Caps
 
 
-def _nobody_asked(taught: Mapping[str, State], averages: Mapping[str, State], caps: Caps, loss_unit: float) -> set[str]:
-    return set()
+def _nobody_asked(
+    students: Mapping[str, State], averages: Mapping[str, State], caps: Caps, loss_unit: float
+) -> Mapping[str, float]:
+    return {}
+
+
+def _nobody_told(models: Mapping[str, State], num_strata: int, share: float) -> Mapping[str, Signature]:
+    return {}
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,17 @@ class Round:
         The planted groups of the clients that are there; -1: it is in none.
     descriptions : mapping of client to Tensor
         What clients said of their data, where the method asks for it.
+    changed : frozenset of client
+        Those that described other data than in the round before: what they told before is of data that they had.
     timed : callable
         ``with round.timed(phase):`` adds the seconds spent inside to a phase: clustering, distillation or evaluation.
-    fitted_better_by_average : callable
-        Asks clients whether the first models fit their data better than the second, both by architecture, and bounds
-        what they say by `Caps` and the task's ``loss_unit``. Returns the architectures of which the second do.
+    best_shares : callable
+        Asks clients how well mixtures of the first models and the second fit their data, both by architecture, and
+        bounds what they say by `Caps` and the task's ``loss_unit``. Returns the best share of the first, by
+        architecture, where anybody answers.
+    features : callable
+        Asks a share of the clients what their features are like under the given models, by architecture. Returns, for
+        each client that answers, the counts, means and covariances of so many strata.
     """
 
     number: int
@@ -42,7 +55,7 @@ class Round:
     clusters_before: Mapping[str, int] = field(default_factory=dict)
     groups: Mapping[str, int] = field(default_factory=dict)
     descriptions: Mapping[str, Tensor] = field(default_factory=dict)
+    changed: frozenset[str] = frozenset()
     timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext()
-    fitted_better_by_average: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], set[str]] = (
-        _nobody_asked
-    )
+    best_shares: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], Mapping[str, float]] = _nobody_asked
+    features: Callable[[Mapping[str, State], int, float], Mapping[str, Signature]] = _nobody_told

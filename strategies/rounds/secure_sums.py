@@ -29,7 +29,9 @@ from disue.privacy.secagg import (
     public_key,
     vector_sizes,
 )
+from disue.signature import SignatureParts
 from disue.wire import KeptReply, MaskedReply, Parcels, PublicKeys, ShareRequest, Turn, UnmaskRequest, error_reason
+from strategies.aggregation.average import mean_of
 from strategies.teams import members_of
 from strategies.updates import ClientSketch, GroupSum
 
@@ -207,7 +209,7 @@ class SecureSums:
         """Return what a client tells when it has trained, and remember its keys; raise `WireError` for a bad reply."""
         reply = KeptReply.from_message(message, self.dimension)
         self._members[name] = Member(message.metadata.src_node_id, reply.keys)
-        return ClientSketch(name, reply.sketch)
+        return ClientSketch(name, reply.sketch, reply.digest)
 
     def gather(
         self,
@@ -254,15 +256,17 @@ class SecureSums:
         self._step(lambda group: group.parcels, mask, take_vector, ask)
         self._each(lambda group: group.require(group.came, "sent their vectors"))
 
-    def unmask(self, like: State, num_strata: int, ask: Ask) -> list[GroupSum]:
+    def unmask(self, like: State, parts: SignatureParts, starts: Mapping[str, State], ask: Ask) -> list[GroupSum]:
         """Return the sum of each cluster of which it can be had.
 
         Parameters
         ----------
         like : State
             A model of the clients' architecture.
-        num_strata : int
-            Of which clients add counts and prototypes; 0: they add none.
+        parts : SignatureParts
+            What clients add of their signatures.
+        starts : mapping of client to State
+            What they started from.
         ask : callable
             Sends requests and returns the replies.
         """
@@ -277,7 +281,7 @@ class SecureSums:
 
         self._step(lambda group: group.came, unmask, take_shares, ask)
         sums: list[GroupSum] = []
-        self._each(lambda group: sums.append(_group_sum(group, like, num_strata)))
+        self._each(lambda group: sums.append(_group_sum(group, like, parts, starts)))
         self.rejected -= self.present
         return sums
 
@@ -319,16 +323,17 @@ class SecureSums:
         self._groups = going_on
 
 
-def _group_sum(group: SecAggGroup, like: State, num_strata: int) -> GroupSum:
+def _group_sum(group: SecAggGroup, like: State, parts: SignatureParts, starts: Mapping[str, State]) -> GroupSum:
     """Return what a group contributed together; raise `LostSumError` if it cannot be had."""
-    total = from_words(group.sum(sum(vector_sizes(like, num_strata))))
+    total = from_words(group.sum(sum(vector_sizes(like, parts))))
     try:
-        own = Contribution.from_vector(total, like, num_strata)
+        own = Contribution.from_vector(total, like, parts)
     except ValueError as error:
         raise LostSumError(f"the sum cannot be one of clients' updates: {error}") from None
     return GroupSum(
         name=group.came[0],
         clients=len(group.masked),
+        start=mean_of([(starts[name], 1.0) for name in group.came]),
         state=own.state,
         num_examples=own.num_examples,
         signature=own.signature,

@@ -19,6 +19,7 @@ from client_app.store import ClientStore, check_state_path
 from disue.errors import ConfigError, DataError, DiskError, WireError
 from disue.models import State, build_model, get_state
 from disue.nodes import NodeConfig
+from disue.signature import NOTHING
 from disue.wire import ForgetRequest, HelloRequest, TrainReply, TrainRequest
 from disue_cli.engines.inline import InlineGrid
 from server_app.config import RunConfig
@@ -274,7 +275,7 @@ def trained_in(grid: InlineGrid, server_round: int, value: float = 0.0, memory: 
     start = {name: tensor + value for name, tensor in get_state(build_model("mlp", (1, 8, 8), 10)).items()}
     request = TrainRequest(start, server_round, memory=memory, run=RUN, shared={})
     (reply,) = grid.send_and_receive([request.to_message(grid.get_node_ids()[0])])
-    return str(reply.error.reason) if reply.has_error() else TrainReply.from_message(reply, start, 0).state
+    return str(reply.error.reason) if reply.has_error() else TrainReply.from_message(reply, start, NOTHING).state
 
 
 def client_with(place: Path, **values: object) -> InlineGrid:

@@ -1,3 +1,8 @@
+import hashlib
+import hmac
+import re
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +14,8 @@ from client_app.client import LocalClient, own_model
 from client_app.describe import BATCH, DESCRIPTIONS, make_signature
 from client_app.train import train
 from disue.config import ClientConfig
-from disue.data import Examples
+from disue.covariance import covariance_within, covariances_of_strata, from_triangle, looked_at
+from disue.data import ClientData, Examples
 from disue.errors import ConfigError
 from disue.models import State, build_model, flatten, get_state
 from disue.nodes import NodeConfig
@@ -179,12 +185,75 @@ def test_signature_is_counts_and_class_means() -> None:
     assert torch.equal(signature.prototypes[2], torch.zeros(64))
 
 
-def test_initial_prototypes_are_scaled_by_the_square_root_of_the_share() -> None:
+@pytest.mark.parametrize("share_label_counts", [True, False])
+def test_the_covariance_is_that_of_the_examples_around_the_mean_of_their_class(share_label_counts: bool) -> None:
+    data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 1)
+    assert make_signature(model, data, CPU, TASK).covariance is None
+    signature = make_signature(model, data, CPU, TASK, share_label_counts, covariance="all")
+    assert signature.covariance is not None
+    with torch.no_grad():
+        features = model.body(data.x).double().numpy()
+    for label in range(2):
+        features[data.y.numpy() == label] -= features[data.y.numpy() == label].mean(axis=0)
+    expected = np.cov(features.T, bias=True)
+    np.testing.assert_allclose(signature.covariance.numpy(), expected[np.triu_indices(64)], atol=1e-6)
+    assert set(signature.label_counts.tolist()) == ({0.0, 1.0} if not share_label_counts else {0.0, 9.0, 11.0})
+
+
+def test_of_many_features_the_covariance_is_that_of_a_projection_that_keeps_lengths() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(50, 512, generator=rng), torch.zeros(50, dtype=torch.int64)
+    means = x.mean(dim=0, keepdim=True)
+    basis = looked_at(torch.eye(512))
+    torch.testing.assert_close(basis.T @ basis, torch.eye(128), atol=1e-5, rtol=0.0)
+    found = from_triangle(covariance_within(x, y, means))
+    expected = np.cov((x @ basis).double().numpy().T, bias=True)
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    assert torch.equal(looked_at(x[:, :128]), x[:, :128])
+
+
+def test_the_covariance_of_each_class_is_the_unbiased_one_and_nothing_for_a_single_example() -> None:
+    data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 4, 1)
+    y = data.y.clone()
+    y[0] = 3
+    signature = make_signature(model, Examples(data.x, y), CPU, numbered_classes(4), covariance="each")
+    with torch.no_grad():
+        features = model.body(data.x).double().numpy()
+    assert signature.covariance is not None
+    for label in range(2):
+        expected = np.cov(features[y.numpy() == label].T, ddof=1)
+        np.testing.assert_allclose(from_triangle(signature.covariance[label]).numpy(), expected, atol=1e-6)
+    assert not signature.covariance[2:].any()
+
+
+def test_the_covariance_of_each_class_is_of_all_features() -> None:
+    x = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
+    found = from_triangle(covariances_of_strata(x, torch.zeros(50, dtype=torch.int64), x.mean(dim=0, keepdim=True)))
+    np.testing.assert_allclose(found[0].numpy(), np.cov(x.double().numpy().T, ddof=1), atol=1e-5)
+
+
+def test_initial_prototypes_are_those_less_the_clients_mean_and_the_roots_of_the_shares() -> None:
     data, model = examples(20, classes=2), build_model("mlp", (1, 4, 4), 3, 2)
     signature = make_signature(model, data, CPU, TASK)
+    shares, points = signature.label_counts.numpy() / 20, signature.prototypes.numpy()
     described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
-    expected = signature.prototypes.numpy() * np.sqrt(signature.label_counts.numpy() / 20)[:, None]
-    np.testing.assert_allclose(described.numpy(), expected / np.linalg.norm(expected), atol=1e-6)
+    with torch.no_grad():
+        mean = model.body(data.x).mean(dim=0).numpy()
+    expected = np.sqrt(shares)[:, None] * (points - mean)
+    assert described.shape == (3, 65)
+    np.testing.assert_allclose(
+        described[:, :64].numpy(), expected / np.linalg.norm(expected) / np.sqrt(2), rtol=1e-4, atol=1e-6
+    )
+    np.testing.assert_allclose(described[:, 64].numpy(), np.sqrt(shares / 2), atol=1e-6)
+    assert float(described.norm()) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_initial_prototypes_of_one_class_are_that_prototype() -> None:
+    data, model = examples(20, classes=1), build_model("mlp", (1, 4, 4), 3, 2)
+    described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, TASK)
+    point = make_signature(model, data, CPU, TASK).prototypes[0]
+    torch.testing.assert_close(described[0, :64], point / point.norm() / 2**0.5)
+    assert described[:, 64].tolist() == pytest.approx([0.5**0.5, 0.0, 0.0])
 
 
 def test_the_anchor_gradient_is_that_of_the_loss_and_may_tell_classes_alone() -> None:
@@ -237,6 +306,44 @@ def test_training_leaves_the_start_as_it_was() -> None:
     train(model, client.data.train, client.config, PLAIN, client.rng("train", 1), client.device, client.task)
     assert all(torch.equal(before[name], tensor) for name, tensor in start.items())
     assert not torch.equal(before["head.weight"], get_state(model)["head.weight"])
+
+
+def client_with(data: ClientData, monkeypatch: pytest.MonkeyPatch, name: str = "a") -> LocalClient:
+    """Return a client of this name with these data."""
+    monkeypatch.setattr("client_app.client.open_data", lambda config, node, task: (TASK, data))
+    node = {"name": name, "data-path": "somewhere"}
+    return LocalClient(Context(1, 1, node, RecordDict(), ClientConfig().to_flower()), None)
+
+
+def test_a_digest_tells_training_data_from_others_of_the_client_in_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, other = examples(), examples(41)
+    one = data.x.clone()
+    one[7, 0, 3, 3] += 1e-6
+    wrong = data.y.clone()
+    wrong[-1] = (wrong[-1] + 1) % 3
+    kinds = {
+        "as they are": ClientData(data, data, -1),
+        "a pixel": ClientData(Examples(one, data.y), data, -1),
+        "a label": ClientData(Examples(data.x, wrong), data, -1),
+        "one more": ClientData(other, data, -1),
+        "another form": ClientData(Examples(data.x.view(-1, 1, 2, 8), data.y), data, -1),
+    }
+    told = [client_with(own, monkeypatch).digest(run) for own in kinds.values() for run in ("0" * 16, "1" * 16)]
+    told += [client_with(kinds["as they are"], monkeypatch, "b").digest("0" * 16)]
+    assert len(set(told)) == len(told), "of two runs, or of two clients, they cannot be compared"
+    assert all(re.fullmatch("[0-9a-f]{16}", digest) for digest in told)
+    copied = ClientData(Examples(data.x.clone(), data.y.clone()), other, -1)  # other test data
+    assert client_with(copied, monkeypatch).digest("0" * 16) == told[0]
+    strided = Examples(data.x.repeat(1, 2, 1, 1)[:, :1], data.y)
+    assert client_with(ClientData(strided, data, -1), monkeypatch).digest("0" * 16) == told[0]
+
+
+def test_a_digest_is_an_hmac_of_name_and_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that it stays what it is when a process starts anew, or another version of the code goes on."""
+    data = Examples(torch.tensor([[[[1.0, 2.0]]]]), torch.tensor([1]))
+    content = b"torch.float32 (1, 1, 1, 2)" + struct.pack("<2f", 1.0, 2.0) + b"torch.int64 (1,)" + struct.pack("<q", 1)
+    expected = hmac.new(b"0" * 16, b"a\0" + hashlib.sha256(content).digest(), hashlib.sha256).hexdigest()[:16]
+    assert client_with(ClientData(data, data, -1), monkeypatch).digest("0" * 16) == expected
 
 
 def test_it_goes_the_way_of_the_optimizer_of_that_name() -> None:

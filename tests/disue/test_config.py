@@ -2,8 +2,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from disue.assignments import parse_assignments, parse_seeds
+from disue.assignments import assignment, parse_assignments, parse_seeds
 from disue.errors import ConfigError
 from server_app.config import RunConfig
 
@@ -72,6 +74,11 @@ def test_assignments_are_toml_values_and_bare_words_are_strings() -> None:
         "f": "2024-01-01",
         "g": "",
     }
+
+
+@given(st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text())
+def test_an_assignment_is_read_as_what_it_was_written_of(value: bool | int | float | str) -> None:
+    assert parse_assignments([assignment("key", value)]) == {"key": value}
 
 
 @pytest.mark.parametrize("word", ["seed", "=3", " =3"])

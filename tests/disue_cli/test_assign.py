@@ -16,7 +16,7 @@ from disue.metrics import evaluate
 from disue.models import build_model
 from disue.runs.reading import Run
 from disue.tasks.classification import log_prior
-from disue_cli.commands.assign import place, read_new
+from disue_cli.commands.assign import place, read_new, uncentred_prototypes
 
 CPU = torch.device("cpu")
 CLIENTS = 6
@@ -97,6 +97,37 @@ def test_a_folder_of_classes_is_the_same_client(finished: Path, files: list[Path
     assert folder.similarities == pytest.approx(array.similarities, abs=0.01)
 
 
+def test_by_what_is_told_of_classes_images_count_as_the_gate_has_them(
+    run: Callable[..., object], tmp_path: Path
+) -> None:
+    result = run(clients=CLIENTS, num_clusters=2, num_server_rounds=1, signature="last-layer")
+    loaded = load_run(result.directory)  # type: ignore[attr-defined]
+    data = data_of(loaded, 0)
+    np.savez(tmp_path / "own.npz", **data)
+    found = place(loaded, read_new(loaded, tmp_path / "own.npz"))
+    assert loaded.gate is not None
+    x = loaded.task.normalise(torch.from_numpy(data["x"]))
+    shares = []
+    for i, label in enumerate(data["y"]):
+        own = loaded.gate.log_densities(x[i : i + 1], loaded.task)[:, 0, int(label)].double().numpy()
+        shares.append(np.exp(own - own.max()) / np.exp(own - own.max()).sum())
+    mean = dict(zip(map(int, loaded.gate.experts), np.mean(shares, axis=0), strict=True))
+    assert found.similarities == pytest.approx(mean, abs=1e-5)
+    assert found.cluster == max(mean, key=mean.__getitem__)
+
+
+def test_a_client_of_a_run_of_format_1_is_described_as_in_that_run() -> None:
+    """With prototypes alone, as its clients were: one of them is nearer to itself than to any other."""
+    stored = Path(__file__).parents[1] / "stored_runs" / "format-1" / "run"
+    loaded = load_run(stored)
+    assert loaded.gate is not None
+    initial = build_model("mlp", loaded.task.shape, 10, loaded.config.seed)
+    federation = build_federation(loaded.config, 4)
+    for i in range(4):
+        told = uncentred_prototypes(initial, federation.client(i).train, CPU, loaded.task, True)
+        torch.testing.assert_close(told, loaded.gate.descriptions[f"client-{i}"])
+
+
 def test_without_labels_the_gate_decides(finished: Path, files: list[Path], tmp_path: Path) -> None:
     run = load_run(finished)
     x = np.load(files[2])["x"]
@@ -112,7 +143,7 @@ def test_without_labels_the_gate_decides(finished: Path, files: list[Path], tmp_
     [
         (
             {"signature": "last-layer"},
-            "the class prototypes of the clusters' clients (the run's signature 'last-layer'",
+            "what the clusters' clients told of their classes (the run's signature 'last-layer'",
         ),
         ({"method": "pacfl"}, "the run's signature 'subspace'"),
         ({"method": "stocfl", "num_groups": 2}, "the run's signature 'anchor-gradient'"),

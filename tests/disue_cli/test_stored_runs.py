@@ -107,17 +107,20 @@ def test_a_newer_one_is_refused_in_a_comparison(newer: tuple[Path, str]) -> None
 @pytest.mark.parametrize("number", ["0", "-1", "1.5", "true", "'1'", "[1]"])
 def test_a_format_that_is_no_number_is_damage(stored: Path, number: str) -> None:
     path = stored / "run" / "config.toml"
-    path.write_text(f"format = {number}\n" + path.read_text())
+    unnumbered = re.sub(r"^format = .*\n", "", path.read_text())
+    path.write_text(f"format = {number}\n{unnumbered}")
     with pytest.raises(DataError, match=r"config.toml' is damaged \(format is .*, not a whole number from 1\)"):
         load_run(stored / "run")
 
 
-def test_one_that_says_its_number_is_read_as_one_from_before_numbers(stored: Path) -> None:
+def test_one_that_says_its_number_is_read_as_one_from_before_numbers(tmp_path: Path) -> None:
+    stored = Path(shutil.copytree(STORED / "format-1", tmp_path / "stored"))
     before = load_run(stored / "run")
     path = stored / "run" / "config.toml"
     path.write_text("format = 1\n" + path.read_text())
     after = load_run(stored / "run")
     assert (after.config, after.task, after.experts) == (before.config, before.task, before.experts)
+    assert after.format == before.format == 1
 
 
 def expected(stored: Path) -> dict[str, Any]:

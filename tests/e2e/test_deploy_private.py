@@ -19,6 +19,7 @@ from torch import Tensor
 from client_app.release import sketched
 from disue.models import build_model
 from disue.privacy.secagg import Contribution
+from disue.signature import SignatureParts
 from server_app.callbacks.checkpoint import Checkpoints
 from server_app.callbacks.ledger import LEDGER, epsilon_of
 
@@ -54,7 +55,7 @@ def own(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def contributed(vector: Tensor) -> Contribution:
     """Return what is in a vector, or in a sum of several."""
     model = build_model("mlp", (1, 8, 8), 10)
-    return Contribution.from_vector(vector, model.state_dict(), num_strata=10)
+    return Contribution.from_vector(vector, model.state_dict(), SignatureParts(10, "all"))
 
 
 def nearest(directory: Path, tensor: Tensor) -> float:

@@ -1,6 +1,7 @@
 """The messages between server and clients, valid and spoilt, and the readers of each kind."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,12 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn
 
+from disue.covariance import full_size, triangle_size
 from disue.errors import DisueError, WireError
 from disue.models import build_model
 from disue.npy import decode_npy
 from disue.privacy.secagg import new_private_key, public_key, to_words
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 from disue.source import client_hash
 from disue.tasks import DataSummary, ImageClassification
 from disue.wire import (
@@ -24,6 +26,8 @@ from disue.wire import (
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    FeaturesReply,
+    FeaturesRequest,
     ForgetRequest,
     HelloReply,
     HelloRequest,
@@ -59,17 +63,18 @@ def asked_for() -> Message:
 def replies() -> dict[str, Message]:
     """Return a valid reply of each kind."""
     message = asked_for()
-    signature = Signature(torch.ones(3), torch.ones(3, 64))
+    signature = Signature(torch.ones(3), torch.ones(3, 64), torch.ones(triangle_size(64)))
     return {
         "hello": HelloReply("a", 9, -1, 0, "mlp", DataSummary(("a", "b"), (0.5,), (0.1,))).to_message(message),
-        "describe": DescribeReply(torch.ones(3, 64)).to_message(message),
-        "train": TrainReply(dict(LIKE), 9, 0.5, 3, signature, 1).to_message(message),
+        "describe": DescribeReply(torch.ones(3, 64), "0" * 16).to_message(message),
+        "train": TrainReply(dict(LIKE), 9, 0.5, 3, signature, 1, digest="0" * 16).to_message(message),
         "evaluate": EvaluateReply(9, 0.5, 0.5, 0.5, 0.5, 2, 1.0, 1.0).to_message(message),
-        "compare": CompareReply(0.5, 0.6).to_message(message),
+        "compare": CompareReply((0.6, 0.5, 0.4, 0.5, 0.6)).to_message(message),
+        "features": FeaturesReply(replace(signature, covariance=torch.ones(3, full_size(64)))).to_message(message),
         "bundle": Message(
             bundle({0: RecordDict({"metrics": MetricRecord({"n": 1})}), 1: "it failed"}), reply_to=message
         ),
-        "kept": KeptReply(KEYS, torch.ones(1, 8)).to_message(message),
+        "kept": KeptReply(KEYS, torch.ones(1, 8), "0" * 16).to_message(message),
         "parcels": Parcels(TURN, {"a": b"1", "b": b"2"}).to_message(message),
         "masked": MaskedReply(TURN, to_words(torch.ones(5).double())).to_message(message),
     }
@@ -80,10 +85,13 @@ def requests() -> dict[str, Message]:
     state = dict(LIKE)
     return {
         "hello": HelloRequest().to_message(1),
-        "describe": DescribeRequest("subspace", TASK).to_message(1),
-        "train": TrainRequest(state, 1, (state,), state, True, "diary", "0" * 16, state, task=TASK).to_message(1),
+        "describe": DescribeRequest("subspace", TASK, "0" * 16).to_message(1),
+        "train": TrainRequest(
+            state, 1, (state,), state, True, True, True, "diary", "0" * 16, state, task=TASK
+        ).to_message(1),
         "evaluate": EvaluateRequest(state, 1, state, torch.zeros(3), task=TASK).to_message(1),
         "compare": CompareRequest(state, state, 1, task=TASK).to_message(1),
+        "features": FeaturesRequest(state, 1, task=TASK).to_message(1),
         "forget": ForgetRequest("0" * 16).to_message(1),
         "bundle": Message(bundle({0: RecordDict({"arrays": ArrayRecord()}), 1: RecordDict()}), 1, "train"),
         "share": ShareRequest(TURN, {"a": KEYS, "b": KEYS}, 3).to_message(1),
@@ -186,9 +194,12 @@ def wire_targets() -> list[Target]:
     read: dict[str, Callable[[Message], object]] = {
         "hello": HelloReply.from_message,
         "describe": DescribeReply.from_message,
-        "train": lambda message: TrainReply.from_message(message, LIKE, num_strata=3, num_candidates=2),
+        "train": lambda message: TrainReply.from_message(
+            message, LIKE, asked=SignatureParts(3, "all"), num_candidates=2
+        ),
         "evaluate": EvaluateReply.from_message,
         "compare": CompareReply.from_message,
+        "features": lambda message: FeaturesReply.from_message(message, 3, dict(LIKE)),
         "bundle": lambda message: unbundle(message.content),
         "kept": lambda message: KeptReply.from_message(message, 8),
         "parcels": lambda message: Parcels.from_message(message, TURN, ["a", "b"]),
@@ -200,6 +211,7 @@ def wire_targets() -> list[Target]:
         "train": TrainRequest.from_message,
         "evaluate": EvaluateRequest.from_message,
         "compare": CompareRequest.from_message,
+        "features": FeaturesRequest.from_message,
         "forget": ForgetRequest.from_message,
         "bundle": lambda message: unbundle(message.content),
         "share": ShareRequest.from_message,

@@ -377,7 +377,7 @@ def server_targets(place: Path) -> list[Target]:
                 {"method": method}
                 for method in (
                     *("fedavg", "cfl", "flhc", "pacfl", "ifca", "fedgroup", "fesem", "oracle"),
-                    *("fedavgm", "fedadam", "scaffold", "ditto", "fedrep", "stocfl"),
+                    *("fedavgm", "fedadam", "scaffold", "ccvr", "ditto", "fedrep", "stocfl"),
                 )
             ),
             *({"method": "disue", "clusterer": name} for name in ("agglomerative", "kmeans", "ifca", "oracle")),

@@ -17,7 +17,7 @@ SMALL = {
 }
 """What all cases have alike."""
 METHODS = ("local", "fedavg", "fedprox", "fedlc", "fedavg-ft", "feddf", "ifca", "fesem", "cfl", "flhc", "fedgroup")
-METHODS += ("pacfl", "oracle", "disue", "fedavgm", "fedadam", "scaffold", "ditto", "fedrep", "stocfl")
+METHODS += ("pacfl", "oracle", "disue", "fedavgm", "fedadam", "scaffold", "ditto", "fedrep", "stocfl", "ccvr")
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from server_app.run import execute
 from strategies.aggregation.average import weighted_average
 from strategies.aggregation.robust import AGGREGATORS
 from strategies.clustering.estimators import CLUSTERERS
-from strategies.distillation.teachers import TEACHERS, TeacherInputs
+from strategies.distillation.teachers import TEACHERS, TeacherInputs, Weighing
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods import METHODS
 from strategies.methods.base import Method, MethodState, Step
@@ -208,10 +208,10 @@ class OneSettings(Settings):
     teaching_expert: int = Field(0, ge=0, le=10, description="the expert whose vote counts")
 
 
-def one_expert(inputs: TeacherInputs, settings: OneSettings) -> Tensor:
+def one_expert(inputs: TeacherInputs, settings: OneSettings) -> Weighing:
     weights = torch.zeros(*inputs.expert_logits.shape[:2], 1)
     weights[settings.teaching_expert] = 1.0
-    return weights
+    return Weighing(weights)
 
 
 class DealtSettings(Settings):

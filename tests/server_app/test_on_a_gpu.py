@@ -17,6 +17,7 @@ SETTINGS: list[dict[str, Any]] = [
     {"model": "lenet", "method": "ifca", "num_clusters": 2},
     {"model": "cnn", "method": "feddf"},
     {"model": "cnn", "method": "scaffold"},
+    {"model": "cnn", "method": "ccvr"},
     {"model": "lenet", "method": "ditto"},
     {"model": "lenet", "method": "fedrep"},
     {"model": "cnn", "method": "stocfl"},

@@ -72,6 +72,7 @@ def test_epsilon_grows_with_releases_and_falls_with_noise() -> None:
         ({"clusterer": "ifca"}, "clusterer: got 'ifca'; privacy=dp does not cover a client's choice of a model"),
         ({"method": "pacfl"}, "method: got 'pacfl'; privacy=dp does not cover the subspace of a client's inputs"),
         ({"method": "stocfl"}, "method: got 'stocfl'; privacy=dp does not cover the gradient of a client's loss"),
+        ({"method": "ccvr"}, "method: got 'ccvr'; privacy=dp does not cover how a client's features vary"),
         ({"signature": "subspace"}, "signature: got 'subspace'; .* use initial-prototypes or one made from updates"),
         (
             {"dataset": "own", "proxy": "generator"},

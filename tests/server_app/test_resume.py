@@ -460,7 +460,7 @@ def test_a_checkpoint_that_was_changed_with_its_hash_is_one_line(run_of_two: Pat
     path = max((run_of_two / "checkpoint").glob("round-*"))
     value = unpacked(path.read_bytes())
     state = value["parts"]["strategy"]["state"]
-    value["parts"]["strategy"]["state"] = replace(state, universals={"mlp": {"another": torch.ones(3)}})
+    value["parts"]["strategy"]["state"] = replace(state, plain={"mlp": {"another": torch.ones(3)}})
     content = packed(value)
     path.unlink()
     path.with_name(f"{path.name[:12]}-{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)

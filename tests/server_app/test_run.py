@@ -142,7 +142,7 @@ def test_the_server_app_runs_from_flowers_context(tmp_path: Path) -> None:
         (
             {"client-models": "cnn,mpl"},
             4,
-            "client-models: 'mpl' does not exist (did you mean 'mlp'?); choose from mlp, cnn, lenet, resnet18",
+            "client-models: 'mpl' does not exist (did you mean 'mlp'?); choose from mlp, mlp-200, cnn, lenet, resnet18",
         ),
         (
             {"client-models": "mlp"},

@@ -22,6 +22,8 @@ from server_app.config import RunConfig
 from server_app.run import execute
 
 SAME = {"clients": 9, "prototypes": "cluster", "num_server_rounds": 3, "local_epochs": 2, "seed": 4}
+NO_AXES = {"teacher": "prototype", "calibration_epochs": 0}
+"""What makes nothing of the axes that clients tell in plain runs only."""
 ACCURACIES = ("universal_accuracy", "expert_accuracy", "personal_accuracy", "worst_decile_accuracy")
 ROUNDED = ("expert_accuracy", "personal_accuracy", "worst_decile_accuracy")
 """What clients tell; the server measures the universal expert itself."""
@@ -38,22 +40,25 @@ HALF_A_STEP = 0.5 / 10 + 1e-9  # of a client with fewer than 20 test examples
             "signature": "last-layer",
             "fraction_train": 0.7,
             "scenario": "rotation",
+            "num_groups": 2,
             "num_clusters": 2,
             "clients": 14,
+            "max_fit": 0.0,  # which bounds single covariances
         },
         {"method": "fedavg"},
     ],
     ids=["descriptions", "learned", "updates", "fedavg"],
 )
 def test_secure_equals_plain(run, settings: dict[str, Any]) -> None:  # type: ignore[no-untyped-def]
-    near_models = 0.01 if settings.get("initialisation") == "learned" else 1e-4  # from fits, which are rounded
-    plain = run(**(SAME | settings))
-    secure = run(**(SAME | settings), privacy="secure", sketch_size=256)
+    # Fits are rounded. Where newcomers start elsewhere than their cluster, the mean of its starts is unweighted.
+    near_models = 0.01 if settings.get("initialisation") == "learned" or "fraction_train" in settings else 1e-4
+    plain = run(**(SAME | NO_AXES | settings))
+    secure = run(**(SAME | NO_AXES | settings), privacy="secure", sketch_size=256)
     for before, after in zip(plain.rows, secure.rows, strict=True):
         assert after["num_clusters"] == before["num_clusters"]
         assert after["ari"] == before["ari"]
         for key in (*ACCURACIES, "universal_loss", "train_loss"):
-            near = HALF_A_STEP if key in ROUNDED else 1e-3
+            near = HALF_A_STEP if key in ROUNDED else max(1e-3, near_models)
             assert after[key] == (before[key] if before[key] is None else pytest.approx(before[key], abs=near)), key
         for key in ("clients_ok", "client_steps"):
             assert after[key] == before[key]
@@ -139,6 +144,7 @@ def test_nothing_single_is_ever_received(tmp_path: Path, monkeypatch: pytest.Mon
         ),
         ({"method": "ifca"}, "method: got 'ifca'; the server gets sums only"),
         ({"method": "stocfl"}, "method: got 'stocfl'; the server gets sums only"),
+        ({"method": "ccvr"}, "method: got 'ccvr'; the server gets sums only"),
         ({"dataset": "own"}, "classes: got ''; with privacy=secure clients do not tell theirs, name all of them"),
         ({"clusterer": "ifca"}, "clusterer: got 'ifca'; the server gets sums only"),
         ({"clusterer": "oracle"}, "clusterer: got 'oracle'; the server gets sums only"),

@@ -63,14 +63,15 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool], Accurac
         Lie("train", "metrics", "num-examples", 10**7),
         Lie("train", "metrics", "train-loss", 1e9),
         Lie("train", "signature", "label-counts", "all in the first"),
-        Lie("train", "signature", "label-counts", 1e-45),
+        Lie("train", "signature", "label-counts", 1.1e-4),  # ten together are counted, and those it has are not
         Lie("train", "signature", "prototypes", 1e6),
-        Lie("train", "signature", "prototypes", 1e38),
+        Lie("train", "signature", "covariance", 1e12),
         Lie("train", "arrays", "*", 1e6),
+        Lie("train", "config", "digest", "nobody"),
         Lie("query.describe", "signature", "description", 1e38),
         Lie("evaluate", "metrics", "num-examples", 2**63 - 1),
         Lie("evaluate", "metrics", "universal-fit", 1e9),
-        Lie("query", "metrics", "num-partitions", 10**7),
+        Lie("query.compare", "metrics", "fits", [0.0, 1e9, 1e9, 1e9, 1e9]),
         Lie("query", "config", "model", "nobody"),
     ],
     ids=str,
@@ -229,15 +230,8 @@ def test_the_page_shows_what_the_results_file_gives(lies: list[Lie]) -> None:
     assert {(loss.mode, loss.field, loss.value, loss.seed) for loss in found} == wanted
 
 
-@pytest.mark.parametrize(
-    "lie",
-    [
-        Lie("query", "metrics", "num-examples", 10**12, "own-data"),
-        Lie("query.compare", "metrics", "student-fit", 1e9, "foreign-proxy"),
-    ],
-    ids=str,
-)
-def test_a_lie_in_other_modes_costs_no_honest_client_much(lie: Lie, tmp_path: Path) -> None:
+def test_a_lie_in_another_mode_costs_no_honest_client_much(tmp_path: Path) -> None:
+    lie = Lie("query", "metrics", "num-examples", 10**12, "own-data")
     settings = MODES[lie.mode].settings | {"num-server-rounds": 3}
     before = run(None, SEED, tmp_path / "honest", **settings)[0]
     accuracies, _, summary = run(lie, SEED, tmp_path / "r", **settings)

@@ -109,6 +109,13 @@ def test_a_client_that_wants_noise_takes_no_part_without() -> None:
         NodeConfig.from_flower({"name": "a", "data-path": "/data", "privacy": "none"})
 
 
+def test_how_features_vary_is_not_told() -> None:
+    model, data = build_model("mlp", (1, 4, 4), 4), examples()
+    assert private().signature(model, data, CPU, TASK).covariance is None
+    with pytest.raises(FederationError, match="^privacy=dp: a client does not tell how its features vary$"):
+        private().signature(model, data, CPU, TASK, covariance=True)
+
+
 def test_no_signature_is_longer_than_the_bound_and_little_noise_changes_little(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = []
 

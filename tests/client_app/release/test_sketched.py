@@ -105,4 +105,4 @@ def test_every_exact_number_of_a_reply_is_rounded() -> None:
     assert told(lambda rule: rule.evaluation(exact, TASK)) == EvaluateReply(1, 0.25, 1.23, 0.35, 0.4, 0, 0.99, 0.46)
     few = EvaluateReply(3, 1 / 3, 1.0, 2 / 3)
     assert told(lambda rule: rule.evaluation(few, TASK)) == EvaluateReply(1, 0.5, 1.0, 0.5)
-    assert told(lambda rule: rule.comparison(CompareReply(0.12345, 1e3))) == CompareReply(0.12, 1e3)
+    assert told(lambda rule: rule.comparison(CompareReply((0.12345, 1e3)))) == CompareReply((0.12, 1e3))

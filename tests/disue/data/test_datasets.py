@@ -13,7 +13,7 @@ import scipy.io
 import torch
 
 from disue.data import datasets
-from disue.data.datasets import DATASETS, load_dataset
+from disue.data.datasets import DATASETS, load_dataset, missing_from
 from disue.data.idx import read_idx
 from disue.errors import ConfigError, DataError
 from disue.torchvision_compat import torchvision
@@ -46,6 +46,7 @@ def write_idx_files(directory: Path, gzipped: bool) -> None:
 def test_idx_files_plain_and_gzipped(tmp_path: Path, name: str, gzipped: bool, torchvision_layout: bool) -> None:
     folder = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}[name]
     write_idx_files(tmp_path / folder / "raw" if torchvision_layout else tmp_path, gzipped)
+    assert missing_from(name, str(tmp_path)) == []
     dataset = load_dataset(name, str(tmp_path))
     assert dataset.shape == (1, 28, 28)
     assert torch.equal(dataset.train.x[:, 0], torch.from_numpy(TRAIN_X))
@@ -127,11 +128,14 @@ def test_cifar_files(
     lists = {"train_list": [directory / "train_part"], "test_list": [directory / "test_part"]}
     _register_md5(monkeypatch, dataset_class, lists, directory / "meta", meta_key)
 
+    assert missing_from(name, str(tmp_path)) == []
     dataset = load_dataset(name, str(tmp_path))
     assert dataset.shape == (3, 32, 32)
     assert torch.equal(dataset.train.x, torch.from_numpy(images))
     assert dataset.test.y.tolist() == [2, 0, 1]
     assert dataset.class_names == ("a", "b", "c")
+    (directory / "test_part").write_bytes(b"damaged")
+    assert missing_from(name, str(tmp_path)) == [tmp_path]
 
 
 def test_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,10 +147,13 @@ def test_svhn_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         split_list[part] = ["", path.name, hashlib.md5(path.read_bytes()).hexdigest()]
     monkeypatch.setattr(torchvision().datasets.SVHN, "split_list", split_list)
 
+    assert missing_from("svhn", str(tmp_path)) == []
     dataset = load_dataset("svhn", str(tmp_path))
     assert dataset.shape == (3, 32, 32)
     assert torch.equal(dataset.train.x, torch.from_numpy(images.transpose(3, 2, 0, 1).copy()))
     assert dataset.train.y.tolist() == [1, 0, 2, 3]  # SVHN writes the digit 0 as 10
+    (tmp_path / "test_32x32.mat").unlink()
+    assert missing_from("svhn", str(tmp_path)) == [tmp_path]
 
 
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
@@ -163,6 +170,28 @@ def test_no_files_and_no_network_is_one_line_with_advice(
     assert "\n" not in message
     for word in (name, str(tmp_path), "download failed", "put ", "data-dir"):
         assert word in message
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
+def test_that_files_are_missing_is_seen_without_a_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def no_network(*_: object, **__: object) -> None:
+        raise AssertionError("a download")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    places = missing_from(name, str(tmp_path))
+    assert places
+    assert all(place.is_relative_to(tmp_path) for place in places)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_needs_no_files_misses_none() -> None:
+    assert missing_from("digits") == []
+    with pytest.raises(ConfigError, match=r"dataset: 'digit' does not exist \(did you mean 'digits'\?\)"):
+        missing_from("digit")
+    with pytest.raises(DataError, match="data-dir: '/no/such/place' is not a directory"):
+        missing_from("mnist", "/no/such/place")
 
 
 def test_a_missing_directory_and_an_unknown_dataset_are_named() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from disue.config import ClientConfig
 from disue.data import SCENARIOS, build_federation, federation
 from disue.data.scenarios import rotate
-from disue.errors import DataError
+from disue.errors import ConfigError, DataError
 
 
 @given(st.sampled_from(sorted(SCENARIOS)), st.integers(2, 30), st.integers(1, 5), st.integers(0, 100))
@@ -26,6 +26,48 @@ def test_the_five_sets_are_disjoint(scenario: str, clients: int, groups: int, se
     )
     assert min(map(len, federation.train_parts)) >= 2
     assert min(map(len, federation.test_parts)) >= 1
+
+
+@given(
+    st.sampled_from(["rotation", "label-swap"]),
+    st.integers(2, 5),
+    st.sampled_from([0, 40, 100, 600]),
+    st.integers(0, 9),
+)
+@settings(max_examples=25)
+def test_groups_divide_all_examples_where_there_are_too_few(scenario: str, groups: int, wanted: int, seed: int) -> None:
+    """As Ghosh et al. 2020 divide MNIST: each image is in all rotations, in each with one client."""
+    values = {"scenario": scenario, "num_groups": groups, "seed": seed, "proxy_size": 100, "global_test_size": 100}
+    config = ClientConfig(**values, train_examples=wanted, test_examples=wanted, reuse_examples=True)
+    made = build_federation(config, 4 * groups)
+    of_server = {"train": made.proxy_indices, "test": made.test_indices}
+    for kind, parts in (("train", made.train_parts), ("test", made.test_parts)):
+        pool = np.setdiff1d(np.arange(len(getattr(made.dataset, kind))), of_server[kind])
+        if 0 < 4 * groups * wanted <= len(pool):
+            expected, divided = 4 * groups * wanted, [np.concatenate(parts)]
+        else:
+            expected = min(4 * wanted or len(pool), len(pool))
+            divided = [np.concatenate(parts[group::groups]) for group in range(groups)]
+        for found in divided:
+            assert len(np.unique(found)) == len(found) == expected
+            assert np.isin(found, pool).all()
+        if expected == len(pool):
+            sizes = [len(part) for part in parts]
+            assert max(sizes) - min(sizes) <= made.dataset.num_classes  # equal parts, but for each class's rounding
+
+
+def test_where_there_are_enough_examples_nobody_reuses_any() -> None:
+    plain = ClientConfig(scenario="rotation", num_groups=4, train_examples=50, test_examples=10)
+    apart = build_federation(plain, 12)
+    reused = build_federation(plain.model_copy(update={"reuse_examples": True}), 12)
+    for first, second in zip(apart.train_parts + apart.test_parts, reused.train_parts + reused.test_parts, strict=True):
+        assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("scenario", ["iid", "dirichlet", "label-groups", "quantity", "shards"])
+def test_what_all_groups_see_alike_is_not_reused(scenario: str) -> None:
+    with pytest.raises(ConfigError, match=f"reuse-examples: got true; scenario '{scenario}' shows all groups the same"):
+        build_federation(ClientConfig(scenario=scenario, reuse_examples=True), 4)
 
 
 def test_the_global_test_set_is_balanced() -> None:

@@ -198,6 +198,23 @@ def test_data_are_read_once_until_they_change(tmp_path: Path) -> None:
     assert len(opened(folder).data.y) == 7
 
 
+def test_a_file_of_the_same_size_and_time_is_another_file(tmp_path: Path) -> None:
+    """As two of one archive may be; one that is only touched is read again, and says the same."""
+    path, other = (write_npz(tmp_path / name, y=np.arange(8) % 2 + more) for name, more in (("a.npz", 0), ("b.npz", 5)))
+    for file in (path, other):
+        os.utime(file, ns=(1, 1))
+    assert path.stat().st_size == other.stat().st_size
+    before = opened(path)
+    os.utime(path, ns=(2, 2))
+    touched = opened(path)
+    assert touched is not before
+    assert torch.equal(touched.data.x, before.data.x)
+    os.utime(path, ns=(1, 1))
+    opened(path)
+    other.replace(path)
+    assert opened(path).data.class_names == ("5", "6")
+
+
 def test_a_quantity_in_the_place_of_classes_is_doubted_by_the_client(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

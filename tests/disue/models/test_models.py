@@ -71,6 +71,11 @@ def test_lenet_has_its_parameters_and_no_padding_at_its_own_size() -> None:
     assert torch.equal(model.body[7](model.body[:7](x)), model.body[:7](x))
 
 
+def test_mlp_200_has_one_hidden_layer() -> None:
+    state = get_state(build_model("mlp-200", (1, 28, 28), 10))
+    assert [tuple(tensor.shape) for tensor in state.values()] == [(200, 784), (200,), (10, 200), (10,)]
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_a_filled_model_has_the_given_parameters_and_learns(name: str) -> None:
     state = get_state(build_model(name, (1, 28, 28), 10, seed=5))

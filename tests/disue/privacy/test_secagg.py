@@ -12,6 +12,7 @@ from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 
+from disue.covariance import covariance_within, from_triangle, looked_at, triangle_size
 from disue.models import build_model, get_state
 from disue.privacy.secagg import (
     KEY_SHARE_BYTES,
@@ -32,7 +33,7 @@ from disue.privacy.secagg import (
     to_words,
     vector_sizes,
 )
-from disue.signature import Signature
+from disue.signature import Signature, SignatureParts
 
 
 @given(st.lists(st.lists(st.floats(-1e6, 1e6), min_size=3, max_size=3), min_size=1, max_size=20))
@@ -115,7 +116,7 @@ def contributions() -> list[Contribution]:
 def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> None:
     made = contributions()
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
-    together = Contribution.from_vector(total, made[0].state, num_strata=3)
+    together = Contribution.from_vector(total, made[0].state, SignatureParts(3))
     n = [one.num_examples for one in made]
     assert (together.num_examples, together.steps) == (sum(n), 7 * 6)
     assert together.train_loss == pytest.approx(np.average([one.train_loss for one in made], weights=n))
@@ -132,12 +133,75 @@ def test_the_sum_of_vectors_is_the_weighted_mean_of_all_that_clients_tell() -> N
     assert together.signature.prototypes[1].abs().max() == 0.0
 
 
+def clients_examples(features: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Features and strata of three clients whose means differ."""
+    rng = torch.Generator().manual_seed(1)
+    strata = [torch.tensor(own) for own in ([2, 2, 1], [0, 0, 0, 2], [0, 2, 2, 2])]
+    return [(torch.randn(len(y), features, generator=rng) + 3.0 * i, y) for i, y in enumerate(strata)]
+
+
+def told_of(x: torch.Tensor, y: torch.Tensor, share_label_counts: bool) -> Signature:
+    counts = torch.bincount(y, minlength=3).float()
+    means = torch.zeros(3, x.shape[1]).index_add_(0, y, x) / counts.clamp(min=1.0).unsqueeze(1)
+    told = counts if share_label_counts else (counts > 0).float()
+    return Signature(told, means, covariance_within(x, y, means))
+
+
+def summed(told: list[Signature], features: int) -> Signature:
+    like, parts = {"head.weight": torch.zeros(3, features)}, SignatureParts(3, "all")
+    vectors = [Contribution(9, 0.5, 1, like, own).to_vector() for own in told]
+    size = 3 + 3 * (1 + features) + triangle_size(features) + 3 * features
+    assert {len(vector) for vector in vectors} == {sum(vector_sizes(like, parts))} == {size}
+    together = Contribution.from_vector(torch.stack(vectors).sum(dim=0), like, parts).signature
+    assert together is not None
+    return together
+
+
+@pytest.mark.parametrize("features", [5, 200])
+def test_the_covariance_of_a_sum_is_that_of_all_examples_around_the_means_of_their_strata(features: int) -> None:
+    clients = clients_examples(features)
+    together = summed([told_of(*own, share_label_counts=True) for own in clients], features)
+    x, y = (torch.cat(parts) for parts in zip(*clients, strict=True))
+    off = x - torch.stack([x[y == stratum].mean(dim=0) for stratum in range(3)])[y]
+    assert together.covariance is not None
+    found = from_triangle(together.covariance).numpy()
+    np.testing.assert_allclose(found, np.cov(looked_at(off).double().numpy().T, bias=True), atol=1e-4)
+
+
+def test_without_label_counts_every_stratum_of_a_client_counts_alike() -> None:
+    """The covariance within clients counts by how many strata they have, and that between them by each of these."""
+    told = [told_of(*own, share_label_counts=False) for own in clients_examples(5)]
+    together = summed(told, 5)
+    assert together.label_counts.tolist() == [2.0, 1.0, 3.0]
+    expected = np.zeros((5, 5))
+    for own in told:
+        assert own.covariance is not None
+        expected += float(own.label_counts.sum()) * from_triangle(own.covariance).numpy()
+        for stratum in own.label_counts.nonzero().flatten():
+            off = (own.prototypes[stratum] - together.prototypes[stratum]).numpy()
+            expected += np.outer(off, off)
+    assert together.covariance is not None
+    np.testing.assert_allclose(from_triangle(together.covariance).numpy(), expected / 6.0, atol=1e-4)
+
+
+def test_a_sum_whose_covariance_no_clients_can_have_is_refused() -> None:
+    like = {"head.weight": torch.zeros(1, 2)}
+    vector = Contribution(4, 0.5, 1, like, Signature(torch.tensor([4.0]), torch.ones(1, 2), torch.ones(3))).to_vector()
+    vector[6] = 1e15
+    with pytest.raises(ValueError, match="covariance has values beyond 1e"):
+        Contribution.from_vector(vector, like, SignatureParts(1, "all"))
+
+
 def test_a_model_may_have_more_outputs_than_there_are_strata() -> None:
     state = get_state(build_model("mlp", (5,), 3))
     told = Signature(torch.tensor([4.0]), torch.ones(1, 64))
     vector = Contribution(4, 0.5, 2, state, told).to_vector()
-    assert len(vector) == sum(vector_sizes(state, 1)) == 3 + 1 + 64 + sum(t.numel() for t in state.values())
-    found = Contribution.from_vector(vector, state, num_strata=1)
+    assert (
+        len(vector)
+        == sum(vector_sizes(state, SignatureParts(1)))
+        == 3 + 1 + 64 + sum(t.numel() for t in state.values())
+    )
+    found = Contribution.from_vector(vector, state, SignatureParts(1))
     assert found.signature is not None
     assert torch.equal(found.signature.prototypes, told.prototypes)
     for name, tensor in found.state.items():
@@ -161,4 +225,4 @@ def test_a_sum_that_no_clients_can_have_is_refused(position: int, value: float, 
     total = torch.stack([one.to_vector() for one in made]).sum(dim=0)
     total[position] = value
     with pytest.raises(ValueError, match=reason):
-        Contribution.from_vector(total, made[0].state, num_strata=3)
+        Contribution.from_vector(total, made[0].state, SignatureParts(3))

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -10,17 +11,22 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from disue import load_run
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError
 from disue.metrics import evaluate
-from disue.models import build_model
+from disue.models import MODELS, Classifier, Shape, build_model
 from server_app.config import RunConfig
-from strategies.distillation.prototypes import Prototypes, in_common_units
-from strategies.distillation.teachers import TeacherInputs, prototype_weights
+from strategies.distillation.teachers import TeacherInputs, discriminant_teacher
 
 CLIENTS = 6
+
+
+def wide(shape: Shape, num_outputs: int) -> Classifier:
+    """A network of more features than a covariance is of."""
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Linear(math.prod(shape), 512), nn.ReLU()), 512, num_outputs)
 
 
 def raw_test_images(run_directory: Path) -> tuple[np.ndarray, torch.Tensor]:
@@ -53,34 +59,69 @@ def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
     run = load_run(finished)
     assert run.gate is not None
     x, _ = raw_test_images(finished)
-    pixels = run.task.normalise(torch.from_numpy(x))
-    features = run.gate.features(0, pixels, run.task)
-    known = [Prototypes(own.label_counts, own.points, {}) for own in run.gate.experts.values()]
-    distances = in_common_units([own.distances(features) for own in known], [features] * 2)
-    weights = prototype_weights(TeacherInputs(torch.zeros(2, len(x), 10), torch.ones(2, 10), distances))
+    densities = run.gate.log_densities(run.task.normalise(torch.from_numpy(x)), run.task)
+    inputs = TeacherInputs(torch.zeros(2, len(x), 10), torch.ones(2, 10), lambda: densities, lambda: densities)
+    weights = discriminant_teacher(inputs).weights
     names = list(run.gate.experts)
     assert run.choose(x) == [names[i] for i in weights[:, :, 0].argmax(dim=0).tolist()]
     assert set(run.choose(x)) == {"0", "1"}
 
 
-def test_the_gate_knows_the_clients_examples_and_their_label_shares(finished: Path) -> None:
+def four_longest_axes(covariance: np.ndarray) -> np.ndarray:
+    """Return what of a covariance is in its four longest principal axes."""
+    values, vectors = np.linalg.eigh(covariance)
+    axes: np.ndarray = vectors[:, -4:] * values[-4:] @ vectors[:, -4:].T
+    return axes
+
+
+def test_the_gate_knows_the_clients_examples_and_that_no_label_shares_are_in_calibrated_experts(finished: Path) -> None:
+    """Of the last round, in which all clients took part: all examples of a cluster together."""
     run = load_run(finished)
     assert run.gate is not None
+    assert [space.model for space in run.gate.spaces] == ["mlp"]
     federation = build_federation(run.config, CLIENTS)
+    squares = np.zeros((64, 64))
     for name, own in run.gate.experts.items():
-        members = [i for i in range(CLIENTS) if run.clusters[f"client-{i}"] == int(name)]
-        counts = [torch.bincount(federation.client(i).train.y, minlength=10).float() for i in members]
-        assert torch.equal(own.label_counts, torch.stack(counts))
-        pooled = torch.stack(counts).sum(dim=0)
+        parts = [federation.client(i).train for i in range(CLIENTS) if run.clusters[f"client-{i}"] == int(name)]
+        x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
+        counts = torch.bincount(y, minlength=10).float()
+        assert torch.equal(own.label_counts, counts.unsqueeze(0))
         assert own.log_prior is not None
-        assert torch.allclose(own.log_prior.exp(), 0.97 * pooled / pooled.sum() + 0.003, atol=1e-6)
-        for row, i in enumerate(members):
-            train = federation.client(i).train
-            features = run.gate.features(own.space, train.x, run.task)
-            label = int(train.y[0])
-            assert torch.allclose(own.points[row, label], features[train.y == label].mean(dim=0), atol=1e-4)
+        assert torch.allclose(own.log_prior.exp(), torch.full((10,), 0.1))
+        features = run.gate.features(own.space, x, run.task)
+        for label in counts.nonzero().flatten().tolist():
+            assert torch.allclose(own.points[0, label], features[y == label].mean(dim=0), atol=1e-4)
+        for part in parts:
+            of_client = run.gate.features(own.space, part.x, run.task).double().numpy()
+            for label in part.y.unique().tolist():
+                rows = of_client[part.y.numpy() == label]
+                off = rows.mean(axis=0) - own.points[0, label].double().numpy()
+                squares += len(rows) * (four_longest_axes(np.cov(rows.T, bias=True)) + np.outer(off, off))
+    within = squares / sum(len(federation.client(i).train) for i in range(CLIENTS))
+    expected = 0.9 * within + 0.1 * np.trace(within) / len(within) * np.eye(len(within))
+    assert run.gate.spaces[0].covariance is not None
+    np.testing.assert_allclose(run.gate.spaces[0].covariance.numpy(), expected, atol=1e-3 * expected.max())
     assert run.gate.signature == "initial-prototypes"
     assert run.gate.clusters == run.clusters
+
+
+@pytest.mark.parametrize("privacy", ["plain", "secure"])
+def test_a_network_of_many_features_is_gated_by_a_projection_of_them(run, privacy: str) -> None:  # type: ignore[no-untyped-def]
+    with MODELS.scope():
+        MODELS.register("wide")(wide)
+        result = run(clients=6, model="wide", num_clusters=2, privacy=privacy)
+        loaded = load_run(result.directory)
+        assert loaded.gate is not None
+        (space,) = loaded.gate.spaces
+        assert space.covariance is not None
+        assert space.covariance.shape == (128, 128)
+        assert {own.points.shape for own in loaded.gate.experts.values()} == {(1, 10, 128)}
+        x, _ = raw_test_images(result.directory)
+        chosen = loaded.choose(x)
+        assert len(chosen) == len(x)
+        assert set(chosen) <= {"0", "1"}
+        if privacy == "plain":
+            assert {tuple(told.shape) for told in loaded.gate.descriptions.values()} == {(10, 513)}
 
 
 def test_an_expert_that_does_not_exist_is_refused(finished: Path) -> None:

@@ -223,7 +223,8 @@ def test_all_examples_are_one_stratum(diabetes: Table) -> None:
     assert signature.label_counts.tolist() == [30.0]
     np.testing.assert_allclose(signature.prototypes.numpy(), features.mean(0, keepdims=True), atol=1e-6)
     described = DESCRIPTIONS["initial-prototypes"](model, data, CPU, diabetes.task, True)
-    np.testing.assert_allclose(described.numpy(), features.mean(0)[None] / np.linalg.norm(features.mean(0)), atol=1e-6)
+    expected = [*(features.mean(0) / np.linalg.norm(features.mean(0))), 1.0]
+    np.testing.assert_allclose(described.numpy(), [np.array(expected) / np.sqrt(2)], atol=1e-6)
 
 
 def test_a_loss_is_released_in_units_of_knowing_nothing(diabetes: Table) -> None:

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -7,11 +8,13 @@ from flwr.supercore.task_identity import TaskIdentity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from disue.covariance import full_size, triangle_size
 from disue.errors import FederationError
 from disue.models import State
 from disue.naming import normal_name
 from disue.objective import PLAIN, LocalObjective
-from disue.signature import Signature
+from disue.privacy.secagg import new_private_key, public_key
+from disue.signature import NOTHING, CovarianceOf, Signature, SignatureParts
 from disue.source import client_hash
 from disue.tasks import DataSummary, ImageClassification
 from disue.wire import (
@@ -19,9 +22,13 @@ from disue.wire import (
     DescribeRequest,
     EvaluateReply,
     EvaluateRequest,
+    FeaturesReply,
+    FeaturesRequest,
     ForgetRequest,
     HelloReply,
     HelloRequest,
+    KeptReply,
+    PublicKeys,
     Records,
     TrainReply,
     TrainRequest,
@@ -70,7 +77,15 @@ def test_train_request_round_trip(universal: State | None) -> None:
     assert message.metadata.dst_node_id == 7
     assert same(got.start, sent.start)
     assert same(got.universal, universal)
-    assert (got.server_round, got.signature, got.objective) == (4, True, objective)
+    assert (got.server_round, got.signature, got.covariance, got.objective) == (4, True, False, objective)
+
+
+def test_a_request_asks_for_the_covariance() -> None:
+    sent = TrainRequest(start=state(), server_round=4, signature=True, covariance=True).to_message(7)
+    assert TrainRequest.from_message(sent).covariance
+    sent.content.config_records["config"]["covariance"] = "yes"
+    with pytest.raises(WireError, match="covariance"):
+        TrainRequest.from_message(sent)
 
 
 def test_what_few_methods_need_is_sent_where_it_is_needed() -> None:
@@ -79,6 +94,34 @@ def test_what_few_methods_need_is_sent_where_it_is_needed() -> None:
         sent = message.content.config_records["config"]
         assert not {"second-mu", "head-epochs", "memory", "run"} & set(sent)
     assert TrainRequest.from_message(train.to_message(7)).objective == PLAIN
+
+
+def test_a_request_asks_for_a_digest_and_says_of_which_run() -> None:
+    sent = TrainRequest(state(), 4, digest=True, run="0" * 16)
+    got = TrainRequest.from_message(sent.to_message(7))
+    assert (got.digest, got.run, got.memory) == (True, "0" * 16, "")
+    got = TrainRequest.from_message(TrainRequest(state(), 4, run="0" * 16).to_message(7))
+    assert (got.digest, got.run) == (False, "")
+    asked = DescribeRequest("subspace", run="0" * 16)
+    assert DescribeRequest.from_message(asked.to_message(7)) == asked
+
+
+@pytest.mark.parametrize("digest", [None, "0123456789abcdef"])
+def test_a_digest_travels_with_an_update_and_with_a_description(digest: str | None) -> None:
+    keys = PublicKeys(*(public_key(new_private_key()) for _ in range(2)))
+    message = TrainReply(state(), 9, 0.5, 3, digest=digest).to_message(reply_to())
+    assert TrainReply.from_message(message, like=state(), asked=NOTHING).digest == digest
+    message = DescribeReply(torch.ones(2, 3), digest).to_message(reply_to())
+    assert DescribeReply.from_message(message).digest == digest
+    assert KeptReply.from_message(KeptReply(keys, digest=digest).to_message(reply_to()), 0).digest == digest
+
+
+@pytest.mark.parametrize("digest", ["", "x" * 17, "a\nb", 7, ["a"]])
+def test_a_digest_that_is_none_is_refused_by_name(digest: Any) -> None:
+    message = TrainReply(state(), 9, 0.5, 3, digest="0").to_message(reply_to())
+    message.content.config_records["config"]["digest"] = digest
+    with pytest.raises(WireError, match="^digest is .*; expected printable text of 1 to 16 letters$"):
+        TrainReply.from_message(message, like=state(), asked=NOTHING)
 
 
 def test_who_has_a_memory_is_told_which_in_an_evaluation_too() -> None:
@@ -104,9 +147,9 @@ def test_candidates_travel_with_or_without_a_start(start: State | None) -> None:
 def test_a_choice_must_be_one_of_the_candidates(choice: int | None) -> None:
     message = TrainReply(state(), 9, 0.5, 3, choice=choice).to_message(reply_to())
     with pytest.raises(WireError, match="choice is"):
-        TrainReply.from_message(message, like=state(), num_strata=0, num_candidates=3)
+        TrainReply.from_message(message, like=state(), asked=NOTHING, num_candidates=3)
     good = TrainReply(state(), 9, 0.5, 3, choice=2).to_message(reply_to())
-    assert TrainReply.from_message(good, like=state(), num_strata=0, num_candidates=3).choice == 2
+    assert TrainReply.from_message(good, like=state(), asked=NOTHING, num_candidates=3).choice == 2
 
 
 def test_a_second_model_travels_both_ways_and_is_checked_as_the_first() -> None:
@@ -114,13 +157,13 @@ def test_a_second_model_travels_both_ways_and_is_checked_as_the_first() -> None:
     assert same(asked.second, state(1))
     assert TrainRequest.from_message(TrainRequest(state(), 4).to_message(7)).second is None
     told = TrainReply(state(), 9, 0.5, 3, second=state(2)).to_message(reply_to())
-    assert same(TrainReply.from_message(told, like=state(), num_strata=0, second=True).second, state(2))
-    assert TrainReply.from_message(told, like=state(), num_strata=0).second is None  # nobody asked
+    assert same(TrainReply.from_message(told, like=state(), asked=NOTHING, second=True).second, state(2))
+    assert TrainReply.from_message(told, like=state(), asked=NOTHING).second is None  # nobody asked
     other = TrainReply(state(), 9, 0.5, 3, second={"a": torch.ones(2)}).to_message(reply_to())
     with pytest.raises(WireError, match="parameters differ"):
-        TrainReply.from_message(other, like=state(), num_strata=0, second=True)
+        TrainReply.from_message(other, like=state(), asked=NOTHING, second=True)
     with pytest.raises(WireError, match="no 'second' record"):
-        TrainReply.from_message(TrainReply(state(), 9, 0.5, 3).to_message(reply_to()), state(), 0, second=True)
+        TrainReply.from_message(TrainReply(state(), 9, 0.5, 3).to_message(reply_to()), state(), NOTHING, second=True)
 
 
 def test_descriptions_round_trip() -> None:
@@ -169,7 +212,7 @@ def test_any_model_survives_the_wire(drawn: dict[str, list[int]], number: int, f
     assert same(request.start, model)
     assert (request.server_round, request.signature, request.universal) == (number, flag, None)
     sent = TrainReply(model, number + 1, 0.5, number)
-    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, num_strata=0).state, model)
+    assert same(TrainReply.from_message(sent.to_message(reply_to()), like=model, asked=NOTHING).state, model)
 
 
 names = (
@@ -262,20 +305,93 @@ def test_an_accuracy_that_is_none_is_refused(key: str, value: float) -> None:
 def test_train_reply_round_trip() -> None:
     signature = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 3))
     sent = TrainReply(state(2), num_examples=9, train_loss=0.5, steps=3, signature=signature)
-    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(2))
     assert same(got.state, sent.state)
     assert got.signature is not None
     assert torch.equal(got.signature.prototypes, signature.prototypes)
     assert (got.num_examples, got.train_loss, got.steps) == (9, 0.5, 3)
 
 
+@pytest.mark.parametrize("features", [3, 300])
+def test_the_covariance_travels_where_it_was_asked_for(features: int) -> None:
+    like = {"head.weight": torch.zeros(2, features), "a": torch.zeros(2)}
+    told = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, features), torch.randn(triangle_size(features)))
+    message = TrainReply(like, 9, 0.5, 3, told).to_message(reply_to())
+    got, without = (TrainReply.from_message(message, like, SignatureParts(2, asked)).signature for asked in ("all", ""))
+    assert got is not None
+    assert got.covariance is not None
+    assert told.covariance is not None
+    assert torch.equal(got.covariance, told.covariance)
+    assert without is not None
+    assert without.covariance is None
+
+
+def test_features_round_trip_with_a_covariance_of_all_of_them_for_each_class() -> None:
+    got = FeaturesRequest.from_message(FeaturesRequest(state(), 4).to_message(7))
+    assert same(got.state, state())
+    assert (got.server_round, got.task) == (4, None)
+    told = Signature(torch.tensor([1.0, 2.0]), torch.randn(2, 200), torch.randn(2, full_size(200)))
+    read = FeaturesReply.from_message(
+        FeaturesReply(told).to_message(reply_to()), 2, {"head.weight": torch.zeros(2, 200)}
+    ).signature
+    assert all(torch.equal(getattr(read, name), tensor) for name, tensor in vars(told).items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"covariance": torch.ones(6)}, r"covariance is \(6,\); expected \(2, 6\)"),
+        ({"covariance": torch.ones(1, 6)}, "do not fit"),
+        ({"prototypes": torch.ones(2, 4), "covariance": torch.ones(2, 10)}, r"are \(2, 4\); expected \(2, 3\)"),
+        ({"covariance": torch.full((2, 6), 3e12)}, "covariance has values that are not finite or out of range"),
+        ({"covariance": torch.ones(2, 6), "label_counts": torch.full((2,), 2e12)}, "label-counts has values"),
+        ({}, "the signature lacks 'covariance'"),
+    ],
+)
+def test_malformed_features_are_refused_with_the_reason(changes: dict[str, torch.Tensor], reason: str) -> None:
+    message = Message(RecordDict({"signature": signature_record(**changes)}), reply_to=reply_to())
+    with pytest.raises(WireError, match=reason):
+        FeaturesReply.from_message(message, 2, {"head.weight": torch.zeros(2, 3)})
+
+
+@pytest.mark.parametrize(("asked", "covariance"), [("all", torch.ones(2, 6)), ("each", torch.ones(6))])
+def test_a_covariance_of_the_other_kind_is_refused(asked: CovarianceOf, covariance: torch.Tensor) -> None:
+    record = signature_record(covariance=covariance)
+    with pytest.raises(WireError, match="the signature's covariance is"):
+        TrainReply.from_message(broken(signature=record), like=state(), asked=SignatureParts(2, asked))
+
+
+def test_of_many_features_those_of_a_projection_vary() -> None:
+    assert [triangle_size(features) for features in (1, 3, 128, 129, 512)] == [1, 6, 8256, 8256, 8256]
+
+
+@pytest.mark.parametrize(
+    ("covariance", "reason"),
+    [
+        (None, "the signature lacks 'covariance'"),
+        (torch.ones(5), r"shapes \[\(2,\), \(2, 3\), \(5,\)\] do not fit"),
+        (torch.ones(3, 3), "do not fit"),
+        (torch.ones(6).double(), "'torch.float64'.* are not float32"),
+        (torch.full((6,), float("nan")), "not finite"),
+        (torch.full((6,), float("inf")), "not finite"),
+        (torch.full((6,), 3e38), "covariance has values that are not finite or out of range; expected .*1e"),
+        (torch.full((6,), -3e38), "covariance has values that are not finite or out of range; expected .*1e"),
+    ],
+)
+def test_a_malformed_covariance_is_refused_with_the_reason(covariance: torch.Tensor | None, reason: str) -> None:
+    record = signature_record() if covariance is None else signature_record(covariance=covariance)
+    with pytest.raises(WireError, match=reason) as caught:
+        TrainReply.from_message(broken(signature=record), like=state(), asked=SignatureParts(2, "all"))
+    assert "\n" not in str(caught.value)
+
+
 def test_prototypes_are_one_for_each_stratum_however_many_outputs_there_are() -> None:
     sent = TrainReply(state(), 9, 0.5, 3, Signature(torch.tensor([9.0]), torch.randn(1, 3)))
-    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=1)
+    got = TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(1))
     assert got.signature is not None
     assert got.signature.prototypes.shape == (1, 3)
     with pytest.raises(WireError, match=r"prototypes are \(1, 3\); expected \(2, 3\)"):
-        TrainReply.from_message(sent.to_message(reply_to()), like=state(), num_strata=2)
+        TrainReply.from_message(sent.to_message(reply_to()), like=state(), asked=SignatureParts(2))
 
 
 def signature_record(**changes: torch.Tensor) -> ArrayRecord:
@@ -326,7 +442,10 @@ def broken(**changes: object) -> Message:
         ({"metrics": MetricRecord({"num-examples": 2.5})}, "num-examples is 2.5"),
         ({"signature": None}, "no 'signature' record"),
         ({"signature": ArrayRecord({"prototypes": torch.ones(2, 3)})}, "lacks 'label-counts'"),
-        ({"signature": signature_record(prototypes=torch.ones(3, 4))}, "do not fit"),
+        (
+            {"signature": signature_record(prototypes=torch.ones(3, 4))},
+            r"prototypes are \(3, 4\); expected \(2, 3\)",
+        ),
         (
             {"signature": signature_record(prototypes=torch.ones(2, 5))},
             r"prototypes are \(2, 5\); expected \(2, 3\)",
@@ -353,11 +472,11 @@ def broken(**changes: object) -> Message:
 )
 def test_a_malformed_update_is_refused_with_the_reason(message_changes: dict[str, object], reason: str) -> None:
     with pytest.raises(WireError, match=reason):
-        TrainReply.from_message(broken(**message_changes), like=state(), num_strata=2)
+        TrainReply.from_message(broken(**message_changes), like=state(), asked=SignatureParts(2))
 
 
 def test_the_well_formed_one_is_not() -> None:
-    TrainReply.from_message(broken(), like=state(), num_strata=2)
+    TrainReply.from_message(broken(), like=state(), asked=SignatureParts(2))
 
 
 def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

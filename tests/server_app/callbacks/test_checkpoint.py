@@ -13,10 +13,11 @@ from safetensors import safe_open
 
 import strategies.stored
 from disue.errors import DataError
+from disue.signature import Signature
 from disue.tasks import DataSummary
 from server_app.callbacks import checkpoint
 from server_app.callbacks.checkpoint import Checkpoints, packed, unpacked
-from strategies.distillation.prototypes import FeatureSpace, Prototypes
+from strategies.distillation.knowledge import Knowledge
 from strategies.rounds.registry import Client
 from strategies.rounds.state import restore, state_of
 from strategies.stored import STORED, stored
@@ -61,16 +62,19 @@ def test_tensors_come_back_bit_for_bit() -> None:
 
 def test_what_is_one_object_is_one_object_again_and_what_is_two_is_two() -> None:
     state = {"w": torch.zeros(2)}
-    told = Prototypes(torch.ones(1, 2), torch.ones(1, 2, 3), FeatureSpace(3, "mlp"))
+    told = Knowledge({"a": Signature(torch.ones(2), torch.ones(2, 3))}, {"a": "mlp"}, {"mlp": state})
     twin = {"w": state["w"]}
-    found = again({"universal": state, "experts": {0: state, 1: twin}, "knowledge": {Team(0, "mlp"): told}})
-    universal, knowledge = found["universal"], found["knowledge"][Team(0, "mlp")]
-    assert found["experts"][0] is universal
-    assert found["experts"][1] is not universal
-    assert found["experts"][1]["w"] is universal["w"]
-    assert type(knowledge) is Prototypes
-    assert type(knowledge.space) is FeatureSpace
-    assert type(next(iter(found["knowledge"]))) is Team
+    found = again({"universal": state, "experts": {Team(0, "mlp"): state, Team(1, "mlp"): twin}, "knowledge": told})
+    universal, knowledge = found["universal"], found["knowledge"]
+    first, second = found["experts"].values()
+    assert first is universal
+    assert second is not universal
+    assert second["w"] is universal["w"]
+    assert type(knowledge) is Knowledge
+    assert type(knowledge.told["a"]) is Signature
+    assert knowledge.told["a"].covariance is None
+    assert knowledge.spaces["mlp"] is universal
+    assert type(next(iter(found["experts"]))) is Team
 
 
 def test_views_of_one_tensor_come_back_as_tensors_of_their_own() -> None:

@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests_support import ChangingGrid, answering_app, calls_of, honest, shifted
 
+from disue.covariance import from_triangle, triangle
 from disue.data import build_federation
+from disue.discriminant import SHRINKAGE
 from disue.models import State
 from disue.signature import Signature
 from disue.wire import TrainReply, TrainRequest
@@ -20,6 +22,7 @@ from server_app.build import make_strategy
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps, capped
 from strategies.aggregation.limits import Lengths, Limits
+from strategies.distillation.discriminant import discriminant_of
 from strategies.flower import FederatedStrategy
 from strategies.methods.base import MethodState, Step
 from strategies.methods.clustered import ClusteredMethod
@@ -162,6 +165,100 @@ def test_one_of_a_clusters_fits_moves_their_sum_by_two_of_the_others(lie: float)
     lying = fits | {"d": lie}
     assert abs(sum(Caps().fits(lying, guessing, "fit").values()) - sum(fits.values())) <= 2 * 1.1
     assert Caps().fits({"d": lie}, guessing, "fit") == {"d": min(lie, 2 * guessing)}
+
+
+def telling(matrix: torch.Tensor, examples: float = 10.0) -> Signature:
+    """One that has the same prototypes as all others, and this covariance."""
+    return Signature(torch.full((2,), examples / 2), torch.ones(2, len(matrix)), triangle(matrix))
+
+
+def honest_covariances(count: int = 5) -> dict[str, Signature]:
+    roots = torch.randn(count, 4, 4, generator=torch.Generator().manual_seed(0))
+    return {f"client-{i}": telling(root @ root.T) for i, root in enumerate(roots)}
+
+
+def pooled(told: dict[str, Signature]) -> np.ndarray:  # type: ignore[type-arg]
+    """The covariance that is made of it, before it is shrunk."""
+    covariance = discriminant_of([list(told.values())]).covariance.double().numpy()
+    mean = np.trace(covariance) / len(covariance)
+    return (covariance - SHRINKAGE * mean * np.eye(len(covariance))) / (1 - SHRINKAGE)
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        1e12 * torch.eye(4),
+        -1e12 * torch.eye(4),
+        1e12 * torch.diag(torch.tensor([1.0, -1.0, 1.0, -1.0])),
+        1e12 * torch.ones(4, 4),
+        1e12 * (torch.ones(4, 4) - torch.eye(4)),
+        torch.zeros(4, 4),
+    ],
+    ids=["huge", "negative", "indefinite", "in one direction", "without variances", "nothing"],
+)
+def test_one_covariance_moves_that_of_all_by_a_bounded_amount(lie: torch.Tensor) -> None:
+    """By hand: a covariance, with a trace up to twice the median of the others', of six that count alike."""
+    others = honest_covariances()
+    counted = Caps().covariances({**others, "liar": telling(lie)})
+    for name, own in others.items():
+        torch.testing.assert_close(counted[name].covariance, own.covariance, atol=1e-5, rtol=1e-5)
+    said = from_triangle(counted["liar"].covariance).double().numpy()
+    most = 2 * np.median([float(from_triangle(own.covariance).trace()) for own in others.values()])
+    assert np.linalg.eigvalsh(said).min() >= -1e-5 * most
+    assert np.trace(said) <= most * (1 + 1e-5)
+    moved = pooled(counted) - 5 / 6 * pooled(others)
+    np.testing.assert_allclose(moved, said / 6, atol=1e-4)
+    assert np.linalg.norm(moved) <= most / 6 * (1 + 1e-4)
+
+
+def test_a_covariance_that_counts_for_less_is_logged_once_and_others_stay(messages: list[str]) -> None:
+    told = {**honest_covariances(3), "large": telling(1e3 * torch.eye(4)), "silent": telling(torch.eye(4))}
+    told["silent"] = replace(told["silent"], covariance=None)
+    caps = Caps()
+    for _ in range(2):
+        counted = caps.covariances(told)
+        assert counted.keys() == told.keys()
+        assert counted["silent"] is told["silent"]
+        assert torch.equal(counted["large"].prototypes, told["large"].prototypes)
+    (line,) = messages
+    assert line.startswith("large says covariance of 4000; it counts as ")
+    plain = Caps(max_fit=0.0).covariances(told)
+    torch.testing.assert_close(plain["large"].covariance, told["large"].covariance)
+
+
+def test_covariances_of_each_class_are_scaled_alike_by_the_mean_of_their_traces_over_the_examples() -> None:
+    """A class with little weight may vary as it likes: no other client may have it."""
+
+    def of_classes(first: torch.Tensor, second: torch.Tensor, counts: list[float]) -> Signature:
+        return Signature(torch.tensor(counts), torch.ones(2, 4), triangle(torch.stack([first, second])))
+
+    eye = torch.eye(4)
+    told = {f"client-{i}": of_classes(eye, 3.0 * eye, [5.0, 5.0]) for i in range(3)}  # 8 on the mean
+    told["rare"] = of_classes(eye, 9.0 * eye, [9.0, 1.0])  # 7.2
+    told["large"] = of_classes(10.0 * eye, 30.0 * eye, [5.0, 5.0])  # 80, and twice the median of the others is 16
+    told["negative"] = of_classes(-eye, eye, [5.0, 5.0])
+    counted = {name: from_triangle(own.covariance) for name, own in Caps().covariances(told).items()}
+    for name in ("client-0", "rare"):
+        torch.testing.assert_close(counted[name], from_triangle(told[name].covariance))
+    torch.testing.assert_close(counted["large"], torch.stack([2.0 * eye, 6.0 * eye]))
+    torch.testing.assert_close(counted["negative"], torch.stack([0.0 * eye, eye]))
+
+
+def test_axes_are_bounded_as_the_covariances_that_they_stand_for() -> None:
+    """The numbers of the test before: axes are as long as the root of a variance."""
+
+    def of_classes(first: float, second: float, counts: list[float]) -> Signature:
+        axes = torch.stack([variance**0.5 * torch.eye(4) for variance in (first, second)])
+        return Signature(torch.tensor(counts), torch.ones(2, 4), axes)
+
+    told = {f"client-{i}": of_classes(1.0, 3.0, [5.0, 5.0]) for i in range(3)}
+    told["rare"] = of_classes(1.0, 9.0, [9.0, 1.0])
+    told["large"] = of_classes(10.0, 30.0, [5.0, 5.0])
+    counted = Caps().covariances(told)
+    for name in ("client-0", "rare"):
+        torch.testing.assert_close(counted[name].covariance, told[name].covariance)
+    torch.testing.assert_close(counted["large"].covariance, of_classes(2.0, 6.0, [5.0, 5.0]).covariance)
+    torch.testing.assert_close(Caps(max_fit=0.0).covariances(told)["large"].covariance, told["large"].covariance)
 
 
 def test_who_fits_much_worse_than_the_others_can_be_let_count(messages: list[str]) -> None:

@@ -106,7 +106,7 @@ def test_the_server_knows_the_shape_of_what_clients_say(name: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "shape"),
     [
-        ({}, (10, 64)),
+        ({}, (10, 65)),
         ({"signature": "subspace"}, (64, 3)),
         ({"method": "pacfl"}, (64, 3)),
         ({"method": "stocfl"}, (1, 17_226)),

@@ -9,7 +9,7 @@ from disue.metrics import predict_logits
 from disue.models import Classifier, build_model, get_state
 from disue.tasks import Regression
 from strategies.distillation.distiller import Distilled, Distiller
-from strategies.distillation.teachers import TEACHERS, TeacherInputs, teacher_logits
+from strategies.distillation.teachers import Weighing, vote
 
 CPU = torch.device("cpu")
 TASK = numbered_classes(3)
@@ -136,8 +136,7 @@ def test_of_quantities_the_student_learns_the_mean_of_two_linear_experts() -> No
     first, second = (Classifier(nn.Identity(), 6, 2) for _ in range(2))
     student, x = Classifier(nn.Identity(), 6, 2), torch.randn(300, 6, generator=g)
     outputs = torch.stack([predict_logits(expert, x, CPU) for expert in (first, second)])
-    vote = TeacherInputs(outputs, torch.ones(2, 1), torch.zeros(2, 300, 1))
-    targets = teacher_logits(vote, TEACHERS["mean"](vote))
+    targets = vote(outputs, Weighing(torch.full((2, 300, 1), 0.5)), scores_strata=False)
     distiller = Distiller(steps=600, learning_rate=0.02, temperature=3.0)
     result = distiller.distil(task, student, x, targets, torch.Generator().manual_seed(0), CPU)
     assert not result.kept_average

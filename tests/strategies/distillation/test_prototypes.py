@@ -1,30 +1,52 @@
 """Distances to prototypes against loops over single numbers, and against scikit-learn's nearest class mean."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from sklearn.neighbors import NearestCentroid
 
+from disue.prototypes import nearest_prototypes
 from disue.signature import Signature
-from strategies.distillation.prototypes import Prototypes, believed_counts, coverage, in_common_units, prototype_vote
+from strategies.distillation.discriminant import mean_points, sum_counts
+from strategies.distillation.prototypes import believed_counts, coverage, in_common_units, prototype_vote
 
 CLIENTS, N, C, F = 3, 7, 4, 5
 
 
-def some_prototypes(seed: int = 0, features: int = F) -> Prototypes:
+@dataclass(frozen=True)
+class Known:
+    """The prototypes of some clients."""
+
+    label_counts: torch.Tensor
+    points: torch.Tensor
+
+    def distances(self, features: torch.Tensor) -> torch.Tensor:
+        return nearest_prototypes(features, self.label_counts, self.points)
+
+    @property
+    def told(self) -> list[Signature]:
+        return [Signature(*own) for own in zip(self.label_counts, self.points, strict=True)]
+
+    def pooled(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As one cluster: counts and means."""
+        return sum_counts(self.told).unsqueeze(0), mean_points(self.told).unsqueeze(0)
+
+
+def some_prototypes(seed: int = 0, features: int = F) -> Known:
     g = torch.Generator().manual_seed(seed)
     counts = torch.tensor([[5.0, 0.0, 2.0, 0.0], [0.0, 0.0, 9.0, 0.0], [3.0, 3.0, 3.0, 0.0]])
     points = torch.randn(CLIENTS, C, features, generator=g) * (counts > 0).unsqueeze(-1)
-    return Prototypes(counts, points, {})
+    return Known(counts, points)
 
 
 def some_features(seed: int = 1, features: int = F) -> torch.Tensor:
     return torch.randn(N, features, generator=torch.Generator().manual_seed(seed))
 
 
-def brute_distance(prototypes: Prototypes, x: list[float], c: int) -> float:
+def brute_distance(prototypes: Known, x: list[float], c: int) -> float:
     """The squared distance to the nearest prototype of class ``c``; infinite where no client has the class."""
     squared = [
         sum((a - b) ** 2 for a, b in zip(x, prototypes.points[i, c].tolist(), strict=True))
@@ -51,7 +73,7 @@ def test_the_zeros_of_an_absent_class_are_no_prototype() -> None:
 
 def test_centres_are_the_means_of_all_examples_of_a_class() -> None:
     prototypes = some_prototypes()
-    found = prototypes.centres
+    found = mean_points(prototypes.told)
     for c in range(C):
         weights = prototypes.label_counts[:, c].tolist()
         for f in range(F):
@@ -81,7 +103,7 @@ def test_units_against_a_loop() -> None:
 def test_units_are_numbers_whatever_the_scale(scale: float) -> None:
     space = scale * some_features()
     own = some_prototypes()
-    shrunk = Prototypes(own.label_counts, scale * own.points, {})
+    shrunk = Known(own.label_counts, scale * own.points)
     found = in_common_units([shrunk.distances(space)], [space])
     assert not bool(found.isnan().any())
 
@@ -90,7 +112,7 @@ def test_units_are_numbers_whatever_the_scale(scale: float) -> None:
 def test_an_expert_does_not_come_nearer_by_a_space_of_another_scale(scale: float) -> None:
     known, spaces = [some_prototypes(2), some_prototypes(3)], [some_features(4), some_features(5)]
     plain = in_common_units([own.distances(space) for own, space in zip(known, spaces, strict=True)], spaces)
-    scaled = [known[0], Prototypes(known[1].label_counts, scale * known[1].points, {})]
+    scaled = [known[0], Known(known[1].label_counts, scale * known[1].points)]
     others = [spaces[0], scale * spaces[1]]
     found = in_common_units([own.distances(space) for own, space in zip(scaled, others, strict=True)], others)
     torch.testing.assert_close(found, plain, rtol=1e-3, atol=1e-4)
@@ -100,7 +122,7 @@ def test_an_expert_does_not_come_nearer_by_a_space_of_another_scale(scale: float
 def test_an_expert_in_whose_space_all_samples_fall_together_is_near_to_none(constant: float) -> None:
     """Its clients may say that just there their prototypes lie."""
     known, spaces = some_prototypes(2), [some_features(4), torch.full((N, F), constant)]
-    there = Prototypes(known.label_counts, torch.full_like(known.points, constant), {})
+    there = Known(known.label_counts, torch.full_like(known.points, constant))
     both = in_common_units([known.distances(spaces[0]), there.distances(spaces[1])], spaces)
     assert bool(both[1].isinf().all())
     torch.testing.assert_close(both[0], in_common_units([known.distances(spaces[0])], spaces[:1])[0])
@@ -109,13 +131,13 @@ def test_an_expert_in_whose_space_all_samples_fall_together_is_near_to_none(cons
 @pytest.mark.parametrize("constant", [0.0, 1.0])
 def test_where_no_space_tells_samples_apart_distances_are_numbers(constant: float) -> None:
     space = torch.full((N, F), constant)
-    far = Prototypes(torch.ones(1, C), torch.full((1, C, F), 1e6), {})
+    far = Known(torch.ones(1, C), torch.full((1, C, F), 1e6))
     assert bool(in_common_units([far.distances(space)], [space]).isfinite().all())
 
 
 def test_an_expert_without_prototypes_takes_nothing_from_the_others() -> None:
     known, space = some_prototypes(2), some_features(4)
-    without = Prototypes(torch.zeros_like(known.label_counts), known.points, {})
+    without = Known(torch.zeros_like(known.label_counts), known.points)
     flat = torch.ones(N, F)
     alone = in_common_units([known.distances(space)], [space])[0]
     found = in_common_units([own.distances(space) for own in (known, without)], [space, space])
@@ -129,7 +151,7 @@ def test_with_one_client_that_has_all_classes_the_vote_is_the_nearest_class_mean
     x, y = torch.randn(60, F, generator=g), torch.arange(60) % C
     x = x + y.unsqueeze(1)
     means = torch.stack([x[y == c].mean(dim=0) for c in range(C)])
-    prototypes = Prototypes.of([torch.full((C,), 15.0)], [Signature(torch.full((C,), 15.0), means)], {})
+    prototypes = Known(torch.full((1, C), 15.0), means.unsqueeze(0))
     vote = prototype_vote(in_common_units([prototypes.distances(x)], [x]))
     expected = NearestCentroid().fit(x.numpy(), y.numpy()).predict(x.numpy())
     assert vote.argmax(dim=1).tolist() == expected.tolist()
@@ -144,7 +166,7 @@ def test_the_vote_of_several_experts_is_that_of_the_nearest_and_stays_finite() -
 
 
 def test_pooled_counts_are_the_sum() -> None:
-    assert some_prototypes().pooled_counts.tolist() == [8.0, 3.0, 14.0, 0.0]
+    assert sum_counts(some_prototypes().told).tolist() == [8.0, 3.0, 14.0, 0.0]
 
 
 def test_a_prototype_far_from_what_the_others_call_so_does_not_count() -> None:
@@ -165,12 +187,12 @@ def test_a_prototype_far_from_what_the_others_call_so_does_not_count() -> None:
     assert torch.equal(counts, before)
 
 
-def clients_of(x: torch.Tensor, y: torch.Tensor, clients: int) -> Prototypes:
+def clients_of(x: torch.Tensor, y: torch.Tensor, clients: int) -> Known:
     """What clients tell that share the examples among them."""
     parts = [(x[i::clients], y[i::clients]) for i in range(clients)]
     counts = torch.stack([torch.bincount(labels, minlength=C).float() for _, labels in parts])
     means = [torch.stack([own[labels == c].mean(dim=0) for c in range(C)]) for own, labels in parts]
-    return Prototypes(counts, torch.stack(means), {})
+    return Known(counts, torch.stack(means))
 
 
 def some_classes(samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,7 +204,7 @@ def some_classes(samples: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_samples_like_the_clients_own_are_covered_wholly() -> None:
     known = clients_of(*some_classes(400, seed=0), clients=5)
     for seed in range(1, 6):
-        assert coverage(some_classes(200, seed)[0], known) == 1.0
+        assert coverage(some_classes(200, seed)[0], known.label_counts, known.points) == 1.0
 
 
 def test_coverage_is_the_variance_of_the_samples_over_that_of_the_class_means() -> None:
@@ -192,12 +214,12 @@ def test_coverage_is_the_variance_of_the_samples_over_that_of_the_class_means() 
     between = sum(float((own - x.mean(dim=0)).square().sum()) for own in means) / len(means)
     samples = 0.2 * some_features() + 3.0
     within = sum(float((own - samples.mean(dim=0)).square().sum()) for own in samples) / N
-    assert coverage(samples, known) == pytest.approx(within / between, rel=1e-4)
-    assert 0.0 < coverage(samples, known) < 0.2
+    assert coverage(samples, *known) == pytest.approx(within / between, rel=1e-4)
+    assert 0.0 < coverage(samples, *known) < 0.2
 
 
 def test_samples_that_are_all_alike_cover_nothing_and_one_class_asks_for_nothing() -> None:
     known = clients_of(*some_classes(40, seed=0), clients=5)
-    assert coverage(torch.ones(N, F), known) == 0.0
-    one_class = Prototypes(torch.tensor([[4.0, 0.0, 0.0, 0.0]]), torch.randn(1, C, F), {})
-    assert coverage(some_features(), one_class) == 1.0
+    assert coverage(torch.ones(N, F), *known.pooled()) == 0.0
+    one_class = Known(torch.tensor([[4.0, 0.0, 0.0, 0.0]]), torch.randn(1, C, F))
+    assert coverage(some_features(), one_class.label_counts, one_class.points) == 1.0

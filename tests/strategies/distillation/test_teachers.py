@@ -3,31 +3,44 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from disue.discriminant import LEAST_EVIDENCE, UNKNOWN
 from strategies.distillation.teachers import (
     PRIOR_SMOOTHING,
     TEACHERS,
     TeacherInputs,
+    Weighing,
     estimated_log_priors,
     log_priors_of,
-    teacher_logits,
+    vote,
     vote_summary,
 )
 
 K, N, C = 3, 7, 4
+BY_DENSITY = ("auto", "discriminant")
 
 
 @pytest.fixture
 def evidence() -> TeacherInputs:
     g = torch.Generator().manual_seed(0)
     counts = torch.tensor([[5.0, 0.0, 2.0, 1.0], [0.0, 0.0, 9.0, 1.0], [3.0, 3.0, 3.0, 3.0]])
-    return TeacherInputs(
-        expert_logits=torch.randn(K, N, C, generator=g),
-        label_counts=counts,
-        distances=torch.rand(K, N, C, generator=g).masked_fill((counts == 0).unsqueeze(1), torch.inf),
-    )
+    logits, absent = torch.randn(K, N, C, generator=g), (counts == 0).unsqueeze(1)
+    distances = torch.rand(K, N, C, generator=g).masked_fill(absent, torch.inf)
+    densities = (-2.0 * torch.rand(K, N, C, generator=g)).masked_fill(absent, UNKNOWN)
+    return TeacherInputs(logits, counts, lambda: distances, lambda: densities)
+
+
+def not_looked_at() -> Tensor:
+    raise AssertionError("nobody asked for it")
+
+
+def shares_of(logits: list[float]) -> list[float]:
+    exponentials = [math.exp(value) for value in logits]
+    return [value / sum(exponentials) for value in exponentials]
 
 
 def brute_gate(evidence: TeacherInputs) -> list[list[float]]:
@@ -37,14 +50,14 @@ def brute_gate(evidence: TeacherInputs) -> list[list[float]]:
 
 
 def test_prototype_gate_against_a_loop(evidence: TeacherInputs) -> None:
-    torch.testing.assert_close(TEACHERS["prototype"](evidence)[..., 0], torch.tensor(brute_gate(evidence)))
+    torch.testing.assert_close(TEACHERS["prototype"](evidence).weights[..., 0], torch.tensor(brute_gate(evidence)))
 
 
 def test_class_weights_against_a_loop(evidence: TeacherInputs) -> None:
     """Class 1 has examples with one expert only; of a class that nobody has, all know the same."""
     counts = evidence.label_counts.clone()
     counts[:, 3] = 0.0
-    weights = TEACHERS["class-weighted"](replace(evidence, label_counts=counts))
+    weights = TEACHERS["class-weighted"](replace(evidence, label_counts=counts)).weights
     for k in range(K):
         for c in range(C):
             total = sum(float(counts[j, c]) for j in range(K))
@@ -55,7 +68,7 @@ def test_class_weights_against_a_loop(evidence: TeacherInputs) -> None:
 
 def test_of_samples_whose_class_is_known_the_whole_vote_goes_by_that_class(evidence: TeacherInputs) -> None:
     labels = torch.tensor([0, 1, 2, 3, 2, 1, 0])
-    weights = TEACHERS["class-weighted"](replace(evidence, labels=labels))
+    weights = TEACHERS["class-weighted"](replace(evidence, labels=labels)).weights
     assert weights.shape == (K, N, 1)
     for n, label in enumerate(labels.tolist()):
         counts = evidence.label_counts[:, label]
@@ -63,41 +76,102 @@ def test_of_samples_whose_class_is_known_the_whole_vote_goes_by_that_class(evide
 
 
 def test_confidence_against_a_loop(evidence: TeacherInputs) -> None:
-    weights = TEACHERS["confidence"](evidence)
+    weights = TEACHERS["confidence"](evidence).weights
     for n in range(N):
         entropies = []
         for k in range(K):
-            exponentials = [math.exp(float(value)) for value in evidence.expert_logits[k, n]]
-            shares = [value / sum(exponentials) for value in exponentials]
+            shares = shares_of(evidence.expert_logits[k, n].tolist())
             entropies.append(-sum(share * math.log(share) for share in shares))
         scores = [math.exp(-entropy) for entropy in entropies]
         assert weights[:, n, 0].tolist() == pytest.approx([score / sum(scores) for score in scores], rel=1e-5)
 
 
-@pytest.mark.parametrize("prototype_weight", [0.0, 0.7])
+def brute_evidence(evidence: TeacherInputs, teacher: str, n: int) -> list[float]:
+    """What is said beside the experts: minus the nearest distance, or the log share of the densities of each class."""
+    if teacher not in BY_DENSITY:
+        return [-min(evidence.distances[:, n, c].tolist()) for c in range(C)]
+    likely = [sum(math.exp(value) for value in evidence.log_densities[:, n, c].tolist()) for c in range(C)]
+    return [math.log(value / sum(likely)) for value in likely]
+
+
+@pytest.mark.parametrize("evidence_weight", [0.0, 0.7])
 @pytest.mark.parametrize("prior_correction", [True, False])
 @pytest.mark.parametrize("teacher", sorted(TEACHERS))
 def test_vote_against_a_loop(
-    evidence: TeacherInputs, teacher: str, prior_correction: bool, prototype_weight: float
+    evidence: TeacherInputs, teacher: str, prior_correction: bool, evidence_weight: float
 ) -> None:
-    weights = TEACHERS[teacher](evidence)
+    weighing = TEACHERS[teacher](evidence)
+    assert weighing.of_probabilities is (teacher in BY_DENSITY)
     expected = torch.zeros(N, C)
     for n in range(N):
+        beside = brute_evidence(evidence, teacher, n)
+        voted = [0.0] * C
+        for k in range(K):
+            counts, logits = evidence.label_counts[k].tolist(), evidence.expert_logits[k, n].tolist()
+            if prior_correction:
+                smoothed = [(1 - PRIOR_SMOOTHING) * count / sum(counts) + PRIOR_SMOOTHING / C for count in counts]
+                logits = [value - math.log(share) for value, share in zip(logits, smoothed, strict=True)]
+            said = shares_of(logits) if weighing.of_probabilities else logits
+            for c in range(C):
+                voted[c] += float(weighing.weights[k, n, min(c, weighing.weights.shape[2] - 1)]) * said[c]
         for c in range(C):
-            expected[n, c] -= prototype_weight * min(evidence.distances[:, n, c].tolist())
-            for k in range(K):
-                counts = evidence.label_counts[k].tolist()
-                share = (1 - PRIOR_SMOOTHING) * counts[c] / sum(counts) + PRIOR_SMOOTHING / C
-                prior = math.log(share) if prior_correction else 0.0
-                weight = float(weights[k, n, min(c, weights.shape[2] - 1)])
-                expected[n, c] += weight * (float(evidence.expert_logits[k, n, c]) - prior)
+            own = math.log(voted[c]) if weighing.of_probabilities else voted[c]
+            expected[n, c] = own + evidence_weight * beside[c]
     log_priors = log_priors_of(evidence.label_counts) if prior_correction else None
-    torch.testing.assert_close(teacher_logits(evidence, weights, log_priors, prototype_weight), expected)
+    found = vote(evidence.expert_logits, weighing, log_priors, evidence_weight)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_cluster_counts_by_how_likely_the_sample_is_as_one_of_its_classes(evidence: TeacherInputs) -> None:
+    weights = TEACHERS["discriminant"](evidence).weights
+    for n in range(N):
+        likely = [sum(math.exp(value) for value in evidence.log_densities[k, n].tolist()) for k in range(K)]
+        assert weights[:, n, 0].tolist() == pytest.approx([value / sum(likely) for value in likely], rel=1e-5)
+
+
+def test_no_evidence_against_a_class_is_without_bounds(evidence: TeacherInputs) -> None:
+    densities = evidence.log_densities.clone()
+    densities[:, 0, 0] -= 1e4
+    densities[:, :, 3] = UNKNOWN
+    weighing = TEACHERS["discriminant"](replace(evidence, find_log_densities=lambda: densities))
+    assert weighing.evidence is not None
+    said = weighing.evidence()
+    assert float(said[0, 0]) == LEAST_EVIDENCE
+    assert said[:, 3].tolist() == [LEAST_EVIDENCE] * N
+
+
+def test_one_expert_that_is_sure_does_not_outvote_those_that_know_better(evidence: TeacherInputs) -> None:
+    """By logits it would: the weight of what it says is without bounds."""
+    logits = torch.zeros(K, 1, C)
+    logits[0, 0, 0], logits[1:, 0, 1] = 100.0, 5.0
+    weights = torch.full((K, 1, 1), 1.0 / K)
+    assert int(vote(logits, Weighing(weights)).argmax()) == 0
+    assert int(vote(logits, Weighing(weights, of_probabilities=True)).argmax()) == 1
+
+
+@pytest.mark.parametrize("prior", [True, False])
+def test_outputs_that_are_no_logits_of_strata_are_averaged_as_they_are(evidence: TeacherInputs, prior: bool) -> None:
+    weighing = TEACHERS["discriminant"](evidence)
+    priors = log_priors_of(evidence.label_counts) if prior else None
+    found = vote(evidence.expert_logits, weighing, priors, 1.0, scores_strata=False)
+    expected = np.einsum("kn,knc->nc", weighing.weights[..., 0].numpy(), evidence.expert_logits.numpy())
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def test_unless_told_otherwise_samples_of_a_known_class_go_by_it_and_others_by_their_density(
+    evidence: TeacherInputs,
+) -> None:
+    unseen = replace(evidence, find_distances=not_looked_at)
+    assert torch.equal(TEACHERS["auto"](unseen).weights, TEACHERS["discriminant"](evidence).weights)
+    labelled = replace(evidence, find_log_densities=not_looked_at, labels=torch.arange(N) % C)
+    found, expected = TEACHERS["auto"](labelled), TEACHERS["class-weighted"](labelled)
+    assert torch.equal(found.weights, expected.weights)
+    assert not found.of_probabilities
 
 
 @pytest.mark.parametrize("teacher", sorted(TEACHERS))
 def test_weights_are_a_distribution_over_the_experts(evidence: TeacherInputs, teacher: str) -> None:
-    weights = TEACHERS[teacher](evidence)
+    weights = TEACHERS[teacher](evidence).weights
     assert weights.shape in {(K, N, C), (K, N, 1)}
     assert bool((weights >= 0).all())
     torch.testing.assert_close(weights.sum(dim=0), torch.ones(weights.shape[1:]))
@@ -106,7 +180,8 @@ def test_weights_are_a_distribution_over_the_experts(evidence: TeacherInputs, te
 def test_the_gate_trusts_the_expert_whose_prototype_is_the_sample(evidence: TeacherInputs) -> None:
     distances = evidence.distances.clone()
     distances[1, 0, 2] = 0.0
-    assert int(TEACHERS["prototype"](replace(evidence, distances=distances))[:, 0, 0].argmax()) == 1
+    weights = TEACHERS["prototype"](replace(evidence, find_distances=lambda: distances)).weights
+    assert int(weights[:, 0, 0].argmax()) == 1
 
 
 def test_prior_correction_undoes_a_prior() -> None:
@@ -114,9 +189,9 @@ def test_prior_correction_undoes_a_prior() -> None:
     truth = torch.randn(N, C, generator=torch.Generator().manual_seed(1))
     counts = torch.tensor([[900.0, 50.0, 30.0, 20.0], [1.0, 1.0, 1.0, 97.0]])
     smoothed = (1 - PRIOR_SMOOTHING) * counts / counts.sum(dim=1, keepdim=True) + PRIOR_SMOOTHING / C
-    evidence = TeacherInputs(truth + smoothed.log().unsqueeze(1), counts, torch.zeros(2, N, C))
-    vote = teacher_logits(evidence, TEACHERS["mean"](evidence), log_priors_of(counts))
-    torch.testing.assert_close(vote, truth, atol=1e-5, rtol=0.0)
+    evidence = TeacherInputs(truth + smoothed.log().unsqueeze(1), counts, not_looked_at, not_looked_at)
+    found = vote(evidence.expert_logits, TEACHERS["mean"](evidence), log_priors_of(counts))
+    torch.testing.assert_close(found, truth, atol=1e-5, rtol=0.0)
 
 
 def test_the_estimated_prior_against_a_loop(evidence: TeacherInputs) -> None:
@@ -141,8 +216,8 @@ def test_the_estimated_prior_is_the_prior_of_an_expert_that_sees_only_noise() ->
 
 @pytest.mark.parametrize("teacher", sorted(TEACHERS))
 def test_who_taught_what_against_a_loop(evidence: TeacherInputs, teacher: str) -> None:
-    weights = TEACHERS[teacher](evidence)
-    targets = teacher_logits(evidence, weights)
+    weighing = TEACHERS[teacher](evidence)
+    weights, targets = weighing.weights, vote(evidence.expert_logits, weighing)
     told = vote_summary(["7", "0", "3-mlp"], weights, targets.argmax(dim=1))
     mean, counts = told.by_stratum(C)
     assert told.experts == ["7", "0", "3-mlp"]

@@ -12,15 +12,20 @@ from tests_support import ChangingGrid, calls_of
 
 from client_app.app import app as client_app
 from client_app.describe import initial_prototypes
+from disue.covariance import looked_at
 from disue.data import build_federation
 from disue.metrics import evaluate
 from disue.models import State, build_model, get_state
+from disue.prototypes import nearest_prototypes
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.build import make_strategy
 from server_app.config import RunConfig
+from strategies import flower
+from strategies.distillation.discriminant import discriminant_of
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import Server
 from strategies.methods.disue import DisUE, DisUEState
+from strategies.rounds.comparing import best_shares
 from strategies.rounds.registry import ClientRegistry
 from strategies.teams import Team
 
@@ -106,23 +111,30 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
 
 
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """Distances here from scratch: what differs between architectures is one factor for each space."""
+    """Distances and densities here from scratch; between architectures distances differ by one factor for each."""
     looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
     run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
     distances, universals = looked[-1].result.distances, steps[-1].given["state"].universals
-    knowledge, x = looked[-1].of.knowledge, steps[-1].of.proxy
+    ensemble, densities, x = looked[-1].of, looked[-1].result.log_densities, steps[-1].of.proxy
     ratios = []
-    for k, (team, prototypes) in enumerate(knowledge.items()):
+    for k, team in enumerate(ensemble.voters):
         model = build_model(team.model, SHAPE, 10).eval()
         model.load_state_dict(universals[team.model])
         with torch.no_grad():
-            features = model.body(x)
+            features = looked_at(model.body(x))
         spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
+        own = ensemble.told[team]
+        counts, points = (torch.stack([getattr(s, key) for s in own]) for key in ("label_counts", "prototypes"))
         known = distances[k].isfinite()
-        ratio = (distances[k] * spread / prototypes.distances(features))[known]
+        ratio = (distances[k] * spread / nearest_prototypes(features, counts, points))[known]
         torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
         ratios.append(float(ratio.mean()))
-    assert {team.model for team in knowledge} == {"mlp", "cnn"}
+        mates = [other for other in ensemble.voters if other.model == team.model]
+        among = discriminant_of([ensemble.told[other] for other in mates], features)
+        assert among.background is not None
+        expected = among.log_densities(features)[mates.index(team)]
+        torch.testing.assert_close(densities[k], expected, rtol=1e-3, atol=1e-2)
+    assert {team.model for team in ensemble.voters} == {"mlp", "cnn"}
     assert ratios == pytest.approx([ratios[0]] * len(ratios), rel=1e-3)
 
 
@@ -137,32 +149,39 @@ def test_clients_start_from_models_of_their_own_architecture(run, monkeypatch, i
     state = begun[1].given["state"]
     assert len(begun[1].result) == 6
     for client, start in begun[1].result.items():
-        universal = state.universals[models[client]]
-        expert = state.experts[Team(state.clusters[client], models[client])]
+        universal = state.plain[models[client]]
+        expert = state.latest[Team(state.clusters[client], models[client])]
         for key in start:
             torch.testing.assert_close(start[key], (1 - share) * universal[key] + share * expert[key])
 
 
 def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """One client a round: the other architecture has no update, and in the first round no expert."""
-    steps = calls_of(monkeypatch, DisUE, "step")
+    steps, lessons = calls_of(monkeypatch, DisUE, "step"), calls_of(monkeypatch, Server, "distil")
+    mixed: list[dict[str, float]] = []
+
+    def ask(*rest):  # type: ignore[no-untyped-def]
+        mixed.append(best_shares(*rest))
+        return mixed[-1]
+
+    monkeypatch.setattr(flower, "best_shares", ask)
     result = run(clients=8, model="cnn", client_models="mlp,cnn", fraction_train=0.125, num_server_rounds=6, seed=2)
     other_than = {"cnn": "mlp", "mlp": "cnn"}
     sampled = [step.given["round"].models[step.given["updates"][0].name] for step in steps]
     assert set(sampled) == {"cnn", "mlp"}
     assert {team.model for team in steps[0].result.state.experts} == {sampled[0]}
-    assert f"divergence_student{'' if sampled[0] == 'cnn' else '_mlp'}" not in result.rows[0]  # it is the only expert
+    assert [lesson.given["model"] for lesson in lessons] == ["cnn", "mlp"] * 6  # its only expert included
     taught = 0
-    for model, step, row in zip(sampled, steps, result.rows, strict=True):
+    for i, (model, step) in enumerate(zip(sampled, steps, strict=True)):
         other = other_than[model]
-        suffix = "" if other == "cnn" else "_mlp"
-        kept = (
-            row[f"divergence_student{suffix}"] >= row[f"divergence_average{suffix}"]
-            or row[f"evidence_universal{suffix}"] < row[f"evidence_average{suffix}"]
-        )
-        before = step.of.universal(step.given["state"], other)
-        assert kept == equal(before, step.result.state.universals[other])
-        taught += not kept
+        (lesson,) = (own for own in lessons[2 * i : 2 * i + 2] if own.given["model"] == other)
+        before, student = step.of.seen_under(step.given["state"], other), lesson.result[0]
+        assert equal(lesson.given["average"], before)
+        share = mixed[i][other]
+        for name, tensor in step.result.state.plain[other].items():
+            torch.testing.assert_close(tensor, (1 - share) * before[name] + share * student[name])
+        assert not equal(student, before)
+        taught += share > 0.0
     first = steps[0].of.universal(steps[0].given["state"], other_than[sampled[0]])
     assert equal(first, get_state(build_model(other_than[sampled[0]], SHAPE, 10, result.config.seed)))
     assert taught >= 4

@@ -61,8 +61,12 @@ def test_under_label_skew_fedlc_serves_its_clients_better_than_fedavg(run) -> No
 
 
 @pytest.mark.parametrize("one_cluster", [{"num_clusters": 1}, {"clusterer": "single"}])
-def test_disue_with_one_cluster_is_fedavg_bit_for_bit(run, one_cluster: dict[str, object]) -> None:  # type: ignore[no-untyped-def]
-    disue = run(**one_cluster)
+@pytest.mark.parametrize("nothing", [{"prototype_weight": 0.0}, {"distill_steps": 0}])
+def test_disue_with_one_cluster_that_is_taught_nothing_is_fedavg_bit_for_bit(  # type: ignore[no-untyped-def]
+    run, one_cluster: dict[str, object], nothing: dict[str, object]
+) -> None:
+    """Its only expert is the average; beside that there is what clients tell of their data."""
+    disue = run(**one_cluster, **nothing, universal_momentum=0.0, calibration_epochs=0)
     assert disue.summary["num_clusters"] == 1
     fedavg = run(method="fedavg")
     assert equal(model(disue.directory), model(fedavg.directory))
@@ -257,7 +261,9 @@ def test_decomposed_cosines_are_cosines_to_the_leading_singular_vectors() -> Non
 def test_with_partial_participation_only_the_sampled_are_aggregated(run, monkeypatch, method: str) -> None:  # type: ignore[no-untyped-def]
     """Experts of clusters nobody was sampled from stay as they are (a known bug of public code averages all)."""
     steps = calls_of(monkeypatch, METHODS[method], "step")
-    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4, expert_memory=0.0)
+    plain = {"expert_memory": 0.0, "initialisation": "universal", "universal_momentum": 0.0}  # of disue
+    plain |= {"calibration_epochs": 0}
+    result = run(method=method, clients=10, fraction_train=0.3, num_server_rounds=4, **plain)
     sampled = [{update.name for update in step.given["updates"]} for step in steps]
     for step in steps:
         before, updates, state = step.given["state"].experts, step.given["updates"], step.result.state

@@ -10,20 +10,24 @@ from PIL import Image
 from safetensors.torch import load_file
 from tests_support import calls_of, numbered_classes
 
+from client_app.describe import make_signature
 from disue.data import build_federation, load_dataset
-from disue.models import build_model
+from disue.models import build_model, get_state
 from disue.signature import Signature
 from disue_cli.engines.inline import InlineGrid
+from strategies import flower
 from strategies.clustering.assignment import Planted
+from strategies.distillation.calibration import Calibrator
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import FixedProxy, Server
-from strategies.distillation.teachers import TEACHERS
+from strategies.distillation.teachers import TEACHERS, Weighing, vote
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.disue import DisUE, DisUESettings
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.teams import Team
+from strategies.updates import ClientUpdate, GroupSum
 
 
 def test_it_finds_the_planted_groups_and_its_experts_win(run) -> None:  # type: ignore[no-untyped-def]
@@ -47,16 +51,29 @@ def test_it_finds_groups_of_other_kinds(run, scenario: str, groups: int) -> None
     assert result.summary["ari"] == 1.0
 
 
-def test_clients_of_one_kind_are_one_cluster_and_the_universal_expert_is_fedavg_bit_for_bit(run) -> None:  # type: ignore[no-untyped-def]
-    disue, fedavg = run(scenario="iid"), run(scenario="iid", method="fedavg")
+def test_clients_of_one_kind_are_one_cluster_and_without_evidence_the_universal_expert_is_fedavg_bit_for_bit(
+    run,
+) -> None:  # type: ignore[no-untyped-def]
+    disue = run(scenario="iid", prototype_weight=0.0, universal_momentum=0.0, calibration_epochs=0)
+    fedavg = run(scenario="iid", method="fedavg")
     assert disue.summary["num_clusters"] == 1
     first, second = (load_file(r.directory / "universal.safetensors") for r in (disue, fedavg))
     assert all(torch.equal(first[name], second[name]) for name in second)
 
 
+def test_one_cluster_is_taught_what_its_clients_told_and_is_better_than_its_average(run) -> None:  # type: ignore[no-untyped-def]
+    settings = {"clients": 8, "scenario": "dirichlet", "alpha": 0.1, "num_clusters": 1, "num_server_rounds": 4}
+    for seed in (0, 1, 2):
+        result = run(**settings, seed=seed)
+        for row in result.rows[1:]:
+            assert row["num_clusters"] == row["num_teachers"] == 1
+            assert row["universal_accuracy"] > row["average_accuracy"]
+            assert row["student_share"] > 0.0
+
+
 def test_experts_are_the_averages_of_their_members(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     steps = calls_of(monkeypatch, DisUE, "step")
-    run(clients=9, num_server_rounds=1, num_clusters=3)
+    run(clients=9, num_server_rounds=1, num_clusters=3, calibration_epochs=0)
     (step,) = steps
     state, updates = step.result.state, step.given["updates"]
     assert set(state.experts_of("mlp")) == {0, 1, 2}
@@ -82,7 +99,7 @@ def test_with_partial_participation_only_sampled_clients_count_and_identities_ar
 @pytest.mark.parametrize("initialisation", ["universal", "expert", "blend"])
 def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:  # type: ignore[no-untyped-def]
     begun = calls_of(monkeypatch, DisUE, "starts")
-    run(clients=6, initialisation=initialisation, blend=0.25, num_server_rounds=2)
+    run(clients=6, initialisation=initialisation, blend=0.25, num_server_rounds=2, calibration_epochs=0)
     share = {"universal": 0.0, "expert": 1.0, "blend": 0.25}[initialisation]
     (first, second), made = begun, set()
     assert all(start is first.given["state"].universals["mlp"] for start in first.result.values())
@@ -116,14 +133,14 @@ def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str
     )
     learnt = calls_of(monkeypatch, Distiller, "distil")
     settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
-    result = run(**settings, teacher=teacher, local_loss=local_loss)
-    inputs, vote = looked[-1].result, learnt[-1].given["targets"]
-    priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["voters"]])
+    result = run(**settings, teacher=teacher, local_loss=local_loss, calibration_epochs=0)
+    inputs, targets = looked[-1].result, learnt[-1].given["targets"]
+    priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["ensemble"].voters])
     twice = inputs.expert_logits - (2 if local_loss == "cross-entropy" else 1) * priors.unsqueeze(1)
-    worse = (TEACHERS[teacher](inputs) * twice).sum(dim=0)
+    worse = vote(twice, TEACHERS[teacher](inputs))
     federation = build_federation(result.config, 9)
     labels = federation.dataset.train.y[federation.proxy_indices]
-    right, wrong = (float((own.argmax(dim=1) == labels).double().mean()) for own in (vote, worse))
+    right, wrong = (float((own.argmax(dim=1) == labels).double().mean()) for own in (targets, worse))
     assert right > 0.6
     assert right > wrong
 
@@ -143,9 +160,9 @@ def test_every_cluster_has_an_expert_whoever_was_sampled(run, fraction: float) -
 def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_updates) -> None:  # type: ignore[no-untyped-def]
     updates = [replace(u, signature=Signature(torch.ones(3), torch.ones(3, 64))) for u in make_updates(4)]
     names = [u.name for u in updates]
-    server = Server(numbered_classes(3, (1, 8, 8)), "mlp", torch.device("cpu"), seed=0)
+    server = Server(numbered_classes(3), "mlp", torch.device("cpu"), seed=0)
     distillation = UniversalDistillation(
-        server, FixedProxy(torch.zeros(4, 1, 8, 8)), TEACHERS["mean"], Distiller(steps=0)
+        server, FixedProxy(torch.zeros(4, 1, 4, 4)), TEACHERS["mean"], Distiller(steps=0)
     )
     method, models = DisUE(Planted(), distillation, DisUESettings(expert_memory=0.0)), dict.fromkeys(names, "mlp")
     state = replace(method.begin(updates[0].start), clusters=dict.fromkeys(names, 0))
@@ -161,7 +178,8 @@ def test_a_split_that_was_not_sampled_starts_with_its_parents_expert(make_update
 def test_with_memory_an_expert_is_a_running_mean_and_clients_start_from_the_last(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """By hand, a tensor at a time; with one cluster there is nothing to remember, so that FedAvg stays FedAvg."""
     steps, begun = (calls_of(monkeypatch, DisUE, name) for name in ("step", "starts"))
-    run(clients=6, num_server_rounds=3, num_clusters=2, expert_memory=0.75, initialisation="expert")
+    settings = {"expert_memory": 0.75, "initialisation": "expert", "calibration_epochs": 0}
+    run(clients=6, num_server_rounds=3, num_clusters=2, **settings)
     means, running = [], np.zeros(0)
     for step in steps:
         state = step.result.state
@@ -199,6 +217,8 @@ def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, tr
         "query.describe reply": {("signature",)},
         "train request": training,
         "train reply": {("arrays", "signature")},
+        "query.compare request": {("arrays", "average")},
+        "query.compare reply": {()},
         "evaluate request": {("arrays", "expert", "prior")},
         "evaluate reply": {()},
     }
@@ -207,7 +227,7 @@ def test_an_update_never_travels_twice(run, monkeypatch, initialisation: str, tr
 def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """By what is on the wire: which classes there are, and nothing that grows with how often."""
     counts: list[torch.Tensor] = []
-    norms: list[torch.Tensor] = []
+    described: list[torch.Tensor] = []
     original = InlineGrid.answer
 
     def watch(self, message):  # type: ignore[no-untyped-def]
@@ -218,7 +238,7 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
             if "label-counts" in tensors:
                 counts.append(tensors["label-counts"])
             else:
-                norms.append(tensors["description"].norm(dim=1))
+                described.append(tensors["description"])
         return reply
 
     monkeypatch.setattr(InlineGrid, "answer", watch)
@@ -226,7 +246,7 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
     told = run(**settings)
     assert any(int(row.max()) > 1 for row in counts)
     counts.clear()
-    norms.clear()
+    described.clear()
     kept = run(**settings, share_label_counts=False)
     assert len(counts) == 54
     assert {float(value) for row in counts for value in row} == {0.0, 1.0}
@@ -234,10 +254,12 @@ def test_label_counts_stay_with_the_clients_if_they_are_not_to_be_told(run, monk
     initial = build_model(kept.config.model, (1, 8, 8), 10, kept.config.seed)
     with torch.no_grad():
         features = initial.body(data.x)
-    means = torch.stack(
-        [features[data.y == c].mean(dim=0).norm() if (data.y == c).any() else torch.tensor(0.0) for c in range(10)]
-    )
-    torch.testing.assert_close(norms[0], means / means.norm(), atol=1e-5, rtol=0.0)
+    classes = sorted(set(data.y.tolist()))
+    means = torch.stack([features[data.y == c].mean(dim=0) for c in classes])
+    means = means - means.mean(dim=0)
+    expected = torch.zeros(10, 65)
+    expected[classes, :64], expected[classes, 64] = means / means.norm(), len(classes) ** -0.5
+    torch.testing.assert_close(described[0], expected / 2**0.5, atol=1e-5, rtol=0.0)
     assert kept.summary["ari"] == told.summary["ari"] == 1.0
     assert kept.summary["universal_accuracy"] > 0.5
 
@@ -265,6 +287,7 @@ def clusters_of(result) -> dict[str, int]:  # type: ignore[no-untyped-def]
 def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # type: ignore[no-untyped-def]
     """Against priors counted here: 0.97 p_k + 0.03 / 10 comes out, the client's, with 0.1 more a class, goes in."""
     settings = {"clients": 8, "scenario": "dirichlet", "num_clusters": 2, "num_server_rounds": 3, "seed": 5}
+    settings["calibration_epochs"] = 0  # there is no prior in a calibrated head
     settings["initialisation"] = "blend"  # a learnt share depends on how well experts fit as they are used
     result = run(**settings)
     clusters = clusters_of(result)
@@ -285,8 +308,13 @@ def test_a_client_puts_its_own_label_prior_for_the_clusters(run) -> None:  # typ
     assert plain.summary["expert_accuracy"] != result.summary["expert_accuracy"]
 
 
-def test_with_the_balanced_loss_there_is_no_cluster_prior_to_replace(run) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, local_loss="balanced")
+@pytest.mark.parametrize(
+    "settings",
+    [{"local_loss": "balanced", "calibration_epochs": 0}, {"calibration_epochs": 1}],
+    ids=["balanced loss", "calibrated heads"],
+)
+def test_where_no_label_prior_is_in_an_expert_the_clients_own_is_added(run, settings) -> None:  # type: ignore[no-untyped-def]
+    result = run(clients=8, scenario="dirichlet", num_clusters=2, seed=5, **settings)
     clusters = clusters_of(result)
     added = expert_accuracies(result, clusters, lambda name, own: ((own + 0.1) / (own + 0.1).sum()).log())
     assert result.summary["expert_accuracy"] == pytest.approx(np.mean(added))
@@ -307,32 +335,117 @@ def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, mo
     assert method.prior(state, client) is state.priors[Team(1, "mlp")]
 
 
-def test_prototypes_are_compared_in_the_space_that_they_were_made_in(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
-    """With few clients a round most clusters were last sampled earlier, under another universal expert."""
-    looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
-    run(clients=16, num_groups=4, num_clusters=4, fraction_train=0.125, num_server_rounds=5, seed=3)
-    ensemble, x, distances = looked[-1].of, steps[-1].of.proxy, looked[-1].result.distances
-    assert len({own.space.round for own in ensemble.knowledge.values()}) > 1
-    opened = {step.given["round"].number: step.given["state"].universals["mlp"] for step in steps}
-    ratios = []
-    for k, own in enumerate(ensemble.knowledge.values()):
-        assert ensemble.spaces[own.space] is opened[own.space.round]
-        model = build_model("mlp", (1, 8, 8), 10).eval()
-        model.load_state_dict(opened[own.space.round])
-        with torch.no_grad():
-            features = model.body(x)
-        spread = (features - features.mean(dim=0)).square().sum(dim=1).mean()
-        finite = distances[k].isfinite()
-        ratios.append((distances[k] * spread / own.distances(features))[finite])
-    ratio = torch.cat(ratios)
-    torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-2, atol=0.0)
+def test_who_was_not_sampled_stays_known_in_the_space_of_the_round(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """It is nearer to what the client would tell now than what it told then, under another universal expert."""
+    steps = calls_of(monkeypatch, DisUE, "step")
+    result = run(clients=16, num_groups=4, num_clusters=4, fraction_train=0.25, num_server_rounds=5, seed=3)
+    federation = build_federation(result.config, 16)
+    told: dict[str, Signature] = {}
+    off: list[tuple[float, float]] = []
+    for step in steps:
+        opened, known = step.of.seen_under(step.given["state"], "mlp"), step.result.state.knowledge
+        fresh = {update.name: update.signature for update in step.given["updates"]}
+        told |= fresh
+        assert known.told.keys() == told.keys()
+        assert known.spaces["mlp"] is opened
+        model = build_model("mlp", (1, 8, 8), 10)
+        model.load_state_dict(opened)
+        for name, own in known.told.items():
+            data = federation.client(int(name.split("-")[1])).train
+            now = make_signature(model, data, torch.device("cpu"), federation.task, covariance="all")
+            assert torch.equal(own.label_counts, now.label_counts)
+            if name in fresh:
+                torch.testing.assert_close(own.prototypes, now.prototypes)
+            else:
+                distances = [float((one.prototypes - now.prototypes).norm()) for one in (own, told[name])]
+                off.append((distances[0], distances[1]))
+    assert len(off) == 20
+    moved, still = (sum(distances) for distances in zip(*off, strict=True))
+    assert moved < 0.5 * still
+
+
+def some_told(feature: float, classes: int = 3, features: int = 64) -> Signature:
+    return Signature(torch.ones(classes), torch.full((classes, features), feature))
+
+
+def in_rounds(steps: int = 0) -> DisUE:
+    server = Server(numbered_classes(3), "mlp", torch.device("cpu"), seed=0)
+    proxy = FixedProxy(torch.randn(40, 1, 4, 4, generator=torch.Generator().manual_seed(0)))
+    distillation = UniversalDistillation(server, proxy, TEACHERS["mean"], Distiller(steps=steps))
+    return DisUE(Planted(), distillation, DisUESettings())
+
+
+def test_a_sum_replaces_what_its_cluster_told_before(make_updates) -> None:  # type: ignore[no-untyped-def]
+    """Whichever of the clients its name is of; what another cluster told stays."""
+    method, state = in_rounds(), make_updates(1)[0].state
+    names = [f"client-{i}" for i in range(6)]
+    models, clusters = dict.fromkeys(names, "mlp"), dict(zip(names, (0, 0, 0, 1, 1, 1), strict=True))
+    begun = replace(method.begin(method.server.initial("mlp")), clusters=clusters)
+
+    def sums(*groups: tuple[str, float]) -> list[GroupSum]:
+        return [GroupSum(name, 2, state, state, 6, some_told(feature)) for name, feature in groups]
+
+    first = method.step(begun, sums(("client-0", 1.0), ("client-3", 2.0)), Round(1, models)).state
+    assert first.knowledge.told.keys() == {"client-0", "client-3"}
+    second = method.step(first, sums(("client-1", 3.0)), Round(2, models, clusters)).state
+    assert second.knowledge.told.keys() == {"client-1", "client-3"}
+    assert torch.equal(second.knowledge.told["client-1"].prototypes, some_told(3.0).prototypes)
+    assert second.knowledge.spaces["mlp"] is first.universals["mlp"]
+
+
+def test_what_a_client_told_of_data_that_it_has_no_more_is_forgotten(make_updates) -> None:  # type: ignore[no-untyped-def]
+    """Whether or not it trained on the new ones; if it did, what it tells of them counts."""
+    method = in_rounds()
+    updates = [replace(update, signature=some_told(1.0)) for update in make_updates(3)]
+    models = {update.name: "mlp" for update in updates}
+    begun = replace(method.begin(method.server.initial("mlp")), clusters=dict.fromkeys(models, 0))
+    first = method.step(begun, updates, Round(1, models)).state
+    assert first.knowledge.told.keys() == models.keys()
+    again = replace(updates[0], signature=some_told(2.0))
+    changed = frozenset({"client-0", "client-1"})
+    second = method.step(first, [again], Round(2, models, first.clusters, changed=changed)).state
+    assert second.knowledge.told.keys() == {"client-0", "client-2"}
+    assert torch.equal(second.knowledge.told["client-0"].prototypes, some_told(2.0).prototypes)
+
+
+def test_what_a_client_told_of_an_architecture_that_it_has_no_more_is_forgotten(make_updates) -> None:  # type: ignore[no-untyped-def]
+    """Also where nobody has that architecture any more, so that there is no space in which it could be."""
+    method = in_rounds()
+    updates = [replace(update, signature=some_told(1.0)) for update in make_updates(3)]
+    cnn = method.server.initial("cnn")
+    wide = some_told(1.0, features=cnn["head.weight"].shape[1])
+    of_cnn = replace(updates[2], start=cnn, state=cnn, signature=wide)
+    models = {"client-0": "mlp", "client-1": "mlp", "client-2": "cnn"}
+    clusters = dict.fromkeys(models, 0)
+    begun = replace(method.begin(method.server.initial("mlp")), clusters=clusters)
+    first = method.step(begun, [*updates[:2], of_cnn], Round(1, models)).state
+    assert first.knowledge.models == models
+    assert {team.model for team in first.experts} == {"cnn", "mlp"}
+    now = dict.fromkeys(models, "mlp")
+    second = method.step(first, updates[:1], Round(2, now, clusters)).state
+    assert second.knowledge.models == {"client-0": "mlp", "client-1": "mlp"}
+    assert {team.model for team in second.experts} == {"mlp"}
+
+
+def test_a_teacher_without_evidence_beside_its_experts_teaches() -> None:
+    """The guard then believes what they vote."""
+    halves = Weighing(torch.full((2, 40, 1), 0.5))
+    distillation = replace(in_rounds(steps=200).distillation, teacher=lambda inputs: halves)
+    method = DisUE(Planted(), distillation, DisUESettings())
+    start = method.server.initial("mlp")
+    states = [get_state(build_model("mlp", (1, 4, 4), 3, seed)) for seed in (1, 2)]
+    updates = [ClientUpdate(f"client-{i}", start, own, 5, some_told(1.0)) for i, own in enumerate(states)]
+    begun = replace(method.begin(start), clusters={"client-0": 0, "client-1": 1})
+    step = method.step(begun, updates, Round(1, dict.fromkeys(begun.clusters, "mlp")))
+    assert step.metrics["num_teachers"] == 2
+    assert step.metrics["divergence_student"] < step.metrics["divergence_average"]
 
 
 def test_the_share_of_the_expert_in_the_start_is_learnt_for_each_cluster(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """From the losses of both models on the training data of the cluster's clients, computed here from their states."""
     evaluated, begun = (calls_of(monkeypatch, DisUE, name) for name in ("after_evaluation", "starts"))
     groups = {"clients": 6, "num_clusters": 2, "scenario": "label-swap", "num_groups": 2, "seed": 4}
-    result = run(**groups, initialisation="learned", num_server_rounds=4, local_epochs=3)
+    result = run(**groups, initialisation="learned", num_server_rounds=4, local_epochs=3, calibration_epochs=0)
     federation = build_federation(result.config, 6)
     state, learnt = evaluated[0].given["state"], [call.result.state.expert_shares for call in evaluated]
     model = build_model("mlp", (1, 8, 8), 10).eval()
@@ -385,14 +498,18 @@ def test_a_proxy_set_unlike_the_clients_data_teaches_less_and_clients_start_less
     settings = {"clients": 6, "num_clusters": 2, "scenario": "label-groups", "num_groups": 2, "num_server_rounds": 3}
     own = run(**settings, student_share=0.5)
     assert not any("proxy_coverage" in row for row in own.rows)
-    assert shares == [0.5] * 3
-    shares.clear()
     other = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
     coverages = [row["proxy_coverage"] for row in other.rows]
     assert max(coverages) < 0.3
-    assert shares == [0.5 * coverage for coverage in coverages]
+    assert shares == [1.0] * 6  # clients say what is taken of the student
+    shares.clear()
+    in_private = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}", privacy="dp")
+    assert shares == [0.5 * row["proxy_coverage"] for row in in_private.rows]
     for row, before in zip(other.rows, own.rows, strict=True):
         assert 0.0 < row["expert_share"] < row["proxy_coverage"] < before["expert_share"]
+    monkeypatch.setattr(flower, "best_shares", lambda *rest: {})  # nobody says which share is best
+    unanswered = run(**settings, student_share=0.5, proxy=f"path:{tmp_path}")
+    assert [row["student_share"] for row in unanswered.rows] == [0.5 * row["proxy_coverage"] for row in unanswered.rows]
 
 
 def test_images_of_the_clients_own_kind_are_covered_wholly(run, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
@@ -401,3 +518,43 @@ def test_images_of_the_clients_own_kind_are_covered_wholly(run, tmp_path, monkey
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     result = run(clients=6, num_clusters=2, num_groups=2, proxy=f"path:{tmp_path}")
     assert [row["proxy_coverage"] for row in result.rows] == [1.0, 1.0]
+
+
+SKEWED = {"clients": 12, "scenario": "dirichlet", "alpha": 0.1, "num_server_rounds": 4, "local_epochs": 2}
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_calibrated_heads_make_better_models_where_labels_are_skewed(run, seed: int) -> None:  # type: ignore[no-untyped-def]
+    calibrated, plain = run(**SKEWED, seed=seed), run(**SKEWED, seed=seed, calibration_epochs=0)
+    assert calibrated.summary["universal_accuracy"] > plain.summary["universal_accuracy"]
+    assert calibrated.summary["expert_accuracy"] > plain.summary["expert_accuracy"]
+
+
+def test_of_every_expert_and_of_the_universal_expert_the_head_is_calibrated_on_what_its_clients_told(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    """In their own features; the universal expert last, on what all told. No label prior is left in them."""
+    calls, steps = calls_of(monkeypatch, Calibrator, "calibrated"), calls_of(monkeypatch, DisUE, "step")
+    run(clients=8, num_clusters=2, num_groups=2, num_server_rounds=1)
+    (step,) = steps
+    state = step.result.state
+    members = {k: sum(own == k for own in state.clusters.values()) for k in (0, 1)}
+    assert [[len(told) for told in call.given["told"]] for call in calls] == [[members[0], members[1]], [8]]
+    assert [call.result for call in calls] == [[*state.experts.values()], [state.universals["mlp"]]]
+    for before, after in [pair for call in calls for pair in zip(call.given["models"], call.result, strict=True)]:
+        assert all(torch.equal(before[name], after[name]) for name in before if not name.startswith("head."))
+        assert not torch.equal(before["head.weight"], after["head.weight"])
+    assert all(torch.equal(prior, torch.full((10,), 0.1).log()) for prior in state.priors.values())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"share_label_counts": False}, {"privacy": "secure", "prototypes": "cluster"}, {"calibration_epochs": 0}],
+    ids=["no label counts", "sums", "switched off"],
+)
+def test_where_clients_do_not_tell_how_each_class_varies_heads_stay(
+    run, monkeypatch: pytest.MonkeyPatch, settings: dict[str, object]
+) -> None:  # type: ignore[no-untyped-def]
+    calls = calls_of(monkeypatch, Calibrator, "calibrated")
+    run(clients=6, num_clusters=2, num_groups=2, **settings)
+    assert not calls

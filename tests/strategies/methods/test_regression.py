@@ -15,9 +15,10 @@ from client_app.train import train
 from disue.data import Examples
 from disue.errors import ConfigError
 from disue.metrics import predict_logits
-from disue.models import State, build_model, fill, get_state
+from disue.models import State, build_model, fill, get_state, same_model
 from disue.objective import PLAIN
 from disue.seeding import torch_rng
+from disue.signature import NOTHING
 from disue.tasks import Regression
 from server_app.build import make_strategy
 from server_app.config import RunConfig
@@ -108,8 +109,9 @@ def test_the_student_learns_the_experts_outputs_weighted_by_how_near_their_clien
 
     fill(model, state.initial)
     features = predict_logits(model.body, proxy, CPU)
-    known = [state.knowledge[Team(k, "mlp")] for k in (0, 1)]
-    near = in_common_units([own.distances(features) for own in known], [features] * 2)
+    told = [[own for name, own in state.knowledge.told.items() if state.clusters[name] == k] for k in (0, 1)]
+    squared = [torch.cdist(features, torch.cat([one.prototypes for one in own])).square() for own in told]
+    near = in_common_units([own.amin(dim=1, keepdim=True) for own in squared], [features] * 2)
     assert near.shape == (2, 200, 1)
     gate = np.exp(-near[..., 0].double().numpy())
     vote = sum((gate / gate.sum(axis=0))[k][:, None] * said(experts[k]) for k in (0, 1))
@@ -141,13 +143,14 @@ def test_who_taught_is_told_for_the_one_stratum(taught) -> None:  # type: ignore
 def test_what_clients_say_of_both_models_is_bounded_by_the_loss_of_saying_the_mean() -> None:
     asked: list[float] = []
 
-    def compare(taught: object, averages: object, caps: Caps, loss_unit: float) -> set[str]:
+    def compare(students: object, averages: object, caps: Caps, loss_unit: float) -> dict[str, float]:
         asked.append(loss_unit)
-        return {"mlp"}
+        return {"mlp": 0.0}
 
-    _, step = stepped(Round(1, MODELS, fitted_better_by_average=compare), clients_compare=True)
+    _, step = stepped(Round(1, MODELS, best_shares=compare), clients_compare=True)
     assert asked == [1.0]
-    assert step.state.universals["mlp"] is step.averages["mlp"]
+    assert same_model(step.state.universals["mlp"], step.averages["mlp"])
+    assert (step.metrics["guard_kept_average"], step.metrics["student_share"]) == (1, 0.0)
 
 
 # --- what a run's settings make of it --------------------------------------------------------------
@@ -162,9 +165,9 @@ def test_proxy_sets_of_pictures_are_refused(proxy: str) -> None:
 def test_the_strategy_expects_one_prototype_of_each_client() -> None:
     config = RunConfig(model="mlp", proxy="holdout", signature="initial-prototypes")
     strategy = make_strategy(config, ClientRegistry(0), Rows(), CPU)
-    assert strategy.descriptions.shape == (1, 64)
+    assert strategy.descriptions.shape == (1, 65)
     assert isinstance(strategy.collector, PlainCollector)
-    assert strategy.collector.num_strata == 1
+    assert strategy.collector.parts.num_strata == 1
     fedavg = make_strategy(RunConfig(model="mlp", method="fedavg"), ClientRegistry(0), Rows(), CPU)
     assert isinstance(fedavg.collector, PlainCollector)
-    assert fedavg.collector.num_strata == 0
+    assert fedavg.collector.parts == NOTHING

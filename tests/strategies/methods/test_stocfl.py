@@ -16,6 +16,7 @@ from disue.errors import ConfigError
 from disue.models import State, flatten
 from disue.naming import client_name
 from strategies.methods.stocfl import StoCFL, merged
+from strategies.rounds.round import Round
 from strategies.teams import Team
 
 WEIGHT = 0.7
@@ -84,6 +85,27 @@ def test_clients_are_met_one_after_the_other_and_join_whom_they_are_like(run) ->
     result = run(method="stocfl", clients=12, fraction_train=0.25, num_server_rounds=8)
     assert all(row["ari"] == 1.0 for row in result.rows if row["num_clusters"] > 1)
     assert result.summary["num_clusters"] == 3
+
+
+def test_a_client_whose_data_changed_is_met_anew(make_updates) -> None:  # type: ignore[no-untyped-def]
+    """It joins whom it is like now, as soon as it takes part; until then it is in no cluster."""
+    method, updates = StoCFL("mlp"), make_updates(4)
+    kinds = {"client-0": at(0), "client-1": at(5), "client-2": at(90), "client-3": at(95)}
+    models = dict.fromkeys(kinds, "mlp")
+    first = method.assign(method.begin(initial()), updates, Round(1, models, descriptions=kinds)).state
+    east, north = (first.clusters[name] for name in ("client-0", "client-2"))
+    assert first.clusters == {"client-0": east, "client-1": east, "client-2": north, "client-3": north}
+    moved = kinds | {"client-1": at(92)}
+    stays = method.assign(first, updates, Round(2, models, descriptions=moved)).state
+    assert stays.clusters == first.clusters
+    changed = frozenset({"client-1"})
+    away = method.assign(first, updates[:1], Round(2, models, descriptions=moved, changed=changed)).state
+    assert away.clusters == {"client-0": east, "client-2": north, "client-3": north}
+    for before, round in (
+        (away, Round(3, models, descriptions=moved)),
+        (first, Round(2, models, descriptions=moved, changed=changed)),
+    ):
+        assert method.assign(before, updates, round).state.clusters == first.clusters | {"client-1": north}
 
 
 def test_with_a_threshold_that_nothing_meets_every_client_is_alone(run) -> None:  # type: ignore[no-untyped-def]

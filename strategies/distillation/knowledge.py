@@ -1,0 +1,100 @@
+"""What the experts' clients told of their data, in the feature space of the newest universal expert.
+
+There is one feature space for each architecture. What clients told in an earlier round is moved there (`moving`), so
+that those count who were not sampled this round.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from disue.covariance import looked_at
+from disue.models import State, same_model
+from disue.signature import Signature
+from strategies.distillation.moving import Move
+from strategies.distillation.server import Server
+from strategies.stored import stored
+
+stored(Signature)
+ENOUGH = 500
+"""Samples on which two spaces are compared: with four times as many heads came out alike within 0.002."""
+
+
+@stored
+@dataclass(frozen=True)
+class Knowledge:
+    """See the module.
+
+    Attributes
+    ----------
+    told : mapping of client to Signature
+        What clients told last; of a group whose sum the server got, what it told together, under one of its names.
+    models : mapping of client to str
+        Their architectures.
+    spaces : mapping of architecture to State
+        The universal experts in whose features that is.
+    """
+
+    told: Mapping[str, Signature]
+    models: Mapping[str, str]
+    spaces: Mapping[str, State]
+
+    @classmethod
+    def nothing(cls) -> Self:
+        """Return that nobody told anything."""
+        return cls({}, {}, {})
+
+    def moved(self, server: Server, spaces: Mapping[str, State], inputs: Tensor | None) -> "Knowledge":
+        """Return what is known in other spaces; of those that cannot be compared with the old ones, nothing.
+
+        ``inputs``: (samples, *shape), on which they are compared, or None.
+        """
+        known = self
+        for model in sorted(set(self.models.values())):
+            of_model = [name for name in self.told if self.models[name] == model]
+            before, after = self.spaces[model], spaces[model]
+            if same_model(before, after):
+                continue
+            if inputs is None:
+                known = known.less(of_model)
+                continue
+            (told,) = self.under(server, [after], model, [of_model], inputs)
+            known = replace(known, told={**known.told, **dict(zip(of_model, told, strict=True))})
+        return replace(known, spaces=dict(spaces))
+
+    def under(
+        self, server: Server, states: Sequence[State], model: str, names: Sequence[Sequence[str]], inputs: Tensor
+    ) -> list[list[Signature]]:
+        """Return what clients of an architecture told as they would tell it of the features of other models of it.
+
+        ``names``: for each of the ``states``, the clients whose knowledge is asked for. ``inputs`` as in `moved`; some
+        of them do.
+        """
+        some = torch.linspace(0, len(inputs) - 1, min(len(inputs), ENOUGH)).long()
+        before = server.features(self.spaces[model], inputs, model)[some]
+        found = []
+        for state, own in zip(states, names, strict=True):
+            told = [self.told[name] for name in own]
+            if not same_model(state, self.spaces[model]):
+                told = list(map(Move.between(before, server.features(state, inputs, model)[some]), told))
+            found.append(told)
+        return found
+
+    def less(self, names: Sequence[str]) -> "Knowledge":
+        """Return what the others told."""
+        left_out = set(names)
+        told = {name: own for name, own in self.told.items() if name not in left_out}
+        return replace(self, told=told, models={name: self.models[name] for name in told})
+
+    def with_told(self, told: Mapping[str, Signature], models: Mapping[str, str]) -> "Knowledge":
+        """Return what is known after clients told something, in the present spaces."""
+        known = {**self.models, **{name: models[name] for name in told}}
+        return replace(self, told={**self.told, **told}, models=known)
+
+
+def features_of(server: Server, state: State, inputs: Tensor, model: str) -> Tensor:
+    """Return the features that covariances are of, (samples, features)."""
+    return looked_at(server.features(state, inputs, model))

@@ -1,0 +1,57 @@
+"""What clients' features are like under a model: how many examples, which mean and which covariance, class by class."""
+
+from collections.abc import Mapping, Sequence
+from logging import WARNING
+
+from flwr.common.logger import log
+
+from disue.errors import WireError
+from disue.models import State
+from disue.signature import Signature
+from disue.tasks import ImageClassification
+from disue.wire import FeaturesReply, FeaturesRequest, Records, error_reason
+from strategies.rounds.comparing import Ask
+from strategies.rounds.registry import Client
+
+
+def told_features(
+    ask: Ask,
+    clients: Sequence[Client],
+    server_round: int,
+    models: Mapping[str, State],
+    num_strata: int,
+    task: ImageClassification | None,
+) -> dict[str, Signature]:
+    """Return what clients say of their features, by client, sorted by name.
+
+    A client that does not answer, or not as it must, is left out, and the log says so.
+
+    Parameters
+    ----------
+    ask : callable
+        Sends messages and returns the answers.
+    clients : sequence of Client
+        Who is asked, each under the model of its own architecture.
+    server_round : int
+    models : mapping of architecture to State
+    num_strata : int
+        Of which there are a count, a mean and a covariance each.
+    task : ImageClassification or None
+        What clients with own data are told.
+    """
+    asked = {client.node_id: client for client in clients if client.model in models}
+    record = Records()
+    messages = [
+        FeaturesRequest(models[client.model], server_round, task).to_message(client.node_id, record)
+        for client in asked.values()
+    ]
+    told: dict[str, Signature] = {}
+    for reply in ask(messages) if messages else ():
+        client = asked[reply.metadata.src_node_id]
+        try:
+            if reply.has_error():
+                raise WireError(error_reason(reply))
+            told[client.name] = FeaturesReply.from_message(reply, num_strata, models[client.model]).signature
+        except WireError as error:
+            log(WARNING, "%s told nothing of its features: %s", client.name, error)
+    return dict(sorted(told.items()))
