@@ -141,6 +141,10 @@ class Signature:
         if float(counts.sum()) < FEWEST_COUNTED:
             raise ValueError("the signature counts no example")
 
+    def counts_with_prototypes(self) -> Tensor:
+        """Return the label counts, (classes,), of those classes that it has a prototype of, which is not all zeros."""
+        return self.label_counts * (self.prototypes != 0).any(dim=1)
+
     def counting(self, most: float) -> Self:
         """Return it with label counts that are no more than so many together."""
         total = float(self.label_counts.sum())

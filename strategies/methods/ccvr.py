@@ -141,10 +141,16 @@ class CCVR(Method[CCVRState]):
         return Step(replace(state, universals={self.main: calibrated}, average=average), {self.main: average})
 
     def _believed(self, told: Mapping[str, Signature]) -> list[Signature]:
-        """Return what clients told, as far as it is believed: none counts for much more than the others."""
-        examples = {name: float(own.label_counts.sum()) for name, own in told.items()}
+        """Return what clients told, as far as it is believed: none counts for much more than the others.
+
+        A class that a client counts and has no prototype of does not count, as only zeros stand there.
+        """
+        known = {name: own.counts_with_prototypes() for name, own in told.items()}
+        known = {name: counts for name, counts in known.items() if float(counts.sum()) >= FEWEST_COUNTED}
+        told = {name: replace(told[name], label_counts=counts) for name, counts in known.items()}
+        examples = {name: float(counts.sum()) for name, counts in known.items()}
         counted = self.caps.examples(examples, "label-counts")
-        bounded = self.caps.covariances({name: own.counting(counted[name]) for name, own in told.items()})
+        bounded = self.caps.covariances({name: told[name].counting(most) for name, most in counted.items()})
         believed, limit = list(bounded.values()), self.settings.prototype_limit
         if not believed or not limit:
             return believed

@@ -532,10 +532,9 @@ class DisUE(Method[DisUEState]):
         return {name: replace(own, label_counts=counts[name]) for name, own in left.items()}
 
     def _counted(self, signature: Signature) -> Tensor:
-        """Return the label counts, (classes,), of the classes that it has a prototype of: other than zeros."""
-        has_point = (signature.prototypes != 0).any(dim=1)
-        shared = self.distillation.label_counts_shared
-        return (signature.label_counts if shared else (signature.label_counts > 0).float()) * has_point
+        """Return the label counts, (classes,), of the classes that it has a prototype of."""
+        counts = signature.counts_with_prototypes()
+        return counts if self.distillation.label_counts_shared else (counts > 0).float()
 
     def _mixed(
         self, lesson: Lesson, averages: Mapping[str, State], round: Round

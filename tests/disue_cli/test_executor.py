@@ -35,29 +35,25 @@ if __name__ == "__main__":
     executor.run_clientapp = probe.answer
     executor.hide_command()
     starter = executor.ForkingExecutor()
-    for token in sys.argv[1:]:
+    for token in ("secret", "wait"):
         spec = ExecutionSpec(TaskType.CLIENT_APP, "localhost:9094", token, True, None, False, 12, False, 1)
         print(starter.launch(spec).status)
-    if sys.argv[-1] == "wait":
-        starter.close()
-    for process in starter.started:
-        process.join()
-    print([process.exitcode for process in starter.started])
+    first, second = starter.started
+    first.join()
+    starter.close()
+    second.join()
+    print([first.exitcode, second.exitcode])
 """
 
 
-def launched(directory: Path, *tokens: str) -> list[str]:
-    """Return what is printed where client processes are started with these tokens."""
-    (directory / "probe.py").write_text(PROBE)
-    (directory / "script.py").write_text(SCRIPT)
-    command = [sys.executable, str(directory / "script.py"), *tokens]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, timeout=60)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
-
-
 def test_a_forked_client_has_the_imports_of_others_already_and_none_of_ours(tmp_path: Path) -> None:
-    status, told, end = launched(tmp_path, "secret")
+    """And one that still runs is ended with the executor."""
+    (tmp_path / "probe.py").write_text(PROBE)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, str(tmp_path / "script.py")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    (told,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
     seen = json.loads(told)
     assert seen["arguments"] == {
         "runtime_api_address": "localhost:9094",
@@ -71,11 +67,8 @@ def test_a_forked_client_has_the_imports_of_others_already_and_none_of_ours(tmp_
     assert not before & {*PACKAGES, "disue_cli"}
     others = {name for name in after - before if name not in sys.stdlib_module_names and not name.startswith("_")}
     assert others == {"client_app", "disue"}
-    assert [status, end] == ["accepted", "[0]"]
-
-
-def test_what_still_runs_is_ended_with_the_executor(tmp_path: Path) -> None:
-    assert launched(tmp_path, "wait") == ["accepted", "[-15]"]
+    assert done.stdout.count("accepted") == 2
+    assert done.stdout.endswith("[0, -15]\n")
 
 
 def test_every_other_process_is_started_as_flower_does(monkeypatch: pytest.MonkeyPatch) -> None:

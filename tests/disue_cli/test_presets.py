@@ -395,7 +395,7 @@ def test_a_preset_runs_in_a_small_size(  # type: ignore[no-untyped-def]
     words += ["--methods", ",".join(methods)] if methods else []
     out, _ = said(
         *("compare", "--preset", name, "--clients", clients, "--seeds", "7,", "--target-accuracy", "0.05"),
-        *(*words, "--workers", "2", "--output", tmp_path / "out"),
+        *(*words, "--workers", "1", "--output", tmp_path / "out"),
     )
     assert f"preset {name}: {clients} clients, num-server-rounds=2 " in out
     assert (f"no files in {files}, so fashion-mnist is taken" in out) == (name == "paper")

@@ -245,8 +245,8 @@ def test_who_does_not_answer_is_left_out_with_a_warning(run, monkeypatch, messag
 
 def test_its_keys_reach_the_method(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     steps = calls_of(monkeypatch, CCVR, "step")
-    run(method="ccvr", num_server_rounds=1)
-    own = {"virtual_features": 20, "calibration_epochs": 2, "calibration_learning_rate": 0.5, "calibration_share": 0.3}
+    run(method="ccvr", num_server_rounds=1, calibration_epochs=CCVRSettings().calibration_epochs)
+    own = {"virtual_features": 20, "calibration_epochs": 3, "calibration_learning_rate": 0.5, "calibration_share": 0.3}
     run(method="ccvr", num_server_rounds=1, prototype_limit=2.0, **own)
     usual, given = (vars(expected) for expected in (CCVRSettings(), CCVRSettings(prototype_limit=2.0, **own)))
     assert [{key: getattr(step.of.settings, key) for key in usual} for step in steps] == [usual, given]
@@ -286,6 +286,17 @@ def test_a_client_counts_for_so_many_times_the_median_of_the_others_examples_at_
     found, expected = calibrated(claimed, Caps(10.0)), calibrated(capped)
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+def test_a_class_counts_nothing_that_a_client_counts_and_has_no_prototype_of() -> None:
+    told, seldom = telling(9), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    own = replace(told, label_counts=told.label_counts * seldom, prototypes=told.prototypes * seldom.unsqueeze(1))
+    liar = replace(own, label_counts=torch.maximum(own.label_counts, torch.full((CLASSES,), 10.0)))
+    expected = calibrated({**HONEST, "own": own})
+    assert same_model(calibrated({**HONEST, "own": liar}), expected)
+    nothing = replace(told, prototypes=torch.zeros_like(told.prototypes))
+    assert same_model(calibrated({**HONEST, "own": nothing}), calibrated(HONEST))
+    assert same_model(calibrated({"own": nothing}), Server(numbered_classes(CLASSES), "mlp", CPU, 0).initial("mlp"))
 
 
 def test_a_prototype_that_is_far_from_the_others_does_not_count_where_that_is_limited() -> None:

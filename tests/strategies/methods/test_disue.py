@@ -63,7 +63,7 @@ def test_clients_of_one_kind_are_one_cluster_and_without_evidence_the_universal_
 
 def test_one_cluster_is_taught_what_its_clients_told_and_is_better_than_its_average(run) -> None:  # type: ignore[no-untyped-def]
     settings = {"clients": 8, "scenario": "dirichlet", "alpha": 0.1, "num_clusters": 1, "num_server_rounds": 4}
-    for seed in (0, 1, 2):
+    for seed in (0, 1):
         result = run(**settings, seed=seed)
         for row in result.rows[1:]:
             assert row["num_clusters"] == row["num_teachers"] == 1
@@ -118,7 +118,8 @@ def test_what_clients_start_from(run, monkeypatch, initialisation: str) -> None:
 )
 @pytest.mark.parametrize("clusterer", ["kmeans", "agglomerative", "spectral", "bipartition", "edc"])
 def test_every_signature_goes_with_every_clusterer(run, signature: str, clusterer: str) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14)
+    settings = {"num_server_rounds": 1, "distill_steps": 0, "calibration_epochs": 0}
+    result = run(clients=9, signature=signature, clusterer=clusterer, num_clusters=3, seed=14, **settings)
     assert result.summary["num_clusters"] == 3
     assert result.summary["ari"] == 1.0
 
@@ -132,7 +133,7 @@ def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str
         for kind, name in ((UniversalDistillation, "teach"), (TeacherEnsemble, "inputs"))
     )
     learnt = calls_of(monkeypatch, Distiller, "distil")
-    settings = {"clients": 9, "num_server_rounds": 6, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
+    settings = {"clients": 9, "num_server_rounds": 4, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
     result = run(**settings, teacher=teacher, local_loss=local_loss, calibration_epochs=0)
     inputs, targets = looked[-1].result, learnt[-1].given["targets"]
     priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["ensemble"].voters])
