@@ -10,6 +10,7 @@ themselves. Prints a table in Markdown.
 """
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from statistics import mean
@@ -45,7 +46,7 @@ def fitted_shares(sketches: Tensor, class_means: Tensor, project: Tensor, seed: 
     sketches : (clients, dimension) tensor
     class_means : (classes, features) tensor
         Of public images.
-    project : (classes * features, dimension) tensor
+    project : (classes * (features + 1), dimension) tensor
     seed : int
         Of the starts, of which each client's best is taken.
     """
@@ -54,14 +55,20 @@ def fitted_shares(sketches: Tensor, class_means: Tensor, project: Tensor, seed: 
     logits = (3.0 * torch.randn(STARTS, clients, classes, generator=rng)).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=0.1)
     for _ in range(STEPS):
-        roots = logits.softmax(dim=-1).sqrt()
-        described = F.normalize((roots.unsqueeze(-1) * class_means).flatten(start_dim=2), dim=-1)
-        errors = (described @ project - sketches).square().sum(dim=-1)
+        errors = (described(logits.softmax(dim=-1), class_means) @ project - sketches).square().sum(dim=-1)
         optimizer.zero_grad()
         errors.sum().backward()
         optimizer.step()
     best = errors.argmin(dim=0)
     return logits.detach().softmax(dim=-1)[best, torch.arange(clients)]
+
+
+def described(shares: Tensor, class_means: Tensor) -> Tensor:
+    """Return what clients with these label shares, (..., classes), would tell: `initial_prototypes`, flattened."""
+    roots = shares.sqrt().unsqueeze(-1)
+    points = roots * (class_means - (shares @ class_means).unsqueeze(-2))
+    scaled = F.normalize(points.flatten(start_dim=-2), dim=-1).view_as(points)
+    return torch.cat([scaled, roots], dim=-1).flatten(start_dim=-2) / math.sqrt(2.0)
 
 
 def clusters(vectors: list[Tensor], seed: int) -> list[int]:
@@ -76,17 +83,17 @@ def measure(dataset: str, scenario: str, seed: int, sizes: list[int]) -> tuple[d
     task = federation.task
     model = build_model(config.model, task.shape, task.num_classes, seed)
     data = [federation.client(i).train for i in range(federation.num_clients)]
-    described = [initial_prototypes(model, own, CPU, task, True) for own in data]
+    told = [initial_prototypes(model, own, CPU, task, True) for own in data]
     counts = torch.stack([task.count_strata(own.y) for own in data])
     shares = counts / counts.sum(dim=1, keepdim=True)
     class_means = make_signature(model, public(federation), CPU, task).prototypes
     off = {"none": float((shares - shares.mean(dim=0)).abs().sum(dim=1).mean()) / 2}
     alike: dict[str, float] = {}
-    exact = clusters(described, seed)
+    exact = clusters(told, seed)
     for size in sizes:
-        sketches = [sketch(own, size, seed) for own in described]
+        sketches = [sketch(own, size, seed) for own in told]
         alike[str(size)] = float(adjusted_rand_score(exact, clusters(sketches, seed)))
-        project = torch.cat([sketch(axis, size, seed) for axis in torch.eye(class_means.numel())])
+        project = torch.cat([sketch(axis, size, seed) for axis in torch.eye(told[0].numel())])
         guessed = fitted_shares(torch.cat(sketches), class_means, project, seed)
         off[str(size)] = float((shares - guessed).abs().sum(dim=1).mean()) / 2
     return off, alike

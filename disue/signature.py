@@ -102,8 +102,9 @@ class Signature:
     prototypes: Annotated[
         Tensor,
         Arrays(
-            "one more point that proxy samples are compared with; with `method=ccvr` part of the mean around which "
-            "features of its class are drawn; `prototype-limit` leaves out what lies far from the others'",
+            "part of the means from which the gate and the evidence are made, and around which features of its class "
+            "are drawn to calibrate heads; each counts up to `max-fit` times the median length of the others' longest, "
+            "and `prototype-limit` leaves out what lies far from the others'",
             record="signature",
             high=LARGEST_FEATURE,
             shape="(classes, features)",
@@ -113,8 +114,8 @@ class Signature:
         Tensor | None,
         Arrays(
             "part of the mean, weighted by examples, in whose units proxy samples are compared with prototypes, and of "
-            "that with which features of its class are drawn; its trace, of several their mean over the examples, "
-            "counts up to `max-fit` times the median of the others'",
+            "that with which features of its class are drawn; its trace, of several their mean over the examples and "
+            "then the largest, counts up to `max-fit` times the median of the others'",
             record="signature",
             high=LARGEST_COVARIANCE,
             shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false` the upper triangle of "

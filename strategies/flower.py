@@ -403,8 +403,10 @@ class FederatedStrategy(Strategy):
     ) -> dict[str, float]:
         """Ask a few of the clients; see `Round`."""
         number, clients = attempt.stats.server_round, len(self.registry.clients)
+        if not clients:
+            return {}
         return best_shares(
-            partial(attempt.ask, phase="evaluation"),
+            attempt.ask,
             self.registry.sample(num_asked(clients) / clients, "compare", number),
             number,
             students,

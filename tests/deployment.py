@@ -61,10 +61,12 @@ class Deployment:
         """Return all that runs, also what was started later with `start`."""
         return [p for p in psutil.Process().children(recursive=True) if p.pid != self.shell.pid]
 
-    def start(self, command: list[str], log: str) -> "subprocess.Popen[bytes]":
-        """Start a command as the blocks do, with its output in a file."""
+    def start(self, command: list[str], log: str, *, forks: bool = True) -> "subprocess.Popen[bytes]":
+        """Start a command as the blocks do, with its output in a file; a node without forks as Flower has it."""
+        first, *rest = self.environment["PATH"].split(os.pathsep)
+        environment = self.environment | {"PATH": os.pathsep.join([first, *rest] if forks else rest)}
         with (self.work / "logs" / log).open("w") as file:
-            return subprocess.Popen(command, cwd=self.work, env=self.environment, stdout=file, stderr=subprocess.STDOUT)
+            return subprocess.Popen(command, cwd=self.work, env=environment, stdout=file, stderr=subprocess.STDOUT)
 
     def log(self, name: str) -> str:
         """Return what a process has written so far."""
@@ -86,17 +88,16 @@ class Deployment:
 
 
 @contextmanager
-def deployed(work: Path, *labels: str, forked: bool = True, timeout: float = 900.0) -> Iterator[Deployment]:
+def deployed(work: Path, *labels: str, timeout: float = 900.0) -> Iterator[Deployment]:
     """Run the labelled blocks in ``work``, which stands for the project's directory; stop everything at the end.
 
-    Fails where one of their commands does. ``forked``: where Flower starts its executor, `disue executor` comes in its
-    place, which leaves seconds of imports for each message out.
+    Fails where one of their commands does. Where Flower starts its executor, `disue executor` comes in its place, which
+    leaves seconds of imports for each message out.
     """
     (work / "docker").symlink_to(ROOT / "docker")
     # Where a dozen processes want two cores, Flower's SuperLink waits too long for its database, and ends its executor.
     stands_for(work / "first" / "flower-superlink", f"nice -n -10 {BIN}/flower-superlink")
-    if forked:
-        stands_for(work / "first" / "flower-superexec", f"{BIN}/disue executor")
+    stands_for(work / "first" / "flower-superexec", f"{BIN}/disue executor")
     environment = os.environ | {
         "FLWR_HOME": str(work / "flwr"),
         "PATH": os.pathsep.join([str(work / "first"), str(BIN), os.environ["PATH"]]),

@@ -7,9 +7,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from tests_support import numbered_classes
 
 from benchmarks import regression, startup
 from benchmarks.regression import EXPECTED, Expected
+from benchmarks.sketches import described
+from client_app.describe import initial_prototypes, make_signature
+from disue.data import Examples
+from disue.models import build_model
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 RUN_ALL = """
@@ -79,3 +85,13 @@ def test_a_script_that_became_slower_fails_the_check_if_it_is_again(
 
 def test_the_client_whose_start_is_measured_trains() -> None:
     subprocess.run([sys.executable, "-c", startup.CLIENT], check=True)
+
+
+def test_who_fits_label_shares_to_sketches_knows_what_a_client_tells() -> None:
+    """With the client's own class means what is played is the description itself, but for rounding."""
+    task = numbered_classes(4)
+    data = Examples(torch.randn(60, *task.shape, generator=torch.Generator().manual_seed(0)), torch.arange(60) ** 2 % 4)
+    model, cpu = build_model("mlp", task.shape, 4), torch.device("cpu")
+    counts = task.count_strata(data.y)
+    played = described(counts / counts.sum(), make_signature(model, data, cpu, task).prototypes)
+    torch.testing.assert_close(played, initial_prototypes(model, data, cpu, task).flatten())

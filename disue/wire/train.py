@@ -33,6 +33,8 @@ class TrainRequest:
         The universal expert, where the signature needs it and it is not the start itself.
     signature : bool
         Whether the reply should carry a signature.
+    covariance : bool
+        Whether it should tell how features vary around their means (`disue.signature.told_beside_updates`).
     digest : bool
         Whether it should carry a digest of the training data.
     memory : str

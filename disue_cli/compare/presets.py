@@ -70,11 +70,15 @@ PRESETS: dict[str, Preset] = {
             "disue:teacher=mean",
             "disue:teacher=class-weighted",
             "disue:teacher=confidence",
+            "disue:teacher=prototype",
             "disue:prototype-weight=0",
-            "disue:prior-correction=false",
             "disue:share-label-counts=false",
-            "disue:teacher=mean:prototype-weight=0:prior-correction=false",
-            "disue:student-share=1.0",
+            "disue:teacher=mean:prototype-weight=0:calibration-epochs=0",
+            # heads as they were averaged and taught; the average without momentum
+            "disue:calibration-epochs=0",
+            "disue:universal-momentum=0",
+            # what clients minimise
+            "disue:local-loss=balanced",
             # where an expert is used
             "disue:expert-prior=cluster",
             # phase U: on what

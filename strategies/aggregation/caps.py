@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from logging import WARNING
 
+import torch
 from flwr.common.logger import log
 from pydantic import Field
 from torch import Tensor
@@ -41,8 +42,8 @@ class CapSettings(Settings):
         ge=0.0,
         le=10**9,
         description="cap on a client's losses from which the blend of its cluster is learnt, as a multiple of the "
-        "median of the cluster's other clients, and on how far apart its losses on student and average lie; 0: no cap "
-        "but twice the loss of guessing",
+        "median of the cluster's other clients, on how far apart its losses on student and average lie, and on the "
+        "size of what it tells of its features; 0: no cap but twice the loss of guessing",
     )
 
 
@@ -117,33 +118,58 @@ class Caps:
     def gaps(self, said: Mapping[str, float], what: str) -> dict[str, float]:
         """Return how much better one model fits than another, each up to `max_fit` times the median of the others'.
 
-        So one client does not overrule two or more others that agree.
+        So with twice the median, as it is by default, one client does not overrule three or more others that agree.
         """
         sizes = {name: abs(gap) for name, gap in said.items()}
         counted = self._logged(what, sizes, capped(sizes, self.max_fit, usual=SMALLEST_GAP))
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
 
-    def covariances(self, told: Mapping[str, Signature]) -> dict[str, Signature]:
-        """Return signatures whose covariances are ones, with a trace up to `max_fit` times the median of the others'.
+    def features(self, told: Mapping[str, Signature]) -> dict[str, Signature]:
+        """Return signatures that tell of features no larger than up to `max_fit` times the median of the others'.
 
-        What a client tells of its features is not checked by itself: its matrix might have negative variances, or
-        such large ones that all samples are alike. Where there is a matrix for each stratum, or axes of it, all are
-        scaled alike, by the mean of their traces over the examples: few clients have a stratum in common.
+        What a client tells is not checked by itself: its prototypes may be far from all else, and its matrix have
+        negative variances, or such large ones that all samples are alike. Bounded are the length of each prototype, by
+        the longest of each other client, and the trace of the covariance. Where there is a matrix for each stratum, or
+        axes of it, all are scaled alike, by the mean of their traces over the examples; and then each has a trace
+        bounded by the largest of each other client. Few clients have a stratum in common, so that strata are not told
+        apart.
         """
-        known = {name: _as_one(own.covariance) for name, own in told.items() if own.covariance is not None}
-        traces = {name: _trace(told[name].label_counts, own) for name, own in known.items()}
-        counted = self._logged("covariance", traces, capped(traces, self.max_fit))
-        shares = {name: counted[name] / max(trace, 1e-300) for name, trace in traces.items()}
-        return {**told} | {
-            name: replace(told[name], covariance=own * (shares[name] ** 0.5 if own.ndim == 3 else shares[name]))
-            for name, own in known.items()
+        lengths = {name: own.prototypes.double().norm(dim=1) for name, own in told.items()}
+        shrink = self._largest("prototypes", lengths)
+        near = {
+            name: replace(own, prototypes=(own.prototypes.double() * shrink[name].unsqueeze(1)).float())
+            if bool((shrink[name] < 1.0).any())
+            else own
+            for name, own in told.items()
         }
+        known = {name: _as_one(own.covariance) for name, own in told.items() if own.covariance is not None}
+        traces = {name: _traces(own) for name, own in known.items()}
+        means = {name: _mean(told[name].label_counts, own) for name, own in traces.items()}
+        counted = self._logged("covariance", means, capped(means, self.max_fit))
+        alike = {name: counted[name] / max(mean, 1e-300) for name, mean in means.items()}
+        each = self._largest(
+            "a stratum's covariance",
+            {name: own * alike[name] * (told[name].label_counts > 0) for name, own in traces.items() if own.ndim == 1},
+        )
+        for name, own in known.items():
+            scale = alike[name] * each[name] if name in each else torch.tensor(alike[name])
+            if own.ndim == 3:
+                scale = scale.sqrt()
+            scaled = own * scale.float().view(-1, *(1,) * (own.ndim - 1))
+            near[name] = replace(near[name], covariance=scaled.view_as(own))
+        return near
+
+    def _largest(self, what: str, sizes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return by how much each of a client's sizes, (strata,), counts for less: the largest bounds the others'."""
+        most = {name: float(own.max()) for name, own in sizes.items()}
+        counted = self._logged(what, most, capped(most, self.max_fit))
+        return {name: (counted[name] / own.clamp(min=1e-300)).clamp(max=1.0) for name, own in sizes.items()}
 
     def _logged(
         self, what: str, said: Mapping[str, float], counted: dict[str, float], why: str = BY_OTHERS
     ) -> dict[str, float]:
         for name, number in said.items():
-            if counted[name] < number and (what, name) not in self._told:
+            if counted[name] < number * (1.0 - 1e-9) and (what, name) not in self._told:
                 self._told.add((what, name))
                 log(WARNING, "%s says %s of %.6g; it counts as %.6g, %s", name, what, number, counted[name], why)
         return counted
@@ -154,12 +180,14 @@ def _as_one(covariance: Tensor) -> Tensor:
     return covariance if covariance.ndim == 3 else triangle(positive(from_triangle(covariance)))
 
 
-def _trace(label_counts: Tensor, covariance: Tensor) -> float:
-    """Return the trace of a client's covariance; of one for each stratum their mean over its examples."""
-    if covariance.ndim == 1:
-        return float(from_triangle(covariance).trace())
+def _traces(covariance: Tensor) -> Tensor:
+    """Return the trace of a client's covariance, (), or of that of each stratum, (strata,), float64."""
     if covariance.ndim == 3:
-        traces = covariance.square().sum(dim=(1, 2))
-    else:
-        traces = from_triangle(covariance).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
-    return float(label_counts @ traces / label_counts.sum())
+        return covariance.double().square().sum(dim=(1, 2))
+    return from_triangle(covariance.double()).diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+
+
+def _mean(label_counts: Tensor, traces: Tensor) -> float:
+    """Return the mean of traces over a client's examples."""
+    counts = label_counts.double()
+    return float(traces if traces.ndim == 0 else counts @ traces / counts.sum())

@@ -64,6 +64,8 @@ class Calibrator:
     ) -> list[State]:
         """Return models of one architecture with heads that are calibrated, some of them at a time.
 
+        A model whose head would not be finite is returned as it is.
+
         Parameters
         ----------
         models : sequence of State
@@ -79,8 +81,13 @@ class Calibrator:
             samples = [drawn(*pooled(own), self.settings.virtual_features, generator) for own, generator in each]
             epochs, rate = self.settings.calibration_epochs, self.settings.calibration_learning_rate
             heads = trained_heads(some, samples, epochs, rate)
-            found += [model | head for model, head in zip(some, heads, strict=True)]
+            found += [model | head if finite(head) else model for model, head in zip(some, heads, strict=True)]
         return found
+
+
+def finite(state: State) -> bool:
+    """Return whether all numbers of a state are finite."""
+    return all(bool(tensor.isfinite().all()) for tensor in state.values())
 
 
 def pooled(told: Sequence[Signature]) -> tuple[Tensor, Tensor, Tensor]:
@@ -121,7 +128,8 @@ def drawn(
 ) -> tuple[Tensor, Tensor]:
     """Return features drawn from a normal distribution for each class, and their classes, in turn.
 
-    There are ``each`` times as many as classes. Classes of which nobody has an example have none, and the others more.
+    There are ``each`` times as many as classes. Classes of which there is less than one example have none, and the
+    others more.
     Parameters as `pooled` returns them.
 
     Returns
@@ -129,7 +137,7 @@ def drawn(
     features : (classes * each, features) tensor
     labels : (classes * each,) int64 tensor
     """
-    there = (counts > 0).nonzero().flatten()
+    there = (counts >= counts.max().clamp(max=1.0)).nonzero().flatten()
     labels = there[torch.arange(len(counts) * each) % len(there)]
     features = torch.empty(len(labels), means.shape[1])
     for i, (mean, root) in enumerate(zip(means[there], square_root(covariances[there]).float(), strict=True)):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from disue.covariance import looked_at
+from disue.fields import LARGEST_FEATURE
 from disue.models import State, same_model
 from disue.signature import Signature
 from strategies.distillation.moving import Move
@@ -74,12 +75,13 @@ class Knowledge:
         of them do.
         """
         some = torch.linspace(0, len(inputs) - 1, min(len(inputs), ENOUGH)).long()
-        before = server.features(self.spaces[model], inputs, model)[some]
+        before = bounded(server.features(self.spaces[model], inputs, model)[some])
         found = []
         for state, own in zip(states, names, strict=True):
             told = [self.told[name] for name in own]
             if not same_model(state, self.spaces[model]):
-                told = list(map(Move.between(before, server.features(state, inputs, model)[some]), told))
+                after = bounded(server.features(state, inputs, model)[some])
+                told = list(map(Move.between(before, after), told))
             found.append(told)
         return found
 
@@ -97,4 +99,9 @@ class Knowledge:
 
 def features_of(server: Server, state: State, inputs: Tensor, model: str) -> Tensor:
     """Return the features that covariances are of, (samples, features)."""
-    return looked_at(server.features(state, inputs, model))
+    return looked_at(bounded(server.features(state, inputs, model)))
+
+
+def bounded(features: Tensor) -> Tensor:
+    """Return features as far as clients may tell of them: those of a model that diverged are no numbers."""
+    return features.nan_to_num(0.0).clamp(-LARGEST_FEATURE, LARGEST_FEATURE)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from disue.covariance import MOST_FEATURES, from_triangle, looked_at, triangle
+from disue.fields import LARGEST_COVARIANCE, LARGEST_FEATURE
 from disue.signature import Signature
 
 RIDGE = 1e-3
@@ -72,7 +73,8 @@ class Move:
     def __call__(self, told: Signature) -> Signature:
         """Return what a client told in the space before as it would tell it in the space after."""
         there = told.label_counts > 0
-        moved = (told.prototypes.double() @ self.features.matrix + self.features.offset).float()
+        moved = told.prototypes.double() @ self.features.matrix + self.features.offset
+        moved = moved.clamp(-LARGEST_FEATURE, LARGEST_FEATURE).float()
         points = torch.where(there.unsqueeze(1), moved, 0.0)
         if told.covariance is None:
             return replace(told, prototypes=points)
@@ -85,4 +87,5 @@ class Move:
             squared = axes.square().sum(dim=(1, 2), keepdim=True)
             longer = (1.0 + self.features.left_over.trace() / squared.clamp(min=1e-30)).sqrt()
             covariance = torch.where(squared > 0.0, axes * longer, 0.0)
+        covariance = covariance.clamp(-LARGEST_COVARIANCE, LARGEST_COVARIANCE)
         return replace(told, prototypes=points, covariance=covariance.float())

@@ -5,8 +5,9 @@ section 4. Clients tell how many examples of each class they have, and the mean 
 the averaged model. The server pools these class by class, draws virtual features of each class from the normal
 distribution that they describe, and trains the head of the average on them, from where it is. Its body stays.
 
-The numbers by default are those of public code for CIFAR-10 (github.com/smduan/Fed-CCVR): 2,000 features of each class,
-ten epochs of SGD at 0.001 with momentum 0.9 and batches of 64. The paper calibrates once, after the last round. Here
+Features are drawn and heads trained as in method `disue`, with the same numbers by default. Public code for CIFAR-10
+(github.com/smduan/Fed-CCVR) draws 2,000 independent features of each class, and takes ten epochs of SGD at 0.001 with
+momentum 0.9 and batches of 64. The paper calibrates once, after the last round. Here
 the model of every round is calibrated, to be looked at; training goes on from the plain average.
 """
 
@@ -150,7 +151,7 @@ class CCVR(Method[CCVRState]):
         told = {name: replace(told[name], label_counts=counts) for name, counts in known.items()}
         examples = {name: float(counts.sum()) for name, counts in known.items()}
         counted = self.caps.examples(examples, "label-counts")
-        bounded = self.caps.covariances({name: told[name].counting(most) for name, most in counted.items()})
+        bounded = self.caps.features({name: told[name].counting(most) for name, most in counted.items()})
         believed, limit = list(bounded.values()), self.settings.prototype_limit
         if not believed or not limit:
             return believed

@@ -291,7 +291,10 @@ class DisUE(Method[DisUEState]):
             lesson = self.distillation.teach(ensemble, averages, state.priors, state.proxy, round.number)
         mixed, found = self._mixed(lesson, averages, round)
         with round.timed("distillation"):
-            universals = {m: self._calibrated(state, {ALL: own}, m, round).get(ALL, own) for m, own in mixed.items()}
+            universals = {
+                model: self._calibrated(state, {ALL: own}, model, round, lesson.coverage, passed).get(ALL, own)
+                for model, own in mixed.items()
+            }
         state = replace(
             state,
             universals={**state.universals, **universals},
@@ -397,41 +400,60 @@ class DisUE(Method[DisUEState]):
         return renewed, averages
 
     def _with_calibrated_experts(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> DisUEState:
-        """Return the state with heads calibrated on what their clients told; no label prior is in such a head."""
+        """Return the state with heads calibrated on what their clients told; no label prior is in such a head.
+
+        With ``expert-prior=cluster`` experts are used as they were trained. A proxy set that covers little tells little
+        of how features move: as far as it did in the last round heads are calibrated.
+        """
+        if self.settings.expert_prior == "cluster" and self.objective.local_loss != "balanced":
+            return state
         fresh = sorted({Team(state.clusters[update.name], round.models[update.name]) for update in updates})
         calibrated: dict[Team, State] = {}
         for model in sorted({team.model for team in fresh}):
             teams = [team for team in fresh if team.model == model]
             clusters = {team.cluster: state.experts[team] for team in teams}
-            found = self._calibrated(state, clusters, model, round)
+            found = self._calibrated(state, clusters, model, round, state.coverage)
             calibrated |= {team: found[team.cluster] for team in teams if team.cluster in found}
         num_strata = self.server.task.num_strata
         uniform = {team: torch.full((num_strata,), -math.log(num_strata)) for team in calibrated}
         priors = {**state.priors, **uniform}
         return replace(state, experts={**state.experts, **calibrated}, priors=priors)
 
-    def _calibrated(self, state: DisUEState, models: Mapping[int, State], model: str, round: Round) -> dict[int, State]:
+    def _calibrated(
+        self,
+        state: DisUEState,
+        models: Mapping[int, State],
+        model: str,
+        round: Round,
+        coverage: float,
+        trusted: Collection[int] = (),
+    ) -> dict[int, State]:
         """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads.
 
-        What the cluster's clients told counts. A model is left out if they did not tell of each class how its features
-        vary.
+        What the cluster's clients told counts, of `ALL` those of the trusted clusters. A model is left out if they did
+        not tell of each class how its features vary. The head is so far from the old to the new one as ``coverage``.
         """
         inputs = self.distillation.proxy.inputs(state.proxy, round.number)
         if not self.calibrator or inputs is None or not self.server.task.scores_strata:
             return {}
-        names = {cluster: self._telling_axes(state, model, cluster) for cluster in models}
+        names = {
+            cluster: self._telling_axes(state, model, trusted if cluster == ALL else {cluster}) for cluster in models
+        }
         there = [cluster for cluster in models if names[cluster]]
         if not there:
             return {}
         own = [models[cluster] for cluster in there]
         told = state.knowledge.under(self.server, own, model, [names[cluster] for cluster in there], inputs)
         rngs = [torch_rng(self.server.seed, "virtual features", round.number, model, cluster) for cluster in there]
-        return dict(zip(there, self.calibrator.calibrated(own, told, rngs), strict=True))
+        heads = self.calibrator.calibrated(own, told, rngs)
+        if coverage < 1.0:
+            heads = [interpolate(before, after, coverage) for before, after in zip(own, heads, strict=True)]
+        return dict(zip(there, heads, strict=True))
 
-    def _telling_axes(self, state: DisUEState, model: str, cluster: int) -> list[str]:
-        """Return the clients of an architecture and a cluster; nobody, unless all tell axes of each class."""
+    def _telling_axes(self, state: DisUEState, model: str, clusters: Collection[int]) -> list[str]:
+        """Return the clients of an architecture and of clusters; nobody, unless all tell axes of each class."""
         known = state.knowledge
-        names = [name for name, own in known.models.items() if own == model and cluster in (ALL, state.clusters[name])]
+        names = [name for name, own in known.models.items() if own == model and state.clusters[name] in clusters]
         covariances = [known.told[name].covariance for name in names]
         return names if all(own is not None and own.ndim == 3 for own in covariances) else []
 
@@ -517,19 +539,20 @@ class DisUE(Method[DisUEState]):
         """Return what clients told, as far as it is believed.
 
         Prototypes that lie too far from what others call so do not count. Nor does a class that a client counts and
-        has no prototype of, as only zeros stand there. A covariance is one, and no larger than the others allow.
+        has no prototype of, as only zeros stand there. The rest is no larger than the others allow.
         """
         told = {update.name: update.signature for update in updates if update.signature is not None}
         counts = {name: self._counted(signature) for name, signature in told.items()}
+        left: dict[str, Signature] = {}
         for model in sorted({round.models[name] for name in told}):
             names = [name for name in told if round.models[name] == model]
             if limit := self.settings.prototype_limit:
                 points = [told[name].prototypes for name in names]
                 believed = believed_counts([counts[name] for name in names], points, limit)
                 counts |= dict(zip(names, believed, strict=True))
-            told |= self.caps.covariances({name: told[name] for name in names})
-        left = {name: own for name, own in told.items() if float(counts[name].sum()) >= FEWEST_COUNTED}
-        return {name: replace(own, label_counts=counts[name]) for name, own in left.items()}
+            counted = [name for name in names if float(counts[name].sum()) >= FEWEST_COUNTED]
+            left |= self.caps.features({name: replace(told[name], label_counts=counts[name]) for name in counted})
+        return {name: left[name] for name in told if name in left}
 
     def _counted(self, signature: Signature) -> Tensor:
         """Return the label counts, (classes,), of the classes that it has a prototype of."""

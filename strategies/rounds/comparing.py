@@ -19,7 +19,7 @@ from strategies.rounds.registry import Client
 Ask = Callable[[list[Message]], Iterable[Message]]
 FEWEST_ASKED = 5
 LEAST_ASKED = 0.1
-"""Share of a round's clients that are asked, if these are more than the fewest: two models are sent to each."""
+"""Share of all clients that are asked, if these are more than the fewest: two models are sent to each."""
 
 
 def num_asked(clients: int) -> int:
@@ -41,9 +41,9 @@ def best_shares(
     """Return, for each architecture, the share of the student with the lowest loss on clients' training data.
 
     Each client's label prior is put into the logits of all. A loss counts up to twice that of guessing, and its
-    difference from the average's up to `Caps.max_fit` times the median of the others' differences: one client cannot
-    overrule others that agree. Clients that do not answer count for nothing; an architecture of which none does is
-    left out.
+    difference from the average's up to `Caps.max_fit` times the median of the others' differences: with twice, as it is
+    by default, one client cannot overrule three others that agree. Clients that do not answer count for nothing; an
+    architecture of which none does is left out.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Plain processes on one host, as docs/DEPLOY.md starts them and with Flower's own executor; nodes that are killed.
+"""Plain processes on one host, as docs/DEPLOY.md starts them, and nodes that are killed.
 
 One SuperLink for all tests, in the order of this file.
 """
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import tomli_w
 from clinics import SETTINGS, in_one_process, submission, summary_of
@@ -27,6 +28,7 @@ from deployment import (
     rows_of,
     simulate,
     wait_for,
+    words_of,
 )
 
 from disue_cli.engines.flower import copy_app
@@ -36,7 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial", forked=False) as deployment:
+    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial") as deployment:
         yield deployment
 
 
@@ -52,7 +54,10 @@ def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deploym
 def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_restarted(
     deployment: Deployment, tmp_path: Path
 ) -> None:
-    """The run is stopped, one node is killed, and the run goes on, to the end that it has in one process."""
+    """The run is stopped, one node is killed, and the run goes on, to the end that it has in one process.
+
+    The restarted node has Flower's own executor, which forks nothing.
+    """
     directory, state, app = deployment.work / "runs" / "state", deployment.work / "state", tmp_path / "app"
     for name in CLIENTS:
         node = deployment.process("flower-supernode", name)
@@ -81,9 +86,10 @@ def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_re
     node = deployment.process("flower-supernode", "clinic-b")
     restart = command_of(node)
     kill(node)
-    deployment.start(restart, "clinic-b.log")
+    node = psutil.Process(deployment.start(restart, "clinic-b.log", forks=False).pid)
     run = begin(settings | places | {"resume-from": str(directory)}, "state.log")
     assert run.wait(timeout=WAIT) == 0
+    assert any(Path(word).name == "flower-superexec" for own in node.children() for word in words_of(own))
     assert summary_of(directory)["status"] == "completed", deployment.log("state.log")[-4000:]
     assert list(state.iterdir()) == []
 

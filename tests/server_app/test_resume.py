@@ -424,7 +424,8 @@ def test_a_run_that_too_many_clients_stopped_goes_on_from_its_checkpoint(runs: P
 
 def test_a_round_that_was_repeated_says_so_and_counts_all_failures(tmp_path: Path) -> None:
     """The next rounds are as they would have been with the clients that were asked at last."""
-    config = config_for(tmp_path / "run")
+    untaught = {"distill-steps": 0}  # clients are asked to train and nothing else
+    config = config_for(tmp_path / "run", **untaught)
     summary = execute(config, Failing(config, 2, 3))
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["repeats"] for row in rows] == [0, 1, 0]
@@ -433,7 +434,7 @@ def test_a_round_that_was_repeated_says_so_and_counts_all_failures(tmp_path: Pat
     assert (summary["repeats"], summary["clients_failed"], summary["status"]) == (1, 3, "completed")
     assert rows[1]["bytes_down"] == pytest.approx(2 * rows[2]["bytes_down"], rel=0.01)
     interrupted_there = tmp_path / "again"
-    other = config_for(interrupted_there)
+    other = config_for(interrupted_there, **untaught)
     with pytest.raises(TooFewUpdates):
         execute(other, Failing(other, 2, 99))
     resumed = resumed_config({"resume-from": str(interrupted_there)})

@@ -199,7 +199,7 @@ def pooled(told: dict[str, Signature]) -> np.ndarray:  # type: ignore[type-arg]
 def test_one_covariance_moves_that_of_all_by_a_bounded_amount(lie: torch.Tensor) -> None:
     """By hand: a covariance, with a trace up to twice the median of the others', of six that count alike."""
     others = honest_covariances()
-    counted = Caps().covariances({**others, "liar": telling(lie)})
+    counted = Caps().features({**others, "liar": telling(lie)})
     for name, own in others.items():
         torch.testing.assert_close(counted[name].covariance, own.covariance, atol=1e-5, rtol=1e-5)
     said = from_triangle(counted["liar"].covariance).double().numpy()
@@ -216,30 +216,30 @@ def test_a_covariance_that_counts_for_less_is_logged_once_and_others_stay(messag
     told["silent"] = replace(told["silent"], covariance=None)
     caps = Caps()
     for _ in range(2):
-        counted = caps.covariances(told)
+        counted = caps.features(told)
         assert counted.keys() == told.keys()
         assert counted["silent"] is told["silent"]
         assert torch.equal(counted["large"].prototypes, told["large"].prototypes)
     (line,) = messages
     assert line.startswith("large says covariance of 4000; it counts as ")
-    plain = Caps(max_fit=0.0).covariances(told)
+    plain = Caps(max_fit=0.0).features(told)
     torch.testing.assert_close(plain["large"].covariance, told["large"].covariance)
 
 
-def test_covariances_of_each_class_are_scaled_alike_by_the_mean_of_their_traces_over_the_examples() -> None:
-    """A class with little weight may vary as it likes: no other client may have it."""
+def test_covariances_of_each_class_are_scaled_alike_and_then_each_is_bounded_by_the_largest_of_the_others() -> None:
+    """A class with little weight may vary more than the mean: no other client may have it."""
 
     def of_classes(first: torch.Tensor, second: torch.Tensor, counts: list[float]) -> Signature:
         return Signature(torch.tensor(counts), torch.ones(2, 4), triangle(torch.stack([first, second])))
 
     eye = torch.eye(4)
     told = {f"client-{i}": of_classes(eye, 3.0 * eye, [5.0, 5.0]) for i in range(3)}  # 8 on the mean
-    told["rare"] = of_classes(eye, 9.0 * eye, [9.0, 1.0])  # 7.2
+    told["rare"] = of_classes(eye, 9.0 * eye, [9.0, 1.0])  # 7.2; its largest is 36, and twice the others' is 24
     told["large"] = of_classes(10.0 * eye, 30.0 * eye, [5.0, 5.0])  # 80, and twice the median of the others is 16
     told["negative"] = of_classes(-eye, eye, [5.0, 5.0])
-    counted = {name: from_triangle(own.covariance) for name, own in Caps().covariances(told).items()}
-    for name in ("client-0", "rare"):
-        torch.testing.assert_close(counted[name], from_triangle(told[name].covariance))
+    counted = {name: from_triangle(own.covariance) for name, own in Caps().features(told).items()}
+    torch.testing.assert_close(counted["client-0"], from_triangle(told["client-0"].covariance))
+    torch.testing.assert_close(counted["rare"], torch.stack([eye, 6.0 * eye]))
     torch.testing.assert_close(counted["large"], torch.stack([2.0 * eye, 6.0 * eye]))
     torch.testing.assert_close(counted["negative"], torch.stack([0.0 * eye, eye]))
 
@@ -254,11 +254,24 @@ def test_axes_are_bounded_as_the_covariances_that_they_stand_for() -> None:
     told = {f"client-{i}": of_classes(1.0, 3.0, [5.0, 5.0]) for i in range(3)}
     told["rare"] = of_classes(1.0, 9.0, [9.0, 1.0])
     told["large"] = of_classes(10.0, 30.0, [5.0, 5.0])
-    counted = Caps().covariances(told)
-    for name in ("client-0", "rare"):
-        torch.testing.assert_close(counted[name].covariance, told[name].covariance)
+    counted = Caps().features(told)
+    torch.testing.assert_close(counted["client-0"].covariance, told["client-0"].covariance)
+    torch.testing.assert_close(counted["rare"].covariance, of_classes(1.0, 6.0, [9.0, 1.0]).covariance)
     torch.testing.assert_close(counted["large"].covariance, of_classes(2.0, 6.0, [5.0, 5.0]).covariance)
-    torch.testing.assert_close(Caps(max_fit=0.0).covariances(told)["large"].covariance, told["large"].covariance)
+    torch.testing.assert_close(Caps(max_fit=0.0).features(told)["large"].covariance, told["large"].covariance)
+
+
+def test_a_prototype_is_no_longer_than_twice_the_longest_of_the_others_whatever_its_class(messages: list[str]) -> None:
+    def of(*lengths: float) -> Signature:
+        return Signature(torch.tensor([5.0, 5.0, 0.0]), torch.tensor(lengths).unsqueeze(1) * torch.eye(3))
+
+    told = {"a": of(1.0, 2.0, 0.0), "b": of(3.0, 1.0, 0.0), "c": of(4.0, 1.0, 0.0), "liar": of(1e6, 5.0, 0.0)}
+    counted = Caps().features(told)
+    for name in ("a", "b", "c"):
+        assert counted[name] is told[name]
+    torch.testing.assert_close(counted["liar"].prototypes, of(6.0, 5.0, 0.0).prototypes)
+    assert messages == ["liar says prototypes of 1e+06; it counts as 6, bounded by the other clients'"]
+    assert Caps(max_fit=0.0).features(told)["liar"] is told["liar"]
 
 
 def test_who_fits_much_worse_than_the_others_can_be_let_count(messages: list[str]) -> None:

@@ -9,6 +9,7 @@ from tests_support import numbered_classes
 from client_app.describe import make_signature
 from disue.covariance import MOST_FEATURES, from_triangle, looked_at, triangle_size
 from disue.data import Examples
+from disue.fields import LARGEST_COVARIANCE, LARGEST_FEATURE
 from disue.models import State
 from disue.signature import Signature
 from strategies.distillation.discriminant import discriminant_of
@@ -130,3 +131,18 @@ def test_features_are_those_that_clients_tell_of(server: Server) -> None:
     found = features_of(server, state, x, "mlp")
     means = torch.stack([found[labels == c].mean(dim=0) for c in range(3)])
     torch.testing.assert_close(told(server, state, 0).prototypes, means)
+
+
+@pytest.mark.parametrize("factor", [1e15, 1e30, 1e38])
+def test_in_the_space_of_a_model_that_diverged_what_is_known_stays_finite_and_in_its_range(
+    server: Server, factor: float
+) -> None:
+    known, wild = knowledge(server), scaled(server.initial("mlp"), factor)
+    moved = known.moved(server, {"mlp": wild}, some_inputs(7))
+    for own in moved.told.values():
+        assert own.covariance is not None
+        assert float(own.prototypes.abs().max()) <= LARGEST_FEATURE
+        assert float(own.covariance.abs().max()) <= LARGEST_COVARIANCE
+    assert bool(features_of(server, wild, some_inputs(7), "mlp").isfinite().all())
+    back = moved.moved(server, {"mlp": server.initial("mlp")}, some_inputs(7))
+    assert all(bool(own.prototypes.isfinite().all()) for own in back.told.values())

@@ -2,6 +2,7 @@
 
 import csv
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from disue.signature import Signature
 from disue_cli.engines.inline import InlineGrid
 from strategies import flower
 from strategies.clustering.assignment import Planted
+from strategies.clustering.probation import Probation
 from strategies.distillation.calibration import Calibrator
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.ensemble import TeacherEnsemble
@@ -559,3 +561,41 @@ def test_where_clients_do_not_tell_how_each_class_varies_heads_stay(
     calls = calls_of(monkeypatch, Calibrator, "calibrated")
     run(clients=6, num_clusters=2, num_groups=2, **settings)
     assert not calls
+
+
+def test_with_the_prior_of_the_cluster_experts_are_used_as_they_were_trained(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    settings = {"clients": 8, "num_clusters": 2, "num_groups": 2, "num_server_rounds": 1, "expert_prior": "cluster"}
+    calls = calls_of(monkeypatch, Calibrator, "calibrated")
+    run(**settings)
+    assert [[len(told) for told in call.given["told"]] for call in calls] == [[8]]
+    calls.clear()
+    run(**settings, local_loss="balanced")  # there no prior is in an expert
+    assert len(calls) == 2
+
+
+def test_heads_are_calibrated_as_far_as_the_proxy_set_covers_the_data(
+    run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    grey = np.random.default_rng(0).integers(120, 136, size=(40, 8, 8), dtype=np.uint8)
+    for i, image in enumerate(grey):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    calls, steps = calls_of(monkeypatch, Calibrator, "calibrated"), calls_of(monkeypatch, DisUE, "step")
+    run(clients=6, num_clusters=2, num_groups=2, num_server_rounds=2, proxy=f"path:{tmp_path}")
+    first, second = (step.result.state for step in steps)
+    assert 0.0 < second.coverage < 0.5
+    kept = [*second.experts.values()], [second.universals["mlp"]]
+    for call, models, coverage in zip(calls[2:], kept, (first.coverage, second.coverage), strict=True):
+        for before, after, own in zip(call.given["models"], call.result, models, strict=True):
+            for name, tensor in own.items():
+                torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], coverage))
+
+
+def test_a_cluster_on_probation_has_no_part_in_the_head_of_the_universal_expert(
+    run, monkeypatch: pytest.MonkeyPatch
+) -> None:  # type: ignore[no-untyped-def]
+    calls = calls_of(monkeypatch, Calibrator, "calibrated")
+    monkeypatch.setattr(Probation, "passed", lambda self, before, clusters, sampled: ({0}, {0: 1, 1: 1}))
+    run(clients=8, num_clusters=2, num_groups=2, num_server_rounds=1)
+    assert [[len(told) for told in call.given["told"]] for call in calls] == [[4, 4], [4]]
