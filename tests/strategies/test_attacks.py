@@ -1,6 +1,7 @@
 """Malicious clients in whole runs: what they do to a run, and what the robust settings leave of it."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from server_app.run import execute
 CLIENTS, GROUPS = 10, 2
 
 
-@pytest.fixture
-def attacked(tmp_path: Path) -> Callable[..., dict[str, float]]:
-    """Run DisUE with one malicious client in each planted group: ``attacked("sign-flip", robust=True)``."""
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, float]]:
+    """Run DisUE with one malicious client in each planted group: ``attacked("sign-flip", robust=True)``.
 
+    The same is run once.
+    """
+
+    @cache
     def go(attack: str, **settings: object) -> dict[str, float]:
         config = RunConfig.from_flower(
             {
@@ -28,7 +33,7 @@ def attacked(tmp_path: Path) -> Callable[..., dict[str, float]]:
                 "num-server-rounds": 3,
                 "evaluate-every": 3,
                 "report": False,
-                "output-dir": str(tmp_path / f"{attack}-{settings}"),
+                "output-dir": str(tmp_path_factory.mktemp(attack) / "run"),
                 **settings,
             }
         )

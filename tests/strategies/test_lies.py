@@ -79,7 +79,7 @@ def test_no_honest_client_loses_much_and_the_run_is_whole(lie: Lie, honest: Any,
     assert (tmp_path / "r" / "MODEL_CARD.md").exists()
 
 
-@pytest.mark.parametrize("attack", ["claimed-examples", "claimed-labels", "claimed-fits"])
+@pytest.mark.parametrize("attack", ["claimed-examples", "claimed-fits"])
 def test_claims_of_several_fields_cost_no_honest_client_much(
     attack: str, honest: Any, tmp_path: Path, messages: list[str]
 ) -> None:

@@ -35,7 +35,6 @@ from strategies.updates import ClientUpdate, GroupSum
 def test_it_finds_the_planted_groups_and_its_experts_win(run) -> None:  # type: ignore[no-untyped-def]
     settings = {
         "clients": 12,
-        "model": "cnn",
         "num_server_rounds": 5,
         "local_epochs": 2,
         "distill_steps": 60,
