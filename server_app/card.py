@@ -334,7 +334,7 @@ def _limits(record: RunRecord, experts: list[str]) -> list[str]:
         )
     kept = int(total_of(record, "guard_kept_average"))
     if kept:
-        limits.append(f"The plain average was kept in place of the distilled model {counted(kept, 'time')}.")
+        limits.append(f"The average was kept in place of the distilled model {counted(kept, 'time')}.")
     if (record.directory / GATE).exists():
         limits.append(
             f"{GATE} holds what clients told of their data: mean features, and label counts where they are "

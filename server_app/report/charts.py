@@ -92,7 +92,7 @@ def accuracy(record: RunRecord) -> Chart:
             )
     layout = {"xaxis": rounds_axis(len(record.rows)), "yaxis": {"title": {"text": "accuracy"}, "tickformat": ".0%"}}
     words = (
-        "The universal expert and the plain average are measured on one balanced test set for all; an own expert on "
+        "The universal expert and the average are measured on one balanced test set for all; an own expert on "
         "its client's own test data."
         if _line(record, "average_accuracy")
         else "Measured by the clients, on their own test data."

@@ -13,7 +13,7 @@ Lines = tuple[tuple[str, str, Callable[[float], str], int], ...]
 HIGHEST, LOWEST, NEITHER = 1, -1, 0
 LAST: Lines = (
     ("universal expert", "universal_accuracy", percent, HIGHEST),
-    ("plain average of the run's client models", "average_accuracy", percent, HIGHEST),
+    ("untaught average of the run's client models", "average_accuracy", percent, HIGHEST),
     ("own expert", "expert_accuracy", percent, HIGHEST),
     ("own expert, worst tenth", "worst_decile_accuracy", percent, HIGHEST),
     ("after local fine-tuning", "personal_accuracy", percent, HIGHEST),

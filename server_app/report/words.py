@@ -8,7 +8,7 @@ from server_app.callbacks.report_data import NAMES
 from server_app.report.intervals import examples_tested, in_words, is_over_clients, of_examples, of_metric, overlap
 from server_app.report.reading import Row, RunRecord
 
-AVERAGE = "plain average of this run's client models"
+AVERAGE = "untaught average of this run's client models"
 PHASES = {
     "local": "local training",
     "clustering": "clustering",

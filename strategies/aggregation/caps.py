@@ -115,13 +115,15 @@ class Caps:
         counted = {name: min(loss, FITS_UP_TO * guessing) for name, loss in said.items()}
         return self._logged(what, said, counted, BY_GUESSING)
 
-    def gaps(self, said: Mapping[str, float], what: str) -> dict[str, float]:
+    def gaps(self, said: Mapping[str, float]) -> dict[str, float]:
         """Return how much better one model fits than another, each up to `max_fit` times the median of the others'.
+
+        Nothing is logged: of honest clients one or the other often differs more than that.
 
         So with twice the median, as it is by default, one client does not overrule three or more others that agree.
         """
         sizes = {name: abs(gap) for name, gap in said.items()}
-        counted = self._logged(what, sizes, capped(sizes, self.max_fit, usual=SMALLEST_GAP))
+        counted = capped(sizes, self.max_fit, usual=SMALLEST_GAP)
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
 
     def features(self, told: Mapping[str, Signature]) -> dict[str, Signature]:

@@ -88,5 +88,5 @@ def _best(told: Mapping[str, CompareReply], caps: Caps, loss_unit: float) -> flo
     for i in range(1, len(SHARES)):
         mixture = caps.plausible({name: reply.fits[i] for name, reply in told.items()}, loss_unit, "fits")
         gaps = {name: mixture[name] - average[name] for name in told}
-        sums.append(math.fsum(caps.gaps(gaps, "fits less that of the average").values()))
+        sums.append(math.fsum(caps.gaps(gaps).values()))
     return SHARES[min(range(len(SHARES)), key=sums.__getitem__)]

@@ -36,7 +36,7 @@ def test_an_inline_run_prints_rounds_table_and_place(tmp_path: Path) -> None:
         "round 2/2",
         "universal accuracy",
         "average accuracy",
-        "plain average of this run's client",
+        "untaught average of this run's client",
         "expert accuracy",
         "clusters",
         "ari",

@@ -159,7 +159,7 @@ def test_no_page_calls_the_average_of_a_run_fedavg(finished: Path) -> None:
     """FedAvg's clients train from their average in every round; those of another method do not."""
     record = read_run(finished)
     for text in (report_page(record), comparison_page([record, record]), card(record)):
-        assert "plain average of" in text
+        assert "untaught average of" in text
         assert not re.search(r"average[^.]{0,40}\(FedAvg\)|FedAvg.average", text)
 
 
