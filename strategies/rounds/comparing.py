@@ -1,22 +1,17 @@
 """How much of what was taught is of use: what clients say of mixtures of student and average."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from logging import WARNING
+from collections.abc import Mapping, Sequence
 
-from flwr.app import Message
-from flwr.common.logger import log
-
-from disue.errors import WireError
 from disue.models import State
 from disue.objective import LocalObjective
 from disue.tasks import ImageClassification
-from disue.wire import CompareReply, CompareRequest, Records, error_reason
+from disue.wire import CompareReply, CompareRequest, Records
 from disue.wire.compare import SHARES
 from strategies.aggregation.caps import Caps
+from strategies.rounds.asking import Ask, answers_of
 from strategies.rounds.registry import Client
 
-Ask = Callable[[list[Message]], Iterable[Message]]
 FEWEST_ASKED = 5
 LEAST_ASKED = 0.1
 """Share of all clients that are asked, if these are more than the fewest: two models are sent to each."""
@@ -61,24 +56,20 @@ def best_shares(
     loss_unit : float
         The loss of guessing (`Task.loss_unit`).
     """
-    asked = {client.node_id: client for client in clients if client.model in students}
     record = Records()
-    messages = [
-        CompareRequest(students[client.model], averages[client.model], server_round, objective, task).to_message(
-            client.node_id, record
-        )
-        for client in asked.values()
-    ]
+    found = answers_of(
+        ask,
+        [client for client in clients if client.model in students],
+        lambda client: CompareRequest(
+            students[client.model], averages[client.model], server_round, objective, task
+        ).to_message(client.node_id, record),
+        lambda reply, client: (client.model, CompareReply.from_message(reply)),
+        "could not compare the student with the average",
+    )
     fits: dict[str, dict[str, CompareReply]] = {model: {} for model in students}
-    for reply in ask(messages) if messages else ():
-        client = asked[reply.metadata.src_node_id]
-        try:
-            if reply.has_error():
-                raise WireError(error_reason(reply))
-            fits[client.model][client.name] = CompareReply.from_message(reply)
-        except WireError as error:
-            log(WARNING, "%s could not compare the student with the average: %s", client.name, error)
-    return {model: _best(dict(sorted(told.items())), caps, loss_unit) for model, told in fits.items() if told}
+    for name, (model, reply) in found.items():
+        fits[model][name] = reply
+    return {model: _best(told, caps, loss_unit) for model, told in fits.items() if told}
 
 
 def _best(told: Mapping[str, CompareReply], caps: Caps, loss_unit: float) -> float:

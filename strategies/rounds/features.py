@@ -1,16 +1,12 @@
 """What clients' features are like under a model: how many examples, which mean and which covariance, class by class."""
 
 from collections.abc import Mapping, Sequence
-from logging import WARNING
 
-from flwr.common.logger import log
-
-from disue.errors import WireError
 from disue.models import State
 from disue.signature import Signature
 from disue.tasks import ImageClassification
-from disue.wire import FeaturesReply, FeaturesRequest, Records, error_reason
-from strategies.rounds.comparing import Ask
+from disue.wire import FeaturesReply, FeaturesRequest, Records
+from strategies.rounds.asking import Ask, answers_of
 from strategies.rounds.registry import Client
 
 
@@ -39,19 +35,11 @@ def told_features(
     task : ImageClassification or None
         What clients with own data are told.
     """
-    asked = {client.node_id: client for client in clients if client.model in models}
     record = Records()
-    messages = [
-        FeaturesRequest(models[client.model], server_round, task).to_message(client.node_id, record)
-        for client in asked.values()
-    ]
-    told: dict[str, Signature] = {}
-    for reply in ask(messages) if messages else ():
-        client = asked[reply.metadata.src_node_id]
-        try:
-            if reply.has_error():
-                raise WireError(error_reason(reply))
-            told[client.name] = FeaturesReply.from_message(reply, num_strata, models[client.model]).signature
-        except WireError as error:
-            log(WARNING, "%s told nothing of its features: %s", client.name, error)
-    return dict(sorted(told.items()))
+    return answers_of(
+        ask,
+        [client for client in clients if client.model in models],
+        lambda client: FeaturesRequest(models[client.model], server_round, task).to_message(client.node_id, record),
+        lambda reply, client: FeaturesReply.from_message(reply, num_strata, models[client.model]).signature,
+        "told nothing of its features",
+    )
