@@ -32,7 +32,7 @@ def main() -> int:
         before = {name: kept(name) for name in names}
     status = 0
     for name in names:
-        lines = differences(before[name], found[name], key, CASES[name].tolerance)
+        lines = differences(before[name], found[name], key)
         how = "bits" if key in before[name].get("hashes", {}) else f"numbers only, no bits are kept for {key}"
         print(f"{name}: {'differs' if lines else f'as before ({how})'}")
         for line in lines[:20]:

@@ -11,16 +11,13 @@ from strategies.methods import METHODS
 from tests.golden.cases import CASES
 from tests.golden.compare import FILES, differences, kept, recorded
 
-TOLERANCE = CASES["disue"].tolerance
 QUICK = [name for name, case in CASES.items() if case.quick]
 
 
 def check(names: list[str]) -> None:
     """Raise `AssertionError` with each difference; warn if only numbers could be compared."""
     key, found = recorded(names)
-    lines = [
-        f"{name}: {line}" for name in names for line in differences(kept(name), found[name], key, CASES[name].tolerance)
-    ]
+    lines = [f"{name}: {line}" for name in names for line in differences(kept(name), found[name], key)]
     assert not lines, "\n".join(("see python -m tests.golden --help", *lines[:40]))
     if any(key not in kept(name)["hashes"] for name in names):
         warnings.warn(f"only numbers were compared: no bits are kept for {key}", stacklevel=1)
@@ -65,10 +62,10 @@ def test_a_difference_is_seen(where: str, value: Any, bits: int, numbers: int) -
     file = kept("disue")
     (key, hashes), *_ = file["hashes"].items()
     found = {"numbers": file["numbers"], "hashes": hashes}
-    assert differences(file, found, key, TOLERANCE) == []
+    assert differences(file, found, key) == []
     other = changed(found, where, value)
-    assert len(differences(file, other, key, TOLERANCE)) == bits
-    assert len(differences(file, other, "another machine", TOLERANCE)) == numbers
+    assert len(differences(file, other, key)) == bits
+    assert len(differences(file, other, "another machine")) == numbers
 
 
 @pytest.mark.parametrize(("by", "seen"), [(1e-8, False), (1e-4, True)])
@@ -77,9 +74,9 @@ def test_on_another_machine_numbers_may_differ_a_little(by: float, seen: bool) -
     other = copy.deepcopy(file["numbers"])
     tensor = next(iter(other["models"]["universal.safetensors"].values()))
     tensor[1] *= 1.0 + by
-    assert bool(differences(file, {"numbers": other, "hashes": {}}, "another machine", TOLERANCE)) == seen
+    assert bool(differences(file, {"numbers": other, "hashes": {}}, "another machine")) == seen
 
 
 def test_what_has_no_file_differs() -> None:
-    assert differences({}, {}, "", TOLERANCE) == ["nothing is kept of it"]
+    assert differences({}, {}, "") == ["nothing is kept of it"]
     assert re.fullmatch(r"[a-z0-9-]+", "".join(CASES))
