@@ -37,6 +37,7 @@ def scripts_with(text: str) -> list[Path]:
     return sorted(path for path in SCRIPTS.glob("*.py") if re.search(text, path.read_text()))
 
 
+@pytest.mark.e2e
 def test_every_script_starts_from_anywhere_and_a_bad_value_is_one_line(tmp_path: Path) -> None:
     scripts = scripts_with("__main__")
     assert len(scripts) >= 9
@@ -83,6 +84,7 @@ def test_a_script_that_became_slower_fails_the_check_if_it_is_again(
     assert [line.split()[3] for line in capsys.readouterr().out.splitlines()].count("WORSE") == int(slower and again)
 
 
+@pytest.mark.e2e
 def test_the_client_whose_start_is_measured_trains() -> None:
     subprocess.run([sys.executable, "-c", startup.CLIENT], check=True)
 

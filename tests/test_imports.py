@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 TRAIN_AND_DISTIL = """
 import sys, torch
 from client_app.train import train
@@ -25,6 +27,7 @@ assert "torch._dynamo" not in sys.modules, "by the server"
 """
 
 
+@pytest.mark.e2e
 def test_neither_client_nor_server_imports_pytorchs_compiler() -> None:
     """With an optimizer object they would, which takes as long again as importing PyTorch."""
     subprocess.run([sys.executable, "-c", TRAIN_AND_DISTIL], check=True)

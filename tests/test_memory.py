@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CRAFTED = """
 import io, json, resource, struct, sys, zipfile, zlib
 from pathlib import Path
@@ -110,6 +112,7 @@ CASES = {
 MOST_MEGABYTES = 150
 
 
+@pytest.mark.e2e
 def test_what_a_crafted_header_announces_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CRAFTED, str(tmp_path), *CASES]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -355,6 +355,7 @@ def in_a_process(place: Path, rounds: list[int], dies_in: str, results: Path) ->
     assert process.exitcode == (-signal.SIGKILL if dies_in else 0)
 
 
+@pytest.mark.e2e
 def test_processes_that_are_killed_one_after_the_other_are_as_one(tmp_path: Path) -> None:
     """While they write: before the file is safe, and before it has its name."""
     whole, killed, place = tmp_path / "whole", tmp_path / "killed", tmp_path / "state"

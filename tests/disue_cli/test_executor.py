@@ -46,6 +46,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.e2e
 def test_a_forked_client_has_the_imports_of_others_already_and_none_of_ours(tmp_path: Path) -> None:
     """And one that still runs is ended with the executor."""
     (tmp_path / "probe.py").write_text(PROBE)

@@ -171,6 +171,7 @@ cp -r run "$3" && exit $status
 """
 
 
+@pytest.mark.e2e
 def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:  # type: ignore[no-untyped-def]
@@ -194,6 +195,7 @@ def test_a_full_disk_is_one_line_with_status_1_and_leaves_what_can_go_on(
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "completed"
 
 
+@pytest.mark.e2e
 def test_bad_input_shows_no_traceback_in_a_real_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "from disue_cli.main import main; main()", "simulate", "--set", "num-clusters=40"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)

@@ -108,6 +108,7 @@ for give_back_or_hold in (give_back, lambda: None):
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc")
 @pytest.mark.parametrize(("reply_memory", "models"), [(0, 0), (2**30, 171)])
 def test_what_is_freed_between_models_is_given_back(reply_memory: int, models: int) -> None:
