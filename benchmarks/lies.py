@@ -68,6 +68,7 @@ SHORT: dict[str, Any] = {
     "num-server-rounds": 3,
     "local-epochs": 1,
     "distill-steps": 20,
+    "calibration-epochs": 1,
     "train-examples": 20,
     "test-examples": 10,
 }

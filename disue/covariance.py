@@ -68,8 +68,8 @@ def axes_of_strata(features: Tensor, strata: Tensor, means: Tensor, count: int) 
     axes = torch.zeros(len(means), count, features.shape[1])
     for stratum in strata.unique().tolist():
         rows = off[strata == stratum]
-        values, vectors = torch.linalg.eigh(rows.T @ rows / len(rows))
-        longest = (values.clamp(min=0.0).sqrt() * vectors).T.flip(0)[:count]
+        _, lengths, directions = torch.linalg.svd(rows / len(rows) ** 0.5, full_matrices=False)
+        longest = (lengths.unsqueeze(1) * directions)[:count]
         axes[stratum, : len(longest)] = longest.float()
     return axes
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from disue.config import Settings
 from disue.covariance import from_triangle
+from disue.discriminant import positive
 from disue.models import HEAD, State
 from disue.signature import Signature
 from strategies.distillation.adam import cosine
@@ -23,6 +24,8 @@ from strategies.distillation.discriminant import mean_points, sum_counts
 
 WEIGHT, BIAS = f"{HEAD}weight", f"{HEAD}bias"
 BATCH, MOMENTUM = 64, 0.9
+JITTER = 1e-10
+"""Share of its mean variance in a covariance, so that it has a Cholesky factor."""
 AT_ONCE = 8
 """Heads that are trained together: more would take more memory, and hardly less time."""
 
@@ -129,7 +132,7 @@ def drawn(
     """Return features drawn from a normal distribution for each class, and their classes, in turn.
 
     There are ``each`` times as many as classes. Classes of which there is less than one example have none, and the
-    others more.
+    others more. The noise of all classes is the same.
     Parameters as `pooled` returns them.
 
     Returns
@@ -139,10 +142,12 @@ def drawn(
     """
     there = (counts >= counts.max().clamp(max=1.0)).nonzero().flatten()
     labels = there[torch.arange(len(counts) * each) % len(there)]
-    features = torch.empty(len(labels), means.shape[1])
-    for i, (mean, root) in enumerate(zip(means[there], square_root(covariances[there]).float(), strict=True)):
+    size = means.shape[1]
+    noise = orthogonal_noise(-(-len(labels) // len(there)), size, generator)
+    features = torch.empty(len(labels), size)
+    for i, (mean, root) in enumerate(zip(means[there], roots(covariances[there]).float(), strict=True)):
         own = features[i :: len(there)]
-        torch.addmm(mean, orthogonal_noise(len(own), own.shape[1], generator), root, out=own)
+        torch.addmm(mean, noise[: len(own)], root.mT, out=own)
     return features, labels
 
 
@@ -157,14 +162,15 @@ def orthogonal_noise(count: int, size: int, generator: torch.Generator) -> Tenso
     return torch.stack([directions, -directions], dim=1).flatten(end_dim=1)[:count]
 
 
-def square_root(covariances: Tensor) -> Tensor:
-    """Return the symmetric square roots of covariances, (..., n, n), of rounding to none below zero.
-
-    Unlike other roots there is one only: it does not depend on the order and the signs of eigenvectors.
-    """
-    values, vectors = torch.linalg.eigh(covariances)
-    root: Tensor = (vectors * values.clamp(min=0.0).sqrt().unsqueeze(-2)) @ vectors.mT
-    return root
+def roots(covariances: Tensor) -> Tensor:
+    """Return the Cholesky factors of covariances, (..., n, n), each with `JITTER` in it; of none, nearly none."""
+    variances = covariances.diagonal(dim1=-2, dim2=-1).mean(dim=-1).clamp(min=1e-12)
+    jitter = JITTER * variances[..., None, None] * torch.eye(covariances.shape[-1], dtype=covariances.dtype)
+    factors: Tensor
+    factors, failed = torch.linalg.cholesky_ex(covariances + jitter)
+    if failed.any():  # a client may tell of what is no covariance
+        factors = torch.linalg.cholesky(positive(covariances) + jitter)
+    return factors
 
 
 def trained_heads(

@@ -377,7 +377,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("name", "dataset", "clients", "scenarios", "methods"),
     [
         ("paper", "fashion-mnist", 10, ["dirichlet:alpha=0.1", "dirichlet:alpha=0.3"], ("fedavg", "disue")),
-        ("rotated-mnist", "mnist", 8, ["rotation"], ()),
+        ("rotated-mnist", "mnist", 8, ["rotation"], ("local", "oracle")),
     ],
 )
 def test_a_preset_runs_in_a_small_size(  # type: ignore[no-untyped-def]

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plain_loops import CLIENTS, CONFIG, ROUNDS, carried_out
 from safetensors.torch import load_file
-from scipy.linalg import sqrtm
 from tests_support import calls_of, numbered_classes
 from torch import Tensor, nn
 
@@ -27,7 +26,7 @@ from server_app.checks import check_names
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps
 from strategies.distillation import calibration
-from strategies.distillation.calibration import BATCH, drawn, orthogonal_noise, pooled, square_root, trained_heads
+from strategies.distillation.calibration import BATCH, drawn, orthogonal_noise, pooled, roots, trained_heads
 from strategies.distillation.server import Server
 from strategies.methods import ccvr as ccvr_module
 from strategies.methods.ccvr import CCVR, CCVRSettings
@@ -95,11 +94,19 @@ def test_the_server_gets_it_of_the_clients_data_under_the_average_of_the_round(m
 # --- what is drawn -----------------------------------------------------------------------------------
 
 
-def test_the_root_is_the_symmetric_one() -> None:
-    factor = torch.randn(3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    matrices = factor @ factor.mT
-    for found, matrix in zip(square_root(matrices), matrices, strict=True):
-        np.testing.assert_allclose(found, sqrtm(matrix.numpy()).real, atol=1e-9)
+@pytest.mark.parametrize("rank", [4, 2, 0])
+def test_a_root_times_its_transpose_is_the_covariance(rank: int) -> None:
+    factor = torch.randn(3, 4, rank, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = roots(factor @ factor.mT)
+    assert torch.equal(found, found.tril())
+    torch.testing.assert_close(found @ found.mT, factor @ factor.mT, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_no_covariance_counts_as_the_nearest_one() -> None:
+    found = roots(torch.tensor([[[2.0, 0.0], [0.0, -1.0]]], dtype=torch.float64))
+    torch.testing.assert_close(
+        found @ found.mT, torch.tensor([[[2.0, 0.0], [0.0, 0.0]]]).double(), rtol=1e-6, atol=1e-9
+    )
 
 
 def test_as_many_features_are_drawn_of_each_class_that_anybody_has_with_its_mean_and_covariance() -> None:
@@ -135,15 +142,15 @@ def test_noise_is_standard_normal_in_pairs_of_opposites_and_exactly_so_in_whole_
 
 
 def test_heads_are_trained_as_pytorch_does_it_each_on_its_own() -> None:
-    samples = [examples(i, 150) for i in range(2)]
+    samples = [examples(i, BATCH + 30) for i in range(2)]
     layers = [nn.Linear(FEATURES, CLASSES) for _ in samples]
     starts = [{f"{HEAD}{name}": tensor.detach().clone() for name, tensor in own.state_dict().items()} for own in layers]
     found = trained_heads(starts, samples, 3, 0.01)
     for layer, (x, y), head in zip(layers, samples, found, strict=True):
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * 3)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 3 * 2)
         for _ in range(3):
-            for batch in torch.arange(150).split(BATCH):
+            for batch in torch.arange(BATCH + 30).split(BATCH):
                 optimizer.zero_grad()
                 nn.functional.cross_entropy(layer(x[batch]), y[batch]).backward()
                 optimizer.step()
