@@ -55,13 +55,12 @@ def make_signature(
     told = counts if share_label_counts else (counts > 0).to(counts)
     means = sums / counts.clamp(min=1.0).unsqueeze(1)
     found: Tensor | None = None
-    if covariance == "all":
-        found = covariance_within(features, strata, means)
-    elif covariance == "each":
+    if covariance == "each":
         found = covariances_of_strata(features, strata, means)
-    elif covariance == "axes":
-        count = num_axes(len(counts), means.shape[1], num_parameters(model.state_dict()))
+    elif covariance == "axes" and (count := num_axes(len(means), means.shape[1], num_parameters(model.state_dict()))):
         found = axes_of_strata(features, strata, means, count)
+    elif covariance:
+        found = covariance_within(features, strata, means)
     return Signature(told, means, found)
 
 

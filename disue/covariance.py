@@ -75,15 +75,17 @@ def axes_of_strata(features: Tensor, strata: Tensor, means: Tensor, count: int) 
 
 
 def num_axes(num_strata: int, num_features: int, num_parameters: int) -> int:
-    """Return how many principal axes of each stratum are told, 1 to 4: as many as a tenth of the model has room for.
+    """Return how many principal axes of each stratum are told, 0 to 4: as many as a tenth of the model has room for.
+
+    Where it has no room for one of each, one covariance is told for all strata together.
 
     Examples
     --------
     >>> num_axes(10, 64, 20_000), num_axes(10, 64, 500_000), num_axes(1000, 64, 500_000)
-    (4, 4, 1)
+    (4, 4, 0)
     """
     numbers = max(LEAST_NUMBERS, num_parameters // 10)
-    return min(max(1, numbers // (num_strata * num_features)), MOST_AXES, num_features)
+    return min(numbers // (num_strata * num_features), MOST_AXES, num_features)
 
 
 def triangle(matrices: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ FEWEST_COUNTED = 1e-3
 CovarianceOf = Literal["", "all", "each", "axes"]
 """Empty: there is none. ``all``: one for all strata together (`disue.covariance.covariance_within`). ``each``: one for
 each stratum (`disue.covariance.covariances_of_strata`). ``axes``: the longest axes of that of each stratum
-(`disue.covariance.axes_of_strata`)."""
+(`disue.covariance.axes_of_strata`), as many as there is room for (`disue.covariance.num_axes`), or as ``all``."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class SignatureParts:
         size = num_features(model)
         if not self.num_strata or not self.covariance:
             return ()
-        if self.covariance == "axes":
-            return self.num_strata, num_axes(self.num_strata, size, num_parameters(model)), size
+        if self.covariance == "axes" and (count := num_axes(self.num_strata, size, num_parameters(model))):
+            return self.num_strata, count, size
         return (self.num_strata, full_size(size)) if self.covariance == "each" else (triangle_size(size),)
 
     def numbers(self, model: State) -> int:
@@ -118,8 +118,8 @@ class Signature:
             "then the largest, counts up to `max-fit` times the median of the others'",
             record="signature",
             high=LARGEST_COVARIANCE,
-            shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false` the upper triangle of "
-            "(features, features), of at most 128; in `features` one of all for each class",
+            shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false`, or where none fits, "
+            "the upper triangle of (features, features), of at most 128; in `features` one of all for each class",
         ),
     ] = None
 

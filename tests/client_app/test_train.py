@@ -17,9 +17,10 @@ from disue.config import ClientConfig
 from disue.covariance import covariance_within, covariances_of_strata, from_triangle, looked_at
 from disue.data import ClientData, Examples
 from disue.errors import ConfigError
-from disue.models import State, build_model, flatten, get_state
+from disue.models import State, build_model, flatten, get_state, num_parameters
 from disue.nodes import NodeConfig
 from disue.objective import PLAIN, LocalObjective
+from disue.signature import SignatureParts
 
 CPU = torch.device("cpu")
 TASK = numbered_classes(3)
@@ -210,6 +211,16 @@ def test_of_many_features_the_covariance_is_that_of_a_projection_that_keeps_leng
     expected = np.cov((x @ basis).double().numpy().T, bias=True)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
     assert torch.equal(looked_at(x[:, :128]), x[:, :128])
+
+
+def test_of_so_many_classes_that_no_axis_of_each_has_room_one_covariance_is_told() -> None:
+    task, model = numbered_classes(100), build_model("lenet", (1, 28, 28), 100)
+    data = Examples(torch.randn(200, 1, 28, 28), torch.arange(200) % 100)
+    told = make_signature(model, data, CPU, task, covariance="axes").covariance
+    asked = SignatureParts(100, "axes").covariance_shape(model.state_dict())
+    assert told is not None
+    assert told.shape == asked == (84 * 85 // 2,)
+    assert told.numel() <= num_parameters(model.state_dict()) / 10
 
 
 def test_the_covariance_of_each_class_is_the_unbiased_one_and_nothing_for_a_single_example() -> None:

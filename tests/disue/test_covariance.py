@@ -48,9 +48,7 @@ def test_there_are_no_more_axes_than_features() -> None:
 
 
 @given(st.integers(1, 1000), st.integers(1, 4096), st.integers(1, 10**9))
-def test_they_cost_ten_kilobytes_or_a_tenth_of_the_model_but_for_one_of_each(
-    strata: int, features: int, parameters: int
-) -> None:
+def test_they_cost_at_most_ten_kilobytes_or_a_tenth_of_the_model(strata: int, features: int, parameters: int) -> None:
     count = num_axes(strata, features, parameters)
-    assert 1 <= count <= min(MOST_AXES, features)
-    assert count == 1 or count * strata * features <= max(LEAST_NUMBERS, parameters / 10)
+    assert 0 <= count <= min(MOST_AXES, features)
+    assert count * strata * features <= max(LEAST_NUMBERS, parameters / 10)
