@@ -85,6 +85,11 @@ class Knowledge:
             found.append(told)
         return found
 
+    def has_axes_of(self, names: Sequence[str]) -> bool:
+        """Return whether there are clients, and all told axes of each stratum."""
+        covariances = [self.told[name].covariance for name in names]
+        return bool(names) and all(own is not None and own.ndim == 3 for own in covariances)
+
     def less(self, names: Sequence[str]) -> "Knowledge":
         """Return what the others told."""
         left_out = set(names)

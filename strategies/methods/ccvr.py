@@ -23,11 +23,12 @@ from disue.errors import ConfigError
 from disue.models import State, num_features
 from disue.objective import PLAIN, LocalObjective
 from disue.seeding import torch_rng
-from disue.signature import FEWEST_COUNTED, Signature
+from disue.signature import Signature
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator
+from strategies.distillation.belief import believed
 from strategies.distillation.calibration import CalibrationSettings, Calibrator
-from strategies.distillation.prototypes import PrototypeSettings, believed_counts
+from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.server import Server
 from strategies.methods.base import METHODS, Method, MethodState, Step
 from strategies.methods.declarations import Supports
@@ -142,19 +143,8 @@ class CCVR(Method[CCVRState]):
         return Step(replace(state, universals={self.main: calibrated}, average=average), {self.main: average})
 
     def _believed(self, told: Mapping[str, Signature]) -> list[Signature]:
-        """Return what clients told, as far as it is believed: none counts for much more than the others.
-
-        A class that a client counts and has no prototype of does not count, as only zeros stand there.
-        """
-        known = {name: own.counts_with_prototypes() for name, own in told.items()}
-        known = {name: counts for name, counts in known.items() if float(counts.sum()) >= FEWEST_COUNTED}
-        told = {name: replace(told[name], label_counts=counts) for name, counts in known.items()}
-        examples = {name: float(counts.sum()) for name, counts in known.items()}
+        """Return what clients told, as far as it is `believed`; none counts for much more than the others."""
+        left = believed(told, self.caps, self.settings.prototype_limit)
+        examples = {name: float(own.label_counts.sum()) for name, own in left.items()}
         counted = self.caps.examples(examples, "label-counts")
-        bounded = self.caps.features({name: told[name].counting(most) for name, most in counted.items()})
-        believed, limit = list(bounded.values()), self.settings.prototype_limit
-        if not believed or not limit:
-            return believed
-        counts, points = ([getattr(own, name) for own in believed] for name in ("label_counts", "prototypes"))
-        pairs = zip(believed, believed_counts(counts, points, limit), strict=True)
-        return [replace(own, label_counts=rest) for own, rest in pairs if float(rest.sum()) >= FEWEST_COUNTED]
+        return [left[name].counting(most) for name, most in counted.items()]

@@ -24,8 +24,7 @@ from disue.errors import ConfigError
 from disue.models import State, interpolate, same_model
 from disue.objective import PLAIN, LocalObjective
 from disue.runs.gate import Gate
-from disue.seeding import torch_rng
-from disue.signature import FEWEST_COUNTED, Signature
+from disue.signature import Signature
 from disue.wire import EvaluateReply
 from strategies.aggregation.average import mean_of
 from strategies.aggregation.caps import Caps
@@ -33,11 +32,13 @@ from strategies.aggregation.robust import Aggregator
 from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
+from strategies.distillation.belief import believed
 from strategies.distillation.calibration import CalibrationSettings, Calibrator
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.generator import GeneratorState
+from strategies.distillation.heads import Heads
 from strategies.distillation.knowledge import Knowledge
-from strategies.distillation.prototypes import PrototypeSettings, believed_counts
+from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
 from strategies.distillation.teachers import log_priors_of
@@ -211,7 +212,7 @@ class DisUE(Method[DisUEState]):
         learns = settings.initialisation == "learned"
         self.needs = replace(self.needs, covariance=covariance, description=assigner.description, fits=learns)
         self.probation = Probation(settings.probation_rounds)
-        self.calibrator = Calibrator(settings)
+        self.heads = Heads(self.server, Calibrator(settings))
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
 
     @classmethod
@@ -428,34 +429,15 @@ class DisUE(Method[DisUEState]):
         coverage: float,
         trusted: Collection[int] = (),
     ) -> dict[int, State]:
-        """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads.
+        """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads (`Heads`).
 
-        What the cluster's clients told counts, of `ALL` those of the trusted clusters. A model is left out if they did
-        not tell of each class how its features vary. The head is so far from the old to the new one as ``coverage``.
+        What the cluster's clients told counts, of `ALL` those of the trusted clusters.
         """
+        names = [name for name, own in state.knowledge.models.items() if own == model]
+        groups = {cluster: set(trusted) if cluster == ALL else {cluster} for cluster in models}
+        clients = {cluster: [n for n in names if state.clusters[n] in own] for cluster, own in groups.items()}
         inputs = self.distillation.proxy.inputs(state.proxy, round.number)
-        if not self.calibrator or inputs is None or not self.server.task.scores_strata:
-            return {}
-        names = {
-            cluster: self._telling_axes(state, model, trusted if cluster == ALL else {cluster}) for cluster in models
-        }
-        there = [cluster for cluster in models if names[cluster]]
-        if not there:
-            return {}
-        own = [models[cluster] for cluster in there]
-        told = state.knowledge.under(self.server, own, model, [names[cluster] for cluster in there], inputs)
-        rngs = [torch_rng(self.server.seed, "virtual features", round.number, model, cluster) for cluster in there]
-        heads = self.calibrator.calibrated(own, told, rngs)
-        if coverage < 1.0:
-            heads = [interpolate(before, after, coverage) for before, after in zip(own, heads, strict=True)]
-        return dict(zip(there, heads, strict=True))
-
-    def _telling_axes(self, state: DisUEState, model: str, clusters: Collection[int]) -> list[str]:
-        """Return the clients of an architecture and of clusters; nobody, unless all tell axes of each class."""
-        known = state.knowledge
-        names = [name for name, own in known.models.items() if own == model and state.clusters[name] in clusters]
-        covariances = [known.told[name].covariance for name in names]
-        return names if all(own is not None and own.ndim == 3 for own in covariances) else []
+        return self.heads.calibrated(state.knowledge, models, model, clients, inputs, round.number, coverage)
 
     def _known(
         self, state: DisUEState, updates: Sequence[Contribution], told: Mapping[str, Signature], round: Round
@@ -536,28 +518,14 @@ class DisUE(Method[DisUEState]):
         }
 
     def _believed(self, updates: Sequence[Contribution], round: Round) -> dict[str, Signature]:
-        """Return what clients told, as far as it is believed.
-
-        Prototypes that lie too far from what others call so do not count. Nor does a class that a client counts and
-        has no prototype of, as only zeros stand there. The rest is no larger than the others allow.
-        """
+        """Return what clients told, as far as it is `believed`; of each architecture by itself."""
         told = {update.name: update.signature for update in updates if update.signature is not None}
-        counts = {name: self._counted(signature) for name, signature in told.items()}
+        limit, counts_told = self.settings.prototype_limit, self.distillation.label_counts_shared
         left: dict[str, Signature] = {}
-        for model in sorted({round.models[name] for name in told}):
-            names = [name for name in told if round.models[name] == model]
-            if limit := self.settings.prototype_limit:
-                points = [told[name].prototypes for name in names]
-                believed = believed_counts([counts[name] for name in names], points, limit)
-                counts |= dict(zip(names, believed, strict=True))
-            counted = [name for name in names if float(counts[name].sum()) >= FEWEST_COUNTED]
-            left |= self.caps.features({name: replace(told[name], label_counts=counts[name]) for name in counted})
+        for model in {round.models[name] for name in told}:
+            own = {name: signature for name, signature in told.items() if round.models[name] == model}
+            left |= believed(own, self.caps, limit, counts_told)
         return {name: left[name] for name in told if name in left}
-
-    def _counted(self, signature: Signature) -> Tensor:
-        """Return the label counts, (classes,), of the classes that it has a prototype of."""
-        counts = signature.counts_with_prototypes()
-        return counts if self.distillation.label_counts_shared else (counts > 0).float()
 
     def _mixed(
         self, lesson: Lesson, averages: Mapping[str, State], round: Round
