@@ -41,6 +41,10 @@ class Contribution(Weighted, Protocol):
     def signature(self) -> Signature | None:
         """What the clients behind it told of their data; None: nothing was asked."""
 
+    @property
+    def clients(self) -> tuple[str, ...]:
+        """Who they are."""
+
 
 @dataclass(frozen=True)
 class WeightedModel:
@@ -80,9 +84,9 @@ class ClientUpdate:
     digest: str | None = None
 
     @property
-    def clients(self) -> int:
-        """One."""
-        return 1
+    def clients(self) -> tuple[str, ...]:
+        """The client."""
+        return (self.name,)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class GroupSum:
     """
 
     name: str
-    clients: int
+    clients: tuple[str, ...]
     start: State
     state: State
     num_examples: int

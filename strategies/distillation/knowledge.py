@@ -5,7 +5,7 @@ that those count who were not sampled this round.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
@@ -37,11 +37,14 @@ class Knowledge:
         Their architectures.
     spaces : mapping of architecture to State
         The universal experts in whose features that is.
+    clients : mapping of client to tuple of str
+        Where several told something together, who they were.
     """
 
     told: Mapping[str, Signature]
     models: Mapping[str, str]
     spaces: Mapping[str, State]
+    clients: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def nothing(cls) -> Self:
@@ -94,12 +97,23 @@ class Knowledge:
         """Return what the others told."""
         left_out = set(names)
         told = {name: own for name, own in self.told.items() if name not in left_out}
-        return replace(self, told=told, models={name: self.models[name] for name in told})
+        clients = {name: own for name, own in self.clients.items() if name in told}
+        return replace(self, told=told, models={name: self.models[name] for name in told}, clients=clients)
 
-    def with_told(self, told: Mapping[str, Signature], models: Mapping[str, str]) -> "Knowledge":
-        """Return what is known after clients told something, in the present spaces."""
+    def with_told(
+        self, told: Mapping[str, Signature], models: Mapping[str, str], clients: Mapping[str, tuple[str, ...]]
+    ) -> "Knowledge":
+        """Return what is known after clients, of which several may have done so together, told something.
+
+        It is in the present spaces.
+        """
         known = {**self.models, **{name: models[name] for name in told}}
-        return replace(self, told={**self.told, **told}, models=known)
+        together = {name: clients[name] for name in told if len(clients[name]) > 1}
+        return replace(self, told={**self.told, **told}, models=known, clients={**self.clients, **together})
+
+    def behind(self, name: str) -> tuple[str, ...]:
+        """Return who told what is kept under a name."""
+        return self.clients.get(name, (name,))
 
 
 def features_of(server: Server, state: State, inputs: Tensor, model: str) -> Tensor:

@@ -446,23 +446,24 @@ class DisUE(Method[DisUEState]):
 
         What a client told now stands for what it told before. A sum stands for what its cluster told before, and with
         ``prototypes=cluster`` so does what several told, as in a sum. What a client told of other data than it has now
-        is left out, and so is what it told of another architecture: that is in no space that there is.
+        is left out, and so is what it told of another architecture: that is in no space that there is. Of a sum nobody
+        can take one's part out: it is left out, too, if one of its clients has other data, or belongs elsewhere now.
         """
         together = self.settings.prototypes == "cluster"
         sums = {state.clusters[update.name] for update in updates if together or isinstance(update, GroupSum)}
-        over = [
-            name
-            for name, model in state.knowledge.models.items()
-            if name in told
-            or name in round.changed
-            or state.clusters.get(name, -1) in {-1, *sums}
-            or round.models[name] != model
-        ]
+
+        def holds(name: str, model: str) -> bool:
+            clients = state.knowledge.behind(name)
+            clusters = {state.clusters.get(client, -1) for client in clients}
+            same = all(round.models[client] == model and client not in round.changed for client in clients)
+            return name not in told and len(clusters) == 1 and not clusters & {-1, *sums} and same
+
+        over = [name for name, model in state.knowledge.models.items() if not holds(name, model)]
         kept = state.knowledge.less(over)
         spaces = {model: self.seen_under(state, model) for model in {self.main, *round.models.values()}}
         inputs = self.distillation.proxy.inputs(state.proxy, round.number) if kept.told else None
         moved = kept.moved(self.server, spaces, inputs)
-        return moved.with_told(told, round.models)
+        return moved.with_told(told, round.models, {update.name: update.clients for update in updates})
 
     def _ensemble(self, state: DisUEState, clusters: Collection[int]) -> TeacherEnsemble:
         """Return the experts of these clusters, with what is known of their clients."""

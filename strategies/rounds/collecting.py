@@ -209,7 +209,7 @@ class SecureCollector:
             starts = {sent.name: sent.start for sent in attempt.sent.values() if sent.start is not None}
             summed = sums.unmask(like, self.parts, starts, attempt.ask)
         stats.metrics["clusters_lost"] = len(sums.lost)
-        stats.count(sum(own.clients for own in summed), len(trained), len(sums.rejected))
+        stats.count(sum(len(own.clients) for own in summed), len(trained), len(sums.rejected))
         stats.tell(summed)
         try:
             attempt.require(stats.clients_ok)

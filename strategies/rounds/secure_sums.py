@@ -332,7 +332,7 @@ def _group_sum(group: SecAggGroup, like: State, parts: SignatureParts, starts: M
         raise LostSumError(f"the sum cannot be one of clients' updates: {error}") from None
     return GroupSum(
         name=group.came[0],
-        clients=len(group.masked),
+        clients=tuple(group.came),
         start=mean_of([(starts[name], 1.0) for name in group.came]),
         state=own.state,
         num_examples=own.num_examples,

@@ -123,7 +123,7 @@ class RoundStats:
         self.label_counts |= {
             update.name: update.signature.label_counts
             for update in updates
-            if update.signature is not None and update.clients == 1
+            if update.signature is not None and len(update.clients) == 1
         }
         told = [update for update in updates if math.isfinite(update.train_loss)]
         if examples := sum(update.num_examples for update in told):

@@ -385,7 +385,7 @@ def test_a_sum_replaces_what_its_cluster_told_before(make_updates) -> None:  # t
     begun = replace(method.begin(method.server.initial("mlp")), clusters=clusters)
 
     def sums(*groups: tuple[str, float]) -> list[GroupSum]:
-        return [GroupSum(name, 2, state, state, 6, some_told(feature)) for name, feature in groups]
+        return [GroupSum(name, (name,), state, state, 6, some_told(feature)) for name, feature in groups]
 
     first = method.step(begun, sums(("client-0", 1.0), ("client-3", 2.0)), Round(1, models)).state
     assert first.knowledge.told.keys() == {"client-0", "client-3"}
@@ -393,6 +393,27 @@ def test_a_sum_replaces_what_its_cluster_told_before(make_updates) -> None:  # t
     assert second.knowledge.told.keys() == {"client-1", "client-3"}
     assert torch.equal(second.knowledge.told["client-1"].prototypes, some_told(3.0).prototypes)
     assert second.knowledge.spaces["mlp"] is first.universals["mlp"]
+
+
+@pytest.mark.parametrize(
+    ("moves", "changed", "forgotten"),
+    [({}, (), False), ({"client-1": 1}, (), True), ({"client-2": 1}, (), False), ({}, ("client-1",), True)],
+)
+def test_what_several_told_together_is_forgotten_when_one_of_them_moves_or_has_other_data(
+    make_updates, moves: dict[str, int], changed: tuple[str, ...], forgotten: bool
+) -> None:  # type: ignore[no-untyped-def]
+    """Nobody can take its part out. One that was not in the sum takes nothing along."""
+    method, state = in_rounds(), make_updates(1)[0].state
+    names = [f"client-{i}" for i in range(5)]
+    models, clusters = dict.fromkeys(names, "mlp"), dict(zip(names, (0, 0, 0, 1, 1), strict=True))
+    begun = replace(method.begin(method.server.initial("mlp")), clusters=clusters)
+    of_two, of_one = (
+        GroupSum(own[0], own, state, state, 6, some_told(1.0)) for own in (("client-0", "client-1"), ("client-3",))
+    )
+    first = method.step(begun, [of_two], Round(1, models)).state
+    later = replace(first, clusters=clusters | moves)
+    second = method.step(later, [of_one], Round(2, models, clusters, changed=frozenset(changed))).state
+    assert ("client-0" not in second.knowledge.told) == forgotten
 
 
 def test_what_a_client_told_of_data_that_it_has_no_more_is_forgotten(make_updates) -> None:  # type: ignore[no-untyped-def]
