@@ -4,15 +4,18 @@ import json
 import re
 import subprocess
 import sys
+from math import sqrt
 from pathlib import Path
 
 import pytest
 import torch
+from scipy.stats import t
 from tests_support import numbered_classes
 
 from benchmarks import regression, startup
 from benchmarks.regression import EXPECTED, Expected
 from benchmarks.sketches import described
+from benchmarks.verdict import verdict
 from client_app.describe import initial_prototypes, make_signature
 from disue.data import Examples
 from disue.models import build_model
@@ -97,3 +100,26 @@ def test_who_fits_label_shares_to_sketches_knows_what_a_client_tells() -> None:
     counts = task.count_strata(data.y)
     played = described(counts / counts.sum(), make_signature(model, data, cpu, task).prototypes)
     torch.testing.assert_close(played, initial_prototypes(model, data, cpu, task).flatten())
+
+
+def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference() -> None:
+    accuracies = {
+        "disue": (0.80, 0.84, 0.82),
+        "disue:teacher=mean": (0.9, 0.9, 0.9),  # itself, in another form
+        "fedavg": (0.70, 0.72, 0.71),
+        "ccvr:virtual-features=8": (0.79, 0.81, 0.80),
+        "ifca": (0.83, 0.85, 0.84),  # is told how many groups there are
+        "ditto": (0.99, 0.99),  # not in all seeds
+    }
+    rows = [
+        {"dataset": "digits", "scenario": "iid", "method": method, "seed": str(seed)}
+        | dict.fromkeys(("universal_accuracy", "expert_accuracy", "worst_decile_accuracy"), str(found))
+        for method, own in accuracies.items()
+        for seed, found in enumerate(own)
+    ]
+    _, _, first, *_ = verdict(rows, "disue").splitlines()
+    half = t.ppf(0.975, 2) * 0.01 / sqrt(3.0)
+    assert first == (
+        "| digits, iid | universal | 0.820 | 0.800 (ccvr:virtual-features=8) "
+        f"| +0.020 ± {half:.3f} | 0.840 (ifca) | -0.020 ± {half:.3f} |"
+    )
