@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ can be started as their own help says, and the check of their ratios can fail."""
 
+import csv
 import json
 import re
 import subprocess
@@ -7,18 +8,22 @@ import sys
 from math import sqrt
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import FAST
 from scipy.stats import t
 from tests_support import numbered_classes
 
 from benchmarks import regression, startup
+from benchmarks.phases import rows_of
 from benchmarks.regression import EXPECTED, Expected
 from benchmarks.sketches import described
 from benchmarks.verdict import verdict
 from client_app.describe import initial_prototypes, make_signature
-from disue.data import Examples
+from disue.data import Examples, build_federation
 from disue.models import build_model
+from server_app.config import RunConfig
 
 SCRIPTS = Path(__file__).parents[1] / "benchmarks"
 RUN_ALL = """
@@ -123,3 +128,18 @@ def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference()
         "| digits, iid | universal | 0.820 | 0.800 (ccvr:virtual-features=8) "
         f"| +0.020 ± {half:.3f} | 0.840 (ifca) | -0.020 ± {half:.3f} |"
     )
+
+
+def test_what_is_looked_at_in_a_round_is_what_the_run_says_of_it(tmp_path: Path) -> None:
+    values = FAST | {"scenario": "rotation", "num-groups": 2, "num-clusters": 2}
+    rows = rows_of(values, 6, tmp_path / "run")
+    with (tmp_path / "run" / "clients.csv").open(newline="") as file:
+        clients = list(csv.DictReader(file))
+    federation = build_federation(RunConfig.from_flower(values), 6)
+    tests = [len(federation.client(i).test) for i in range(6)]
+    told = [float(client["universal_accuracy"]) for client in clients]
+    assert rows[-1]["universal"] == pytest.approx(np.average(told, weights=tests), abs=1e-4)  # to four digits
+    shares = [json.loads(line)["student_share"] for line in (tmp_path / "run" / "metrics.jsonl").open()]
+    assert [row["share"] for row in rows] == shares
+    for row in rows:  # by each sample's own expert is no worse than by the wrong ones
+        assert row["oracle gate"] > row["average"]
