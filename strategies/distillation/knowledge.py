@@ -101,14 +101,17 @@ class Knowledge:
         return replace(self, told=told, models={name: self.models[name] for name in told}, clients=clients)
 
     def with_told(
-        self, told: Mapping[str, Signature], models: Mapping[str, str], clients: Mapping[str, tuple[str, ...]]
+        self,
+        told: Mapping[str, Signature],
+        models: Mapping[str, str],
+        clients: Mapping[str, tuple[str, ...]] | None = None,
     ) -> "Knowledge":
         """Return what is known after clients, of which several may have done so together, told something.
 
         It is in the present spaces.
         """
         known = {**self.models, **{name: models[name] for name in told}}
-        together = {name: clients[name] for name in told if len(clients[name]) > 1}
+        together = {name: own for name, own in (clients or {}).items() if name in told and len(own) > 1}
         return replace(self, told={**self.told, **told}, models=known, clients={**self.clients, **together})
 
     def behind(self, name: str) -> tuple[str, ...]:
