@@ -19,18 +19,23 @@ MOST_FEATURES = 128
 
 
 def looked_at(features: Tensor) -> Tensor:
-    """Return the features that covariances are of, (..., at most 128): themselves, or a projection of more of them.
+    """Return the features that covariances are of, (..., at most 128): themselves, or a projection of more of them."""
+    return projected(features, MOST_FEATURES)
+
+
+def projected(features: Tensor, most: int) -> Tensor:
+    """Return features, (..., at most ``most``): themselves, or a projection of more of them.
 
     The projection is the same for all: orthonormal, and drawn once for each number of features. Distances between many
     points are about kept by it (Johnson and Lindenstrauss 1984).
     """
     size = features.shape[-1]
-    return features if size <= MOST_FEATURES else features @ _projection(size)
+    return features if size <= most else features @ _projection(size, most)
 
 
 @lru_cache(maxsize=4)
-def _projection(size: int) -> Tensor:
-    drawn = torch.randn(size, MOST_FEATURES, generator=torch_rng("projection", size))
+def _projection(size: int, most: int) -> Tensor:
+    drawn = torch.randn(size, most, generator=torch_rng("projection", size))
     basis: Tensor = torch.linalg.qr(drawn).Q
     return basis
 

@@ -129,7 +129,8 @@ class Signature:
         fits = counts.ndim == 1 and len(shape) == 2 and len(counts) == shape[0]
         if fits and self.covariance is not None:
             told = self.covariance.shape
-            fits = told in ((triangle_size(shape[1]),), (shape[0], full_size(shape[1])))
+            size = full_size(shape[1])
+            fits = told in ((triangle_size(shape[1]),), (size,), (shape[0], size))
             fits |= len(told) == 3 and (told[0], told[2]) == tuple(shape)
         if not fits:
             shapes = [tuple(tensor.shape) for tensor in tensors.values()]
