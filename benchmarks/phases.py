@@ -30,6 +30,7 @@ from torch import Tensor
 from benchmarks.arguments import assignment, seeds
 from disue.assignments import parse_assignments
 from disue.data import Federation, build_federation
+from disue.errors import DisueError
 from disue.models import State
 from disue.signature import Signature
 from disue_cli.compare.tables import markdown
@@ -141,9 +142,12 @@ def main() -> None:
     torch.set_num_threads(1)
     values = {"scenario": arguments.scenario, **parse_assignments(arguments.set)}
     with tempfile.TemporaryDirectory() as place:
-        runs = [
-            rows_of(values | {"seed": seed}, arguments.clients, Path(place) / str(seed)) for seed in arguments.seeds
-        ]
+        try:
+            runs = [
+                rows_of(values | {"seed": seed}, arguments.clients, Path(place) / str(seed)) for seed in arguments.seeds
+            ]
+        except DisueError as error:
+            parser.error(str(error))
     lines = [
         [name, *(f"{mean(row[name] for row in rows):.3f}" for rows in zip(*runs, strict=True))] for name in runs[0][0]
     ]

@@ -98,8 +98,15 @@ def main() -> None:
     arguments = parser.parse_args()
     rows: list[dict[str, str]] = []
     for path in arguments.results:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows += csv.DictReader(file)
+        except OSError as error:
+            parser.error(f"'{path}' cannot be read ({error.strerror})")
+    for place in dict.fromkeys((row["dataset"], row["scenario"]) for row in rows):
+        methods = dict.fromkeys(row["method"] for row in rows if (row["dataset"], row["scenario"]) == place)
+        if arguments.method not in methods:
+            parser.error(f"--method: got '{arguments.method}'; in {', '.join(place)} there are {', '.join(methods)}")
     print(verdict(rows, arguments.method))
 
 

@@ -58,9 +58,9 @@ class Early:
             count, found = float(own.label_counts.sum()), from_triangle(own.covariance.double())
             within = found if within is None else within + (count / (examples + count)) * (found - within)
             examples += count
-        known = {name: own for name, own in self.told.items() if name in names}
         means = {name: replace(own, covariance=None) for name, own in told.items()}
-        return Early({**known, **means}, within, examples)
+        known = {name: own for name, own in {**self.told, **means}.items() if name in names}
+        return Early(known, within, examples)
 
     def discriminant(
         self, teams: Sequence[Team], clusters: Mapping[str, int], caps: Caps, limit: float

@@ -523,7 +523,7 @@ class DisUE(Method[DisUEState]):
         told = {update.name: update.signature for update in updates if update.signature is not None}
         limit, counts_told = self.settings.prototype_limit, self.distillation.label_counts_shared
         left: dict[str, Signature] = {}
-        for model in {round.models[name] for name in told}:
+        for model in sorted({round.models[name] for name in told}):
             own = {name: signature for name, signature in told.items() if round.models[name] == model}
             left |= believed(own, self.caps, limit, counts_told)
         return {name: left[name] for name in told if name in left}

@@ -57,6 +57,7 @@ def test_a_covariance_is_asked_for_until_it_is_of_enough_examples() -> None:
 def test_of_clients_that_are_no_more_nothing_is_kept() -> None:
     known = Early().with_told({name: told_of(*DATA[name]) for name in CLUSTERS}, CLUSTERS, CAPS)
     assert known.with_told({}, {"client-2"}, CAPS).told.keys() == {"client-2"}
+    assert not known.with_told({"client-9": told_of(*DATA["client-0"])}, {}, CAPS).told
     assert all(own.covariance is None for own in known.told.values())
 
 
