@@ -112,7 +112,8 @@ class Knowledge:
         """
         known = {**self.models, **{name: models[name] for name in told}}
         together = {name: own for name, own in (clients or {}).items() if name in told and len(own) > 1}
-        return replace(self, told={**self.told, **told}, models=known, clients={**self.clients, **together})
+        before = {name: own for name, own in self.clients.items() if name not in told}
+        return replace(self, told={**self.told, **told}, models=known, clients={**before, **together})
 
     def behind(self, name: str) -> tuple[str, ...]:
         """Return who told what is kept under a name."""

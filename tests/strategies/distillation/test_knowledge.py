@@ -146,3 +146,12 @@ def test_in_the_space_of_a_model_that_diverged_what_is_known_stays_finite_and_in
     assert bool(features_of(server, wild, some_inputs(7), "mlp").isfinite().all())
     back = moved.moved(server, {"mlp": server.initial("mlp")}, some_inputs(7))
     assert all(bool(own.prototypes.isfinite().all()) for own in back.told.values())
+
+
+def test_who_told_something_with_others_and_then_alone_is_alone_behind_it() -> None:
+    own = Signature(torch.ones(2), torch.ones(2, 3))
+    known = Knowledge.nothing().with_told({"a": own}, {"a": "mlp"}, {"a": ("a", "b"), "c": ("c", "d")})
+    assert known.clients == {"a": ("a", "b")}
+    assert known.behind("a") == ("a", "b")
+    assert known.with_told({"a": own}, {"a": "mlp"}, {"a": ("a",)}).behind("a") == ("a",)
+    assert not known.less(["a"]).clients
