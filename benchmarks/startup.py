@@ -18,13 +18,13 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-
-os.environ["OMP_NUM_THREADS"] = "1"
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before a package of another that is called benchmarks
 
 from benchmarks.machine import machine
 
+SILENT: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 DISUE = "from disue_cli.main import main; main()"
 CLIENT = f"""
 import sys
@@ -48,12 +48,20 @@ COMMANDS = {
 }
 
 
+def one_thread() -> dict[str, str]:
+    """Return the environment of a process that computes with one thread.
+
+    This process keeps its own: tests import this file, and all that came after would have one thread, too.
+    """
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
 def cpu_seconds(name: str) -> float:
     """Return the CPU seconds of one process and its children."""
     with tempfile.TemporaryDirectory() as directory:
         command = [sys.executable, "-c", *COMMANDS[name]] + ([str(Path(directory) / "run")] if name == "run" else [])
         before = os.times()
-        status = subprocess.run(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode
+        status = subprocess.run(command, cwd=directory, env=one_thread(), **SILENT).returncode
         after = os.times()
     if status != (2 if name == "bad_input" else 0):
         raise SystemExit(f"{name} ended with status {status}")
@@ -69,7 +77,7 @@ def waits_for_ray() -> dict[str, float]:
         signs = {"ray_start": place / "config.toml", "ray_first_round": place / "metrics.jsonl"}
         found: dict[str, float] = {}
         started = time.perf_counter()
-        process = subprocess.Popen(command, cwd=directory, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=directory, env=one_thread(), **SILENT)
         try:
             while process.poll() is None:
                 for name, path in signs.items():

@@ -23,7 +23,7 @@ pytest.register_assert_rewrite("deployment")
 settings.register_profile("on a busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("on a busy machine")
 
-OF_BITS = (*PINNED, *THREAD_VARIABLES)
+OF_BITS = tuple(dict.fromkeys((*PINNED, *THREAD_VARIABLES)))
 """Variables that PyTorch looks at when it starts to compute: results differ by them in the last digits."""
 FROM_OUTSIDE = {name: os.environ.get(name) for name in OF_BITS}
 
