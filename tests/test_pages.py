@@ -5,6 +5,7 @@ A command that needs what not every machine has says so in its page: `<!-- needs
 
 import argparse
 import json
+import os
 import re
 import runpy
 import shlex
@@ -197,6 +198,7 @@ def _benchmark(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
     words = ["7" if word == "N" else word for word in command.words[1:]]
     monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(os, "environ", dict(os.environ))  # a script may set its own
     monkeypatch.syspath_prepend(str(ROOT))
     with MODELS.scope(), pytest.raises(Started):  # some have models of their own
         runpy.run_path(str(ROOT / words[0]), run_name="__main__")
