@@ -24,6 +24,7 @@ MESSAGES: dict[str, tuple[str, ...]] = {
     "mask": ("query.mask",),
     "compare": ("query.compare",),
     "features": ("query.features",),
+    "early": ("query.early",),
     "evaluate": ("evaluate",),
 }
 """Row of `RECORDS` -> message types of Flower."""

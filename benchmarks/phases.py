@@ -32,20 +32,15 @@ from disue.assignments import parse_assignments
 from disue.data import Federation, build_federation
 from disue.errors import DisueError
 from disue.models import State
-from disue.signature import Signature
 from disue_cli.compare.tables import markdown
 from disue_cli.engines.inline import run_inline
 from server_app.config import RunConfig
 from strategies.aggregation.caps import Caps
-from strategies.distillation.calibration import Calibrator
-from strategies.distillation.ensemble import TeacherEnsemble
-from strategies.distillation.heads import Heads
 from strategies.distillation.server import ProxySet
 from strategies.distillation.teachers import discriminant_teacher, vote
 from strategies.methods.base import METHODS, Step
 from strategies.methods.disue import DisUE, DisUESettings, DisUEState
 from strategies.rounds.round import Round
-from strategies.teams import Team
 from strategies.updates import Contribution
 
 Row = dict[str, float]
@@ -92,21 +87,15 @@ class Looked(DisUE):
             return float((logits.argmax(dim=1) == y).double().mean())
 
         found: Row = {}
-        proxy, heads = (
-            self.distillation.proxy.inputs(state.proxy, number),
-            Heads(self.server, Calibrator(self.settings)),
-        )
+        proxy = self.distillation.proxy.inputs(state.proxy, number)
         for name, model in (("average", average), ("student", student)):
             found[name] = right(self.server.logits(model, x))
             known = {0: list(state.knowledge.told)}
-            calibrated = heads.calibrated(state.knowledge, {0: model}, self.main, known, proxy, number, 1.0)
+            calibrated = self.heads.calibrated(state.knowledge, {0: model}, self.main, known, proxy, number, 1.0)
             found[f"{name}, calibrated"] = right(self.server.logits(calibrated.get(0, model), x))
         found["universal"] = right(self.server.logits(state.universals[self.main], x))
-        told: dict[Team, list[Signature]] = {}
-        for name, signature in state.knowledge.told.items():
-            told.setdefault(Team(state.clusters[name], self.main), []).append(signature)
-        voters = {team: expert for team, expert in state.experts.items() if team in told}
-        ensemble = TeacherEnsemble(self.server, voters, told, state.knowledge)
+        ensemble = self.ensemble(state, {team.cluster for team in state.experts})
+        voters = ensemble.voters
         inputs = ensemble.inputs(ProxySet(x), ensemble.features(x))
         weighing = discriminant_teacher(inputs)
         priors = torch.stack([state.priors[team] for team in voters])

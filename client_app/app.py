@@ -22,6 +22,8 @@ from disue.wire import (
     CompareRequest,
     DescribeReply,
     DescribeRequest,
+    EarlyReply,
+    EarlyRequest,
     EvaluateReply,
     EvaluateRequest,
     FeaturesReply,
@@ -113,6 +115,17 @@ def features(message: Message, context: Context) -> Message:
     policy, model = client.policy("features", request.server_round), client.model(request.state)
     told = policy.features(model, client.data.train, client.device, client.task)
     return FeaturesReply(told).to_message(message)
+
+
+@app.query("early")
+@withhold_errors
+def early(message: Message, context: Context) -> Message:
+    """Say what early features of the training data are like."""
+    request = EarlyRequest.from_message(message)
+    client = LocalClient(context, request.task)
+    policy, initial = client.policy("early", request.server_round), client.initial_model()
+    told = policy.early(initial, client.data.train, client.device, client.task, request.most, request.covariance)
+    return EarlyReply(told).to_message(message)
 
 
 @app.query("forget")

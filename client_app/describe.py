@@ -8,9 +8,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from disue.comparing import SUBSPACE_DIMENSIONS
-from disue.covariance import axes_of_strata, covariance_within, covariances_of_strata, num_axes
+from disue.covariance import axes_of_strata, covariance_within, covariances_of_strata, num_axes, triangle
 from disue.data import Examples
 from disue.device import place
+from disue.early import early_features
 from disue.metrics import predict_logits
 from disue.models import Classifier, flatten, num_parameters
 from disue.registry import Registry
@@ -51,9 +52,8 @@ def make_signature(
     """
     counts, strata = task.count_strata(examples.y), task.strata(examples.y)
     features = predict_logits(model.body, examples.x, device)
-    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, strata, features)
     told = counts if share_label_counts else (counts > 0).to(counts)
-    means = sums / counts.clamp(min=1.0).unsqueeze(1)
+    means = means_of_strata(features, strata, counts)
     found: Tensor | None = None
     if covariance == "each":
         found = covariances_of_strata(features, strata, means)
@@ -62,6 +62,38 @@ def make_signature(
     elif covariance:
         found = covariance_within(features, strata, means)
     return Signature(told, means, found)
+
+
+def early_signature(
+    initial: Classifier, examples: Examples, device: torch.device, task: Task, most: int, covariance: bool
+) -> Signature:
+    """Return the counts, and the mean early features, of the strata of the client's training data (`disue.early`).
+
+    Parameters
+    ----------
+    initial : Classifier
+        The run's initial model.
+    examples : Examples
+        The client's training data.
+    device : torch.device
+    task : Task
+        Says what the strata are.
+    most : int
+        How many features there are at most.
+    covariance : bool
+        Whether to say, too, how the features vary within all strata together, as a triangle of the whole.
+    """
+    counts, strata = task.count_strata(examples.y), task.strata(examples.y)
+    features = early_features(initial, examples.x, device, most)
+    means = means_of_strata(features, strata, counts)
+    off = (features - means[strata]).double()
+    return Signature(counts, means, triangle((off.T @ off / max(len(off), 1)).float()) if covariance else None)
+
+
+def means_of_strata(features: Tensor, strata: Tensor, counts: Tensor) -> Tensor:
+    """Return the mean features of the examples of each stratum, (strata, features); zeros where there are none."""
+    sums = torch.zeros(len(counts), features.shape[1]).index_add_(0, strata, features)
+    return sums / counts.clamp(min=1.0).unsqueeze(1)
 
 
 @DESCRIPTIONS.register("initial-prototypes")

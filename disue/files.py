@@ -22,7 +22,7 @@ from disue.config import ClientConfig, Settings, unfit_for_files
 from disue.errors import DISK_FULL, ConfigError, DataError, DiskError, quoted_value
 
 T = TypeVar("T")
-RUN_FORMAT = 2
+RUN_FORMAT = 3
 """The number of the run directory, which ``config.toml`` begins with.
 
 Raise it by one when a file of a run directory is new, gone, renamed, or means something else, so that older code would

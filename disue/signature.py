@@ -91,8 +91,8 @@ class Signature:
         Tensor,
         Arrays(
             "weight of its prototypes, and part of the label shares that stand for its cluster's; scaled down with "
-            "`num-examples` where that counts for less than it says; with `method=ccvr` the client's weight in each "
-            "class, and all of it counts up to `max-weight` times the median of the others'",
+            "`num-examples` where that counts for less than it says; in `features` and `early`, where there is none, "
+            "weight of the client in each class, and all of it counts up to `max-weight` times the others' median",
             record="signature",
             low=0.0,
             high=MOST_EXAMPLES,
@@ -103,8 +103,9 @@ class Signature:
         Tensor,
         Arrays(
             "part of the means from which the gate and the evidence are made, and around which features of its class "
-            "are drawn to calibrate heads; each counts up to `max-fit` times the median length of the others' longest, "
-            "and `prototype-limit` leaves out what lies far from the others'",
+            "are drawn to calibrate heads (not in `early`, where it is no longer than 1); each counts up to `max-fit` "
+            "times the median length of the others' longest, and `prototype-limit` leaves out what lies far from the "
+            "others'",
             record="signature",
             high=LARGEST_FEATURE,
             shape="(classes, features)",
@@ -119,7 +120,8 @@ class Signature:
             record="signature",
             high=LARGEST_COVARIANCE,
             shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false`, or where none fits, "
-            "the upper triangle of (features, features), of at most 128; in `features` one of all for each class",
+            "the upper triangle of (features, features), of at most 128; in `features` one of all for each class, in "
+            "`early` one of all, of trace 1 at most",
         ),
     ] = None
 

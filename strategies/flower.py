@@ -1,6 +1,6 @@
 """The Flower Strategy: it sends, checks and retries, and hands a `Method` what came."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from logging import INFO, WARNING
 from typing import Any, ClassVar
@@ -30,7 +30,7 @@ from strategies.rounds.attempt import Attempt, Sent
 from strategies.rounds.collecting import Clustered, Collector, PlainCollector, Received
 from strategies.rounds.comparing import best_shares, num_asked
 from strategies.rounds.descriptions import Descriptions
-from strategies.rounds.features import told_features
+from strategies.rounds.features import told_early, told_features
 from strategies.rounds.registry import Client, ClientRegistry
 from strategies.rounds.replies import ReplyCollector
 from strategies.rounds.round import Round
@@ -328,6 +328,7 @@ class FederatedStrategy(Strategy):
             timed=attempt.stats.timed,
             best_shares=partial(self._best_shares, attempt),
             features=partial(self._features, attempt),
+            early=partial(self._early, attempt),
         )
 
     def _is_last(self, server_round: int) -> bool:
@@ -359,7 +360,7 @@ class FederatedStrategy(Strategy):
             universal=sent.universal if needs else None,
             signature=self.method.needs.prototypes,
             covariance=self.method.needs.covariance,
-            digest=bool(self.method.needs.description),
+            digest=self.method.needs.digest or bool(self.method.needs.description),
             memory=self.method.needs.memory,
             run=self.run,
             shared=self.method.shared(self.reached()),
@@ -425,3 +426,12 @@ class FederatedStrategy(Strategy):
         with attempt.stats.timed("local"):
             asked = self.registry.sample(share, "features", number)
             return told_features(attempt.ask, asked, number, models, num_strata, self.registry.task)
+
+    def _early(
+        self, attempt: Attempt, names: Collection[str], shape: tuple[int, int], covariance: bool
+    ) -> dict[str, Signature]:
+        """Ask the named clients; see `Round`."""
+        asked = [client for client in self.registry.clients if client.name in names]
+        with attempt.stats.timed("local"):
+            number, task = attempt.stats.server_round, self.registry.task
+            return told_early(attempt.ask, asked, number, shape, covariance, task)

@@ -7,7 +7,7 @@ run is a real one but for its clients, which add a number to the model that they
 import copy
 import random
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,17 @@ from disue.covariance import triangle
 from disue.models import State
 from disue.naming import client_name
 from disue.signature import CovarianceOf, Signature, SignatureParts, told_beside_updates
-from disue.wire import CompareReply, DescribeReply, EvaluateReply, EvaluateRequest, HelloReply, TrainReply, TrainRequest
+from disue.wire import (
+    CompareReply,
+    DescribeReply,
+    EarlyReply,
+    EarlyRequest,
+    EvaluateReply,
+    EvaluateRequest,
+    HelloReply,
+    TrainReply,
+    TrainRequest,
+)
 from disue.wire.compare import SHARES
 from disue_cli.engines.inline import RUN_ID, InlineGrid
 from server_app.config import RunConfig
@@ -194,6 +204,13 @@ class FaultyGrid(InlineGrid):
                 else None,
                 choice=0 if request.candidates else None,
             ).to_message(message)
+
+        @app.query("early")
+        def early(message: Message, context: Context) -> Message:
+            request = EarlyRequest.from_message(message)
+            own = _signature(client_name(context.node_config), {HEAD: torch.zeros(10, request.most)}, "")
+            varying = triangle(torch.eye(request.most)) if request.covariance else None
+            return EarlyReply(replace(own, covariance=varying)).to_message(message)
 
         @app.query("compare")
         def compare(message: Message, context: Context) -> Message:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import FAST
+from PIL import Image
 from scipy.stats import t
 from tests_support import numbered_classes
 
@@ -19,7 +20,8 @@ from benchmarks import regression, startup
 from benchmarks.phases import rows_of
 from benchmarks.regression import EXPECTED, Expected
 from benchmarks.sketches import described
-from benchmarks.verdict import verdict
+from benchmarks.verdict import differences, draw, verdict
+from benchmarks.verdict import main as verdict_main
 from client_app.describe import initial_prototypes, make_signature
 from disue.data import Examples, build_federation
 from disue.models import build_model
@@ -107,7 +109,7 @@ def test_who_fits_label_shares_to_sketches_knows_what_a_client_tells() -> None:
     torch.testing.assert_close(played, initial_prototypes(model, data, cpu, task).flatten())
 
 
-def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference() -> None:
+def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference(tmp_path: Path) -> None:
     accuracies = {
         "disue": (0.80, 0.84, 0.82),
         "disue:teacher=mean": (0.9, 0.9, 0.9),  # itself, in another form
@@ -122,12 +124,29 @@ def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference()
         for method, own in accuracies.items()
         for seed, found in enumerate(own)
     ]
-    _, _, first, *_ = verdict(rows, "disue").splitlines()
+    other = [row | {"scenario": "rotation", "universal_accuracy": row["expert_accuracy"]} for row in rows]
+    for row in other:
+        if row["method"] == "disue":
+            row["universal_accuracy"] = str(float(row["universal_accuracy"]) + 0.02)
+    _, _, first, *_, mean, _, _ = verdict(differences(rows + other, "disue"), "disue", ["iid", "rotation"]).splitlines()
+    assert mean == "| digits, mean | universal | 0.830 |  | +0.030 |  | -0.010 |"
+    draw(differences(rows, "disue"), tmp_path / "verdict.png")
+    assert Image.open(tmp_path / "verdict.png").size[0] > 500
     half = t.ppf(0.975, 2) * 0.01 / sqrt(3.0)
     assert first == (
         "| digits, iid | universal | 0.820 | 0.800 (ccvr:virtual-features=8) "
         f"| +0.020 ± {half:.3f} | 0.840 (ifca) | -0.020 ± {half:.3f} |"
     )
+
+
+def test_a_scenario_that_is_nowhere_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(Path(__file__).parents[1] / "docs" / "results" / "main.csv")
+    monkeypatch.setattr(sys, "argv", ["verdict.py", path, "--method", "fedavg", "--mean", "rotatoin"])
+    with pytest.raises(SystemExit):
+        verdict_main()
+    assert "--mean: got 'rotatoin'; there are label-groups, rotation, dirichlet, label-swap" in capsys.readouterr().err
 
 
 def test_what_is_looked_at_in_a_round_is_what_the_run_says_of_it(tmp_path: Path) -> None:

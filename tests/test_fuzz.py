@@ -28,9 +28,12 @@ def _quiet() -> Iterator[None]:
 NAMES = [
     *("images", "npz", "idx", "mnist", "own-folders", "run-config", "node-config", "assignments", "hosts"),
     *("run-load", "run-report", "run-card", "run-watch", "run-resume", "run-compare", "checkpoint", "resume"),
-    *(f"reply-{kind}" for kind in ("hello", "describe", "train", "evaluate", "compare", "features", "bundle")),
+    *(f"reply-{kind}" for kind in ("hello", "describe", "train", "evaluate", "compare", "features", "early", "bundle")),
     *(f"reply-{kind}" for kind in ("kept", "parcels", "masked")),
-    *(f"request-{kind}" for kind in ("hello", "describe", "train", "evaluate", "compare", "features", "bundle")),
+    *(
+        f"request-{kind}"
+        for kind in ("hello", "describe", "train", "evaluate", "compare", "features", "early", "bundle")
+    ),
     *(f"request-{kind}" for kind in ("forget", "share", "mask", "unmask")),
     *("error-reply", "server", "commands"),
 ]

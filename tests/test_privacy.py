@@ -23,17 +23,18 @@ from disue.errors import DataError, FederationError
 from disue.models import build_model, get_state
 from disue.nodes import NodeConfig
 from disue.tasks import ImageClassification
-from disue.wire import CompareRequest, FeaturesRequest
+from disue.wire import CompareRequest, EarlyRequest, FeaturesRequest
 from disue_cli.engines.inline import InlineGrid, simulated_nodes
 from server_app.callbacks.ledger import LEDGER
 from server_app.config import RunConfig
 from server_app.run import execute
 from strategies.clustering.estimators import CLUSTERERS
+from strategies.distillation.teachers import by_densities
 
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"
 KINDS = {"query": "hello", "query.describe": "describe", "train": "train", "evaluate": "evaluate"}
-KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare", "features", "forget")}
+KINDS |= {f"query.{step}": step for step in ("share", "mask", "unmask", "compare", "features", "early", "forget")}
 SMALL = {"model": "mlp", "num-server-rounds": 2, "local-epochs": 1, "distill-steps": 5, "report": False}
 DESCRIBED_BY = ("initial-prototypes", "subspace", "anchor-gradient")
 
@@ -52,6 +53,11 @@ def describes(config: RunConfig) -> bool:
     return config.method in ("pacfl", "stocfl") or by_signature
 
 
+def tells(config: RunConfig) -> bool:
+    may = config.privacy == "plain" and config.share_label_counts and config.early_features > 0
+    return config.method == "disue" and may and by_densities(config.teacher, config.proxy)
+
+
 WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "always": lambda config, round: True,
     "failed": lambda config, round: True,
@@ -61,6 +67,8 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "chosen": lambda config, round: chooses(config),
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
+    "described or told once": lambda config, round: describes(config) or tells(config),
+    "told once": lambda config, round: tells(config),
     "`method=ccvr`": lambda config, round: config.method == "ccvr",
     "personal": lambda config, round: config.method == "fedavg-ft" or round == config.num_server_rounds,
     "compared": lambda config, round: config.method == "disue" and config.initialisation == "learned",
@@ -352,10 +360,19 @@ def test_who_may_not_tell_of_its_features_tells_nobody(key: str, value: Any, rea
     assert answered({}, FeaturesRequest(STATE, 1)).has_content()
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("privacy", "dp"), ("privacy", "secure"), ("share-label-counts", False)], ids=str
+)
+def test_who_may_not_tell_of_its_early_features_tells_nobody(key: str, value: Any) -> None:
+    told = answered({key: value}, EarlyRequest(8, False, 1))
+    assert told.error.reason.endswith(": a client does not tell of its early features")
+    assert answered({}, EarlyRequest(8, False, 1)).has_content()
+
+
 STATE = get_state(build_model("mlp", (1, 8, 8), 10))
 
 
-def answered(values: Values, request: CompareRequest | FeaturesRequest) -> Message:
+def answered(values: Values, request: CompareRequest | EarlyRequest | FeaturesRequest) -> Message:
     """Return what a client of a run with such settings answers."""
     config = RunConfig.from_flower({"model": "mlp"} | values)
     grid = InlineGrid(client_app, config.to_flower(), simulated_nodes(2))

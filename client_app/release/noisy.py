@@ -105,6 +105,12 @@ class NoisyRelease(ReleasePolicy):
         counts = _counts(told, len(examples)) if self.config.share_label_counts else (told > 0).double()
         return Signature(counts.float(), prototypes.float())
 
+    def early(
+        self, initial: Classifier, examples: Examples, device: torch.device, task: Task, most: int, covariance: bool
+    ) -> Signature:
+        """Refuse: noise does not cover it."""
+        raise FederationError("privacy=dp: a client does not tell of its early features")
+
     def features(self, model: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
         """Raise `FederationError`: the server is not to ask."""
         raise FederationError("privacy=dp: a client does not tell how its features vary")

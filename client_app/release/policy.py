@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from client_app.describe import make_signature
+from client_app.describe import early_signature, make_signature
 from disue.config import ClientConfig
 from disue.data import Examples
 from disue.errors import FederationError
@@ -65,6 +65,20 @@ class ReleasePolicy:
         if not self.config.share_label_counts:
             raise FederationError("share-label-counts=false: a client does not tell how the features of a class vary")
         return make_signature(model, examples, device, task, covariance="each")
+
+    def early(
+        self, initial: Classifier, examples: Examples, device: torch.device, task: Task, most: int, covariance: bool
+    ) -> Signature:
+        """Return what is said of early features (`early_signature`).
+
+        Raises
+        ------
+        FederationError
+            If label counts do not leave.
+        """
+        if not self.config.share_label_counts:
+            raise FederationError("share-label-counts=false: a client does not tell of its early features")
+        return early_signature(initial, examples, device, task, most, covariance)
 
     def candidates(self, candidates: Sequence[State]) -> Sequence[State]:
         """Return the candidates of which the choice is told."""

@@ -57,6 +57,12 @@ class SketchedRelease(ReleasePolicy):
         """Return a sketch of what is said of the data."""
         return self._sketch(description)
 
+    def early(
+        self, initial: Classifier, examples: Examples, device: torch.device, task: Task, most: int, covariance: bool
+    ) -> Signature:
+        """Refuse: a client tells of its features in sums only."""
+        raise FederationError("privacy=secure: a client does not tell of its early features")
+
     def features(self, model: Classifier, examples: Examples, device: torch.device, task: Task) -> Signature:
         """Raise `FederationError`: the server is not to ask."""
         raise FederationError("privacy=secure: a client tells of its features in sums only")

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from disue.covariance import MOST_FEATURES, looked_at
 from disue.discriminant import UNKNOWN, Discriminant, Normal, gate_weights
+from disue.early import early_features
 from disue.errors import DataError
 from disue.files import ADVICE, NOT_PARSED, OTHER_MODEL, read_tensors, write_tensors
 from disue.metrics import predict_logits
@@ -18,6 +19,7 @@ from disue.prototypes import nearest_prototypes, spread
 from disue.tasks import Task
 
 GATE = "gate.safetensors"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,15 @@ class Space:
         Of features within classes; None in runs of format 1, whose gate takes the nearest prototype.
     background : Normal or None
         See `Discriminant`.
+    early : int
+        How many early features of the model there are (`disue.early`); 0: they are those of its body.
     """
 
     model: str
     state: State
     covariance: Tensor | None = None
     background: Normal | None = None
+    early: int = 0
 
     def check(self, size: int) -> None:
         """Raise ValueError if it does not fit so many features."""
@@ -125,7 +130,7 @@ class Gate:
                 counts = torch.cat([own.label_counts for own in members])
                 points = torch.cat([own.points for own in members])
                 among = Discriminant(counts, points, space.covariance, space.background)
-                found[number] = among.log_densities(looked_at(features))
+                found[number] = among.log_densities(features if space.early else looked_at(features))
         rows = {number: iter(own) for number, own in found.items()}
         return torch.stack([next(rows[own.space]) for own in self.experts.values()])
 
@@ -152,7 +157,8 @@ class Gate:
 
     def features(self, space: int, x: Tensor, task: Task) -> Tensor:
         """Return the features of normalised inputs in one of the spaces, (samples, features)."""
-        return predict_logits(self.network(space, task).body, x, torch.device("cpu"))
+        network, early = self.network(space, task), self.spaces[space].early
+        return early_features(network, x, CPU, early) if early else predict_logits(network.body, x, CPU)
 
     def network(self, space: int, task: Task) -> Classifier:
         """Return the model whose features one of the spaces is of."""
@@ -181,6 +187,7 @@ class Gate:
             tensors["descriptions"] = torch.stack(list(self.descriptions.values()))
         about = {
             "spaces": [space.model for space in self.spaces],
+            "early": [space.early for space in self.spaces],
             "experts": {name: {"cluster": own.cluster, "space": own.space} for name, own in self.experts.items()},
             "signature": self.signature,
             "clusters": {name: self.clusters[name] for name in self.descriptions},
@@ -214,9 +221,10 @@ class Gate:
 
     def _check(self, task: Task) -> None:
         """Raise ValueError if it does not fit the task."""
-        features = [self.network(number, task).head.in_features for number in range(len(self.spaces))]
+        none = torch.zeros(1, *task.shape)
+        features = [self.features(number, none, task).shape[1] for number in range(len(self.spaces))]
         features = [
-            size if space.covariance is None else min(size, MOST_FEATURES)
+            size if space.covariance is None or space.early else min(size, MOST_FEATURES)
             for size, space in zip(features, self.spaces, strict=True)
         ]
         for space, size in zip(self.spaces, features, strict=True):
@@ -235,14 +243,18 @@ class Gate:
 
 
 def _parse(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Gate:
+    early = about.get("early", [0] * len(about["spaces"]))  # before format 3 there were none
+    if not all(type(count) is int and count >= 0 for count in early):
+        raise ValueError(f"the early features are {early}")
     spaces = [
         Space(
             str(model),
             {name.removeprefix(f"space.{i}."): t for name, t in tensors.items() if _of_space(name, i)},
             tensors.get(f"covariance.{i}"),
             _background(tensors, i),
+            count,
         )
-        for i, model in enumerate(about["spaces"])
+        for i, (model, count) in enumerate(zip(about["spaces"], early, strict=True))
     ]
     experts = {
         name: Knowledge(

@@ -110,6 +110,19 @@ class Task(ABC):
         mean, std = (torch.tensor(values).view(-1, *[1] * (len(self.shape) - 1)) for values in (self.mean, self.std))
         return (inputs - mean) / std
 
+    def augmented(self, inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor | None:
+        """Return other inputs that are like these, (examples, *shape); None, as here: the task knows none.
+
+        Parameters
+        ----------
+        inputs : (examples, *shape) tensor
+        amount : float
+            How unlike they may be, above 0 and up to 1.
+        generator : torch.Generator
+            On the CPU.
+        """
+        return None
+
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Return normalised inputs of nothing in particular, (count, *shape)."""
         return torch.randn(count, *self.shape, generator=generator)

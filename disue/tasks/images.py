@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
 from disue.tasks.base import ImageShape, check_moments
 from disue.tasks.classification import Classification, checked_class_names
 
@@ -45,3 +49,13 @@ class ImageClassification(Classification):
     def image_shape(self) -> ImageShape:
         """The shape of an input."""
         return self.shape
+
+    def augmented(self, inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+        """Return images that are shifted by up to this share of their sides, parts of pixels included.
+
+        Bicubic between the pixels; their edges fill what becomes free.
+        """
+        moves = torch.eye(2, 3).repeat(len(inputs), 1, 1)
+        moves[:, :, 2] = 2.0 * amount * (2.0 * torch.rand(len(inputs), 2, generator=generator) - 1.0)
+        places = F.affine_grid(moves.to(inputs.device), list(inputs.shape), align_corners=False)
+        return F.grid_sample(inputs, places, mode="bicubic", padding_mode="border", align_corners=False)

@@ -8,6 +8,7 @@ from disue.errors import WireError
 from disue.wire.arrays import Records
 from disue.wire.compare import CompareReply, CompareRequest
 from disue.wire.describe import DescribeReply, DescribeRequest
+from disue.wire.early import EarlyReply, EarlyRequest
 from disue.wire.evaluate import EvaluateReply, EvaluateRequest
 from disue.wire.features import FeaturesReply, FeaturesRequest
 from disue.wire.forget import ForgetRequest
@@ -21,6 +22,8 @@ __all__ = [
     "CompareRequest",
     "DescribeReply",
     "DescribeRequest",
+    "EarlyReply",
+    "EarlyRequest",
     "EvaluateReply",
     "EvaluateRequest",
     "FeaturesReply",

@@ -19,8 +19,8 @@ DIGEST_LENGTH = 16
 Digest = Annotated[
     str | None,
     Text(
-        "where that of an update is not that of the client's description, the client describes its data again, once a "
-        "round at most",
+        "where that of an update is not that of the client's description, or of what it told of early features, the "
+        "client is asked for these again, once a round at most",
         record="config",
         longest=DIGEST_LENGTH,
     ),

@@ -23,8 +23,17 @@ def read_signature(message: Message, asked: SignatureParts, model: State) -> Sig
     WireError
         If a part is missing, has another shape or type than asked for, or a value is not allowed.
     """
-    tensors, shape = read_state(message, "signature"), (asked.num_strata, num_features(model))
-    names = [name for name, (_, optional) in fields_of(Signature).items() if asked.covariance or not optional]
+    shape = asked.num_strata, num_features(model)
+    return read_shaped(message, shape, asked.covariance_shape(model))
+
+
+def read_shaped(message: Message, shape: tuple[int, int], expected: tuple[int, ...]) -> Signature:
+    """Read the record ``signature`` with prototypes of one shape and a covariance of another; empty: it has none.
+
+    Raises as `read_signature` does.
+    """
+    tensors = read_state(message, "signature")
+    names = [name for name, (_, optional) in fields_of(Signature).items() if expected or not optional]
     try:
         told = {name: tensors[wire_name(name)] for name in names}
     except KeyError as error:
@@ -37,7 +46,7 @@ def read_signature(message: Message, asked: SignatureParts, model: State) -> Sig
         signature = Signature(**told)
     except ValueError as error:
         raise WireError(str(error)) from None
-    covariance, expected = signature.covariance, asked.covariance_shape(model)
+    covariance = signature.covariance
     if covariance is not None and covariance.shape != expected:
         raise WireError(f"the signature's covariance is {tuple(covariance.shape)}; expected {expected}")
     for name in names:

@@ -21,6 +21,7 @@ RECORDS: dict[str, tuple[type, ...]] = {
     "mask": (Turn, MaskedReply),
     "compare": (CompareReply,),
     "features": (Signature,),
+    "early": (Signature,),
     "evaluate": (EvaluateReply,),
 }
 """What each kind of message is answered with."""

@@ -74,6 +74,9 @@ PRESETS: dict[str, Preset] = {
             "disue:prototype-weight=0",
             "disue:share-label-counts=false",
             "disue:teacher=mean:prototype-weight=0:calibration-epochs=0",
+            # what tells samples apart; how often an image is seen
+            "disue:early-features=0",
+            "disue:proxy-views=0",
             # heads as they were averaged and taught; the average without momentum
             "disue:calibration-epochs=0",
             "disue:universal-momentum=0",
@@ -94,7 +97,7 @@ PRESETS: dict[str, Preset] = {
     ),
     # Clients, sampling, skew and epochs are those of DisUE's paper (arXiv:2506.20285); network and images fit a CPU
     "paper": Preset(
-        methods=("disue", "fedavg", "fedlc", "fedavgm", "ditto", "fedrep", "stocfl", "ifca"),
+        methods=("disue", "fedavg", "fedlc", "fedavgm", "ccvr", "ditto", "fedrep", "stocfl", "ifca"),
         datasets=("cifar10", "cifar100", "svhn"),
         otherwise="fashion-mnist",
         scenarios=("dirichlet:alpha=0.1", "dirichlet:alpha=0.3"),

@@ -45,13 +45,14 @@ class Progress(Callback):
         run.during.enter_context(self.watching(run.grid))
 
     def phase(self, server_round: int, phase: str) -> None:
-        """Note that a round is in another phase."""
+        """Note that a round is in another phase; what is noted of one that comes again is added up."""
         now, same_round = self.clock(), server_round == self._state["round"]
         if same_round and phase == self._state["phase"]:
             return
-        before = {key: self._state[key] for key in ("done", "of")}
-        ended = {self._state["phase"]: before | {"seconds": round(now - self._state["since"], 3)}}
-        self._state["finished"] = self._state["finished"] | ended if same_round else {}
+        ended = {"done": self._state["done"], "of": self._state["of"], "seconds": now - self._state["since"]}
+        before = self._state["finished"].get(self._state["phase"], {})
+        ended = {key: round(number + before.get(key, 0), 3) for key, number in ended.items()}
+        self._state["finished"] = self._state["finished"] | {self._state["phase"]: ended} if same_round else {}
         self._state |= {"round": server_round, "phase": phase, "done": 0, "of": 0, "since": now}
         self._write()
 

@@ -32,3 +32,12 @@ def believed(told: Mapping[str, Signature], caps: Caps, limit: float, counts_tol
         counts = dict(zip(counts, believed_counts(list(counts.values()), points, limit), strict=True))
     counted = {name: own for name, own in counts.items() if float(own.sum()) >= FEWEST_COUNTED}
     return caps.features({name: replace(told[name], label_counts=own) for name, own in counted.items()})
+
+
+def with_capped_counts(told: Mapping[str, Signature], caps: Caps) -> dict[str, Signature]:
+    """Return signatures of which none counts for much more than the others (`Caps.examples`).
+
+    For messages that say nothing else by which label counts could be bounded.
+    """
+    counts = caps.examples({name: float(own.label_counts.sum()) for name, own in told.items()}, "label-counts")
+    return {name: own.counting(counts[name]) for name, own in told.items()}

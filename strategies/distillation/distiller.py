@@ -19,7 +19,11 @@ class DistillerSettings(Settings):
 
     temperature: float = Field(1.0, ge=0.01, le=1e4, description="softmax temperature of distillation")
     distill_steps: int = Field(
-        100, ge=0, le=10**6, description="most optimiser steps of distillation per round; 0: none"
+        100,
+        ge=0,
+        le=10**6,
+        description="most optimiser steps of distillation per round, and as many again for each view (proxy-views); "
+        "0: none",
     )
     distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
     distill_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of distillation")
@@ -62,7 +66,7 @@ class Distiller:
     Parameters
     ----------
     steps : int (default: 100)
-        Most optimiser steps; 0 keeps the average.
+        Most optimiser steps, and as many again for each view; 0 keeps the average.
     learning_rate : float (default: 0.001)
     batch_size : int (default: 64)
     temperature : float (default: 1.0)
@@ -100,6 +104,7 @@ class Distiller:
         generator: torch.Generator,
         device: torch.device,
         evidence: Tensor | None = None,
+        views: int = 0,
     ) -> Distilled:
         """Teach ``student``, which holds the average, and return the best of all states looked at.
 
@@ -118,9 +123,13 @@ class Distiller:
         device : torch.device
         evidence : (samples,) tensor, optional
             Strata that the guard believes in; where there are none, those that the teacher speaks for.
+        views : int (default: 0)
+            As many augmented copies of all samples are appended to them, in the same order: `ProxySet`.
         """
-        order = torch.randperm(len(x), generator=generator)
-        held_out, used = order.tensor_split([max(1, round(self.held_out * len(x)))])
+        count = len(x) // (1 + views)
+        order = torch.randperm(count, generator=generator)
+        held_out, used = order.tensor_split([max(1, round(self.held_out * count))])
+        used = torch.cat([used + i * count for i in range(1 + views)])
         believed = (task.predicted_strata(targets) if evidence is None else evidence)[held_out].cpu()
 
         def divergence(outputs: Tensor) -> float:
@@ -134,16 +143,16 @@ class Distiller:
         best_outputs = predict_logits(student, x[held_out], device)
         average_loss = best_loss = divergence(best_outputs)
         average_evidence = agreement(best_outputs)
-        taken = 0
-        if self.steps and len(used):
+        taken, steps = 0, self.steps * (1 + views)
+        if steps and len(used):
             inputs, teacher = x[used].to(device), targets[used].to(device)
             optimizer = Adam(student.parameters())
-            learning_rates = cosine(self.learning_rate, self.steps)
+            learning_rates = cosine(self.learning_rate, steps)
             looks_left = self.patience
             batches = iter(_endless_batches(len(used), self.batch_size, generator))
-            while taken < self.steps and looks_left:
+            while taken < steps and looks_left:
                 student.train()
-                for _ in range(min(self.check_every, self.steps - taken)):
+                for _ in range(min(self.check_every, steps - taken)):
                     batch = next(batches).to(device)
                     with mixed_precision(device):
                         outputs = student(inputs[batch])

@@ -38,6 +38,8 @@ class TeacherEnsemble:
         Has the feature space of each architecture, in which that is.
     pooled : bool (default: False)
         Whether samples are compared with the mean prototypes of a team, and not with those of each client.
+    early : Discriminant, optional
+        In the space of early features, in the voters' order: what log densities are of, if there is one.
     """
 
     server: Server
@@ -45,6 +47,7 @@ class TeacherEnsemble:
     told: Mapping[Team, Sequence[Signature]]
     knowledge: Knowledge
     pooled: bool = False
+    early: Discriminant | None = None
 
     @property
     def label_counts(self) -> Tensor:
@@ -85,7 +88,7 @@ class TeacherEnsemble:
             torch.stack(logits),
             self.label_counts,
             find_distances=lambda: self._distances(features),
-            find_log_densities=lambda: self._log_densities(features),
+            find_log_densities=lambda: self._log_densities(proxy.x, features),
             labels=proxy.labels,
         )
 
@@ -110,8 +113,10 @@ class TeacherEnsemble:
             distances.append(nearest_prototypes(space, counts, points))
         return in_common_units(distances, spaces)
 
-    def _log_densities(self, features: Mapping[str, Tensor]) -> Tensor:
+    def _log_densities(self, x: Tensor, features: Mapping[str, Tensor]) -> Tensor:
         """Return log densities, (experts, samples, classes)."""
+        if self.early is not None:
+            return self.early.log_densities(self.server.early_features(x, self.early.means.shape[2]))
         found = self.discriminants(features)
         by_team: dict[Team, Tensor] = {}
         for model, teams in self._by_model().items():
@@ -140,12 +145,26 @@ class TeacherEnsemble:
             Log label shares, as far as they are known.
         """
         gate = Gate()
-        found = self.discriminants(None if inputs is None else self.features(inputs))
-        for number, (model, teams) in enumerate(self._by_model().items()):
-            own = found[model]
-            gate.spaces.append(Space(model, self.knowledge.spaces[model], own.covariance, own.background))
+        for space, own, teams in self._spaces(inputs):
             for team, counts, means in zip(teams, own.counts, own.means, strict=True):
                 gate.experts[team.label(self.server.main)] = Known(
-                    team.cluster, counts.unsqueeze(0), means.unsqueeze(0), number, priors.get(team)
+                    team.cluster, counts.unsqueeze(0), means.unsqueeze(0), len(gate.spaces), priors.get(team)
                 )
+            gate.spaces.append(space)
         return gate
+
+    def _spaces(self, inputs: Tensor | None) -> list[tuple[Space, Discriminant, Sequence[Team]]]:
+        """Return the spaces, each with the discriminant in it and the teams that this is of."""
+        if self.early is not None:
+            main, size = self.server.main, self.early.means.shape[2]
+            space = Space(main, self.server.initial(main), self.early.covariance.float(), early=size)
+            return [(space, self.early, list(self.voters))]
+        found = self.discriminants(None if inputs is None else self.features(inputs))
+        return [
+            (
+                Space(model, self.knowledge.spaces[model], found[model].covariance, found[model].background),
+                found[model],
+                teams,
+            )
+            for model, teams in self._by_model().items()
+        ]

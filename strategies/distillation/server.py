@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from disue.early import early_features
 from disue.metrics import predict_logits
 from disue.models import HEAD, Classifier, State, build_model, fill, get_state, same_model
 from disue.seeding import torch_rng
@@ -24,10 +25,14 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class ProxySet:
-    """Inputs, (samples, *shape), and their strata where these are known."""
+    """Inputs, (samples, *shape), and their strata where these are known.
+
+    ``views``: as many augmented copies of all samples are appended to them (`Task.augmented`), in the same order.
+    """
 
     x: Tensor
     labels: Tensor | None = None
+    views: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,17 +67,43 @@ class ProxySource(Protocol):
 
 @dataclass(frozen=True)
 class FixedProxy:
-    """The same inputs in every round."""
+    """The same inputs in every round, and views of them that are new in each.
+
+    Parameters
+    ----------
+    x : (samples, *shape) tensor
+    task : Task, optional
+        Makes views; None: there are none.
+    views : int (default: 0)
+        Of all samples in a round.
+    shift : float (default: 0.0)
+        See `Task.augmented`.
+    seed : int (default: 0)
+        The run seed.
+    """
 
     x: Tensor
+    task: Task | None = None
+    views: int = 0
+    shift: float = 0.0
+    seed: int = 0
 
     def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor:
         """Return them."""
         return self.x
 
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
-        """Return them."""
-        return Drawn(ProxySet(self.x))
+        """Return them, and their views."""
+        return Drawn(self.seen(server_round))
+
+    def seen(self, server_round: int) -> ProxySet:
+        """Return them, and their views in a round."""
+        if self.task is None or not self.shift:
+            return ProxySet(self.x)
+        drawn = (torch_rng(self.seed, "view", server_round, i) for i in range(self.views))
+        views = [self.task.augmented(self.x, self.shift, generator) for generator in drawn]
+        there = [view for view in views if view is not None]
+        return ProxySet(torch.cat([self.x, *there]), views=len(there))
 
 
 class GeneratedProxy:
@@ -129,6 +160,7 @@ class Server:
         self._models: dict[str, Classifier] = {}
         self._initial: dict[str, State] = {}
         self._features = WeakTensorKeyDictionary()
+        self._early = WeakTensorKeyDictionary()
 
     def build(self, model: str) -> Classifier:
         """Return a model of an architecture, with what it starts from."""
@@ -162,11 +194,19 @@ class Server:
         features: Tensor = kept[1]
         return features
 
+    def early_features(self, x: Tensor, most: int) -> Tensor:
+        """Return early features of inputs, (samples, at most ``most``); they are kept as long as the inputs."""
+        if x not in self._early or self._early[x][0] != most:
+            initial = self._filled(self.initial(self.main), self.main)
+            self._early[x] = most, early_features(initial, x, self.device, most)
+        found: Tensor = self._early[x][1]
+        return found
+
     def distil(
         self,
         distiller: Distiller,
         average: State,
-        x: Tensor,
+        proxy: ProxySet,
         targets: Tensor,
         server_round: int,
         model: str = "",
@@ -182,7 +222,9 @@ class Server:
         ``evidence``: (samples,) strata that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", server_round)
-        result = distiller.distil(self.task, self._filled(average, model), x, targets, generator, self.device, evidence)
+        result = distiller.distil(
+            self.task, self._filled(average, model), proxy.x, targets, generator, self.device, evidence, proxy.views
+        )
         name = model or self.main
         kept = result.kept_average if guarded else same_model(result.student, average)
         if kept:

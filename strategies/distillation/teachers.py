@@ -160,6 +160,11 @@ def auto_teacher(inputs: TeacherInputs) -> Weighing:
     return discriminant_teacher(inputs) if inputs.labels is None else class_teacher(inputs)
 
 
+def by_densities(teacher: str, proxy: str) -> bool:
+    """Return whether a teacher, by its name, looks at the densities of samples from such a proxy set."""
+    return teacher == "discriminant" or (teacher == "auto" and proxy != "generator")
+
+
 def vote(
     expert_logits: Tensor,
     weighing: Weighing,

@@ -26,7 +26,7 @@ from disue.seeding import torch_rng
 from disue.signature import Signature
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator
-from strategies.distillation.belief import believed
+from strategies.distillation.belief import believed, with_capped_counts
 from strategies.distillation.calibration import CalibrationSettings, Calibrator
 from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.server import Server
@@ -144,7 +144,4 @@ class CCVR(Method[CCVRState]):
 
     def _believed(self, told: Mapping[str, Signature]) -> list[Signature]:
         """Return what clients told, as far as it is `believed`; none counts for much more than the others."""
-        left = believed(told, self.caps, self.settings.prototype_limit)
-        examples = {name: float(own.label_counts.sum()) for name, own in left.items()}
-        counted = self.caps.examples(examples, "label-counts")
-        return [left[name].counting(most) for name, most in counted.items()]
+        return list(with_capped_counts(believed(told, self.caps, self.settings.prototype_limit), self.caps).values())

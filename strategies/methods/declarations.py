@@ -21,6 +21,8 @@ class Needs:
         With every evaluation, and not only the last, the accuracy after fine-tuning.
     memory : str
         The kind of memory that clients have from round to round (`client_app.memory`); empty: none.
+    digest : bool
+        With every update, a digest of the data that the client trained on; it comes with a description anyway.
     """
 
     prototypes: bool = False
@@ -29,6 +31,7 @@ class Needs:
     fits: bool = False
     personal: bool = False
     memory: str = ""
+    digest: bool = False
 
 
 @dataclass(frozen=True)

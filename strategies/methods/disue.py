@@ -26,14 +26,15 @@ from disue.objective import PLAIN, LocalObjective
 from disue.runs.gate import Gate
 from disue.signature import Signature
 from disue.wire import EvaluateReply
-from strategies.aggregation.average import mean_of
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator
+from strategies.aggregation.steps import stepped
 from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
 from strategies.distillation.belief import believed
 from strategies.distillation.calibration import CalibrationSettings, Calibrator
+from strategies.distillation.early import EarlyFeatures, EarlyStatistics
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.generator import GeneratorState
 from strategies.distillation.heads import Heads
@@ -41,7 +42,7 @@ from strategies.distillation.knowledge import Knowledge
 from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
-from strategies.distillation.teachers import log_priors_of
+from strategies.distillation.teachers import by_densities, log_priors_of
 from strategies.distillation.universal import Lesson, UniversalDistillation
 from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
 from strategies.methods.declarations import Needs, Supports, Uses
@@ -105,6 +106,13 @@ class DisUESettings(PrototypeSettings, CalibrationSettings):
         le=1e6,
         description="weight in the vote of what the clients' class prototypes say; the experts have 1 together",
     )
+    early_features: int = Field(
+        512,
+        ge=0,
+        le=4096,
+        description="most features of an early layer of the initial model by which disue tells samples apart, where "
+        "clients may tell of them; 0: it does so by the universal expert's",
+    )
     student_share: float = Field(
         0.5,
         ge=1e-6,
@@ -117,6 +125,26 @@ class DisUESettings(PrototypeSettings, CalibrationSettings):
     def expert_share(self) -> float:
         """Share of the own expert in what clients start from, as long as none is learnt."""
         return {"universal": 0.0, "expert": 1.0}.get(self.initialisation, self.blend)
+
+
+@dataclass(frozen=True)
+class ClientsTell:
+    """What clients may tell of their data, beside updates and prototypes.
+
+    Attributes
+    ----------
+    comparison : bool
+        Some of them, which mixture of student and average fits their data best. If not, that is ``student-share``, and
+        the proxy set tells whether the average is kept: it has the same evidence as the teacher.
+    covariance : bool
+        How their features vary. If not, that is taken from the proxy set.
+    early : bool
+        What early features are like, each by itself.
+    """
+
+    comparison: bool = False
+    covariance: bool = True
+    early: bool = False
 
 
 @stored
@@ -134,6 +162,8 @@ class DisUEState(MethodState):
         The step of its average in the last round in which one of its clients was sampled.
     knowledge : Knowledge
         What clients told of their data.
+    early : EarlyStatistics
+        What they told of early features of them.
     priors : mapping of Team to (classes,) tensor
         Log label shares of the team's clients, in a task that scores classes; where they are not told, as they were
         last estimated.
@@ -153,6 +183,7 @@ class DisUEState(MethodState):
     latest: Mapping[Team, State] = field(default_factory=dict)
     velocity: Mapping[str, State] = field(default_factory=dict)
     knowledge: Knowledge = field(default_factory=Knowledge.nothing)
+    early: EarlyStatistics = field(default_factory=EarlyStatistics)
     priors: Mapping[Team, Tensor] = field(default_factory=dict)
     expert_shares: Mapping[Team, float] = field(default_factory=dict)
     coverage: float = 1.0
@@ -178,11 +209,7 @@ class DisUE(Method[DisUEState]):
         See `Method`.
     caps : Caps
         Bounds the losses that shares are learnt from.
-    clients_compare : bool (default: False)
-        Whether some clients are asked which mixture of student and average fits their data best. If not, that is
-        ``student-share``, and the proxy set tells whether the average is kept: it has the same evidence as the teacher.
-    covariance : bool (default: True)
-        Whether clients tell how their features vary. If not, that is taken from the proxy set.
+    clients_tell : ClientsTell
     """
 
     uses = Uses(proxies=("holdout", "dataset", "path", "generator"), assigner=True, cluster_priors=True)
@@ -199,8 +226,7 @@ class DisUE(Method[DisUEState]):
         objective: LocalObjective = PLAIN,
         aggregator: Aggregator | None = None,
         caps: Caps | None = None,
-        clients_compare: bool = False,
-        covariance: bool = True,
+        clients_tell: ClientsTell = ClientsTell(),
     ) -> None:
         self.distillation = distillation
         self.server = distillation.server
@@ -208,9 +234,16 @@ class DisUE(Method[DisUEState]):
         self.assigner = assigner
         self.settings = settings
         self.caps = caps or Caps()
-        self.clients_compare = clients_compare
-        learns = settings.initialisation == "learned"
-        self.needs = replace(self.needs, covariance=covariance, description=assigner.description, fits=learns)
+        self.clients_tell = clients_tell
+        learns, varies = settings.initialisation == "learned", clients_tell.covariance
+        self.early = EarlyFeatures.of(self.server, settings.early_features if clients_tell.early else 0)
+        self.needs = replace(
+            self.needs,
+            covariance=varies,
+            description=assigner.description,
+            fits=learns,
+            digest=self.early.number > 0,
+        )
         self.probation = Probation(settings.probation_rounds)
         self.heads = Heads(self.server, Calibrator(settings))
         self.proxy = distillation.proxy.x if isinstance(distillation.proxy, FixedProxy) else None
@@ -226,7 +259,13 @@ class DisUE(Method[DisUEState]):
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
         config, settings = parts.config, DisUESettings.of(parts.config)
-        asked = config.privacy != "dp"  # there every answer costs
+        tell = ClientsTell(
+            comparison=config.privacy != "dp",  # there every answer costs
+            covariance=config.privacy != "dp",
+            early=config.privacy == "plain"
+            and config.share_label_counts
+            and by_densities(config.teacher, config.proxy),
+        )
         distillation = UniversalDistillation(
             parts.server,
             parts.proxy(),
@@ -237,7 +276,7 @@ class DisUE(Method[DisUEState]):
             evidence_weight=settings.prototype_weight,
             label_counts_shared=config.share_label_counts,
             foreign_proxy=is_foreign(config.proxy),
-            guarded=not asked,
+            guarded=not tell.comparison,
         )
         return cls(
             parts.assigner(),
@@ -246,8 +285,7 @@ class DisUE(Method[DisUEState]):
             parts.objective(),
             parts.aggregator,
             parts.caps,
-            clients_compare=asked,
-            covariance=config.privacy != "dp",
+            tell,
         )
 
     def begin(self, initial: State) -> DisUEState:
@@ -280,6 +318,7 @@ class DisUE(Method[DisUEState]):
 
     def step(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> Step[DisUEState]:
         """Average each team into its expert, and distil the experts."""
+        state = replace(state, early=self.early.updated(state.early, updates, state.clusters, self.caps, round.early))
         with round.timed("clustering"):
             state, averages = self._with_experts(state, updates, round)
             sampled = {state.clusters[update.name] for update in updates}
@@ -288,7 +327,7 @@ class DisUE(Method[DisUEState]):
         # --- phase U: the experts teach --------------------------------------------------------------
         with round.timed("distillation"):
             state = self._with_calibrated_experts(state, updates, round)
-            ensemble = self._ensemble(state, passed)
+            ensemble = self.ensemble(state, passed)
             lesson = self.distillation.teach(ensemble, averages, state.priors, state.proxy, round.number)
         mixed, found = self._mixed(lesson, averages, round)
         with round.timed("distillation"):
@@ -361,9 +400,23 @@ class DisUE(Method[DisUEState]):
     def gate(self, state: DisUEState, descriptions: Mapping[str, Tensor]) -> Gate:
         """Return what is known of clients and experts, the prototypes of the experts' clients included."""
         gate = super().gate(state, descriptions)
-        ensemble = self._ensemble(state, {team.cluster for team in state.experts})
+        ensemble = self.ensemble(state, {team.cluster for team in state.experts})
         known = ensemble.gate(self.distillation.proxy.inputs(state.proxy, LAST), state.priors)
         return replace(gate, spaces=known.spaces, experts=known.experts)
+
+    def ensemble(self, state: DisUEState, clusters: Collection[int]) -> TeacherEnsemble:
+        """Return the experts of these clusters, with what is known of their clients."""
+        told: dict[Team, list[Signature]] = {}
+        for name, signature in state.knowledge.told.items():
+            told.setdefault(Team(state.clusters[name], state.knowledge.models[name]), []).append(signature)
+        voters = {t: expert for t, expert in state.experts.items() if t.cluster in clusters and t in told}
+        pooled, limit = self.settings.prototypes == "cluster", self.settings.prototype_limit
+        early = None
+        if self.early.number and voters:
+            early = state.early.discriminant(list(voters), state.clusters, self.caps, limit)
+            if early is None:
+                log(WARNING, "early features were not told of every cluster; the universal expert's take their place")
+        return TeacherEnsemble(self.server, voters, told, state.knowledge, pooled, early)
 
     # --- details -------------------------------------------------------------------------------------
 
@@ -465,14 +518,6 @@ class DisUE(Method[DisUEState]):
         moved = kept.moved(self.server, spaces, inputs)
         return moved.with_told(told, round.models, {update.name: update.clients for update in updates})
 
-    def _ensemble(self, state: DisUEState, clusters: Collection[int]) -> TeacherEnsemble:
-        """Return the experts of these clusters, with what is known of their clients."""
-        told: dict[Team, list[Signature]] = {}
-        for name, signature in state.knowledge.told.items():
-            told.setdefault(Team(state.clusters[name], state.knowledge.models[name]), []).append(signature)
-        voters = {t: expert for t, expert in state.experts.items() if t.cluster in clusters and t in told}
-        return TeacherEnsemble(self.server, voters, told, state.knowledge, self.settings.prototypes == "cluster")
-
     def _averaged(
         self,
         state: DisUEState,
@@ -480,31 +525,21 @@ class DisUE(Method[DisUEState]):
         members: Mapping[Team, Sequence[Contribution]],
         round: Round,
     ) -> tuple[dict[Team, State], dict[str, State], dict[str, State]]:
-        """Return each team's model, each architecture's average, and the step to it.
+        """Return each team's model, each architecture's average (`stepped`), and the step to it.
 
-        The average is the universal expert, if no client of the architecture was sampled, and else that with the mean
-        of the clients' updates added, each from where the client started, and the momentum of the steps before. Clients
-        that start apart make a poor mean of models.
+        The average is the universal expert, if no client of the architecture was sampled.
         """
         fresh: dict[Team, State] = {}
         averages: dict[str, State] = {}
         velocity = dict(state.velocity)
         for model in dict.fromkeys((self.main, *sorted(round.models.values()))):
-            own = [update for update in updates if round.models[update.name] == model]
-            groups = {team: group for team, group in members.items() if team.model == model}
-            universal = self.seen_under(state, model)
-            if own:
-                models, average = self.aggregator.of_groups(own, groups)
+            averages[model] = universal = self.seen_under(state, model)
+            if own := [update for update in updates if round.models[update.name] == model]:
+                groups = {team: group for team, group in members.items() if team.model == model}
+                models, averages[model], velocity[model] = stepped(
+                    self.aggregator, own, groups, universal, velocity.get(model), self.settings.universal_momentum
+                )
                 fresh |= models
-                start = mean_of([(update.start, self.aggregator.weight(update)) for update in own])
-                step = {name: average[name].double() - start[name].double() for name in universal}
-                if model in velocity:
-                    past = velocity[model]
-                    step = {name: own + self.settings.universal_momentum * past[name] for name, own in step.items()}
-                velocity[model] = {name: own.to(universal[name].dtype) for name, own in step.items()}
-                averages[model] = {name: (t.double() + step[name]).to(t.dtype) for name, t in universal.items()}
-            else:
-                averages[model] = universal
         return {team: fresh[team] for team in members}, averages, velocity
 
     def _remembered(self, state: DisUEState, fresh: Mapping[Team, State]) -> dict[Team, State]:
@@ -536,7 +571,7 @@ class DisUE(Method[DisUEState]):
         Without an answer it is the settings' mixture, as far as the proxy set covers the clients' data.
         """
         students = {model: state for model, state in lesson.models.items() if not same_model(state, averages[model])}
-        if not self.clients_compare or not students:
+        if not self.clients_tell.comparison or not students:
             return lesson.models, {}
         with round.timed("evaluation"):
             told = round.best_shares(students, averages, self.caps, self.server.task.loss_unit)

@@ -1,6 +1,6 @@
 """What a method may know and do in a round, beside the clients' contributions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
@@ -18,6 +18,10 @@ def _nobody_asked(
 
 
 def _nobody_told(models: Mapping[str, State], num_strata: int, share: float) -> Mapping[str, Signature]:
+    return {}
+
+
+def _nobody_early(names: Collection[str], shape: tuple[int, int], covariance: bool) -> Mapping[str, Signature]:
     return {}
 
 
@@ -48,6 +52,9 @@ class Round:
     features : callable
         Asks a share of the clients what their features are like under the given models, by architecture. Returns, for
         each client that answers, the counts, means and covariances of so many strata.
+    early : callable
+        Asks the named clients what their early features are like, of which there are so many, (strata, features), and,
+        if that is wished, how they vary. Returns it for each client that answers.
     """
 
     number: int
@@ -59,3 +66,4 @@ class Round:
     timed: Callable[[str], AbstractContextManager[None]] = lambda phase: nullcontext()
     best_shares: Callable[[Mapping[str, State], Mapping[str, State], Caps, float], Mapping[str, float]] = _nobody_asked
     features: Callable[[Mapping[str, State], int, float], Mapping[str, Signature]] = _nobody_told
+    early: Callable[[Collection[str], tuple[int, int], bool], Mapping[str, Signature]] = _nobody_early

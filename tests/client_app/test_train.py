@@ -11,7 +11,7 @@ from tests_support import numbered_classes
 from torch import nn
 
 from client_app.client import LocalClient, own_model
-from client_app.describe import BATCH, DESCRIPTIONS, make_signature
+from client_app.describe import BATCH, DESCRIPTIONS, early_signature, make_signature
 from client_app.train import train
 from disue.config import ClientConfig
 from disue.covariance import covariance_within, covariances_of_strata, from_triangle, looked_at
@@ -21,6 +21,7 @@ from disue.models import State, build_model, flatten, get_state, num_parameters
 from disue.nodes import NodeConfig
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import SignatureParts
+from strategies.distillation.server import Server
 
 CPU = torch.device("cpu")
 TASK = numbered_classes(3)
@@ -241,6 +242,23 @@ def test_the_covariance_of_each_class_is_of_all_features() -> None:
     x = torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
     found = from_triangle(covariances_of_strata(x, torch.zeros(50, dtype=torch.int64), x.mean(dim=0, keepdim=True)))
     np.testing.assert_allclose(found[0].numpy(), np.cov(x.double().numpy().T, ddof=1), atol=1e-5)
+
+
+def test_what_is_told_of_early_features_is_their_means_and_covariance_in_the_servers_space() -> None:
+    data, server = examples(40, classes=2), Server(TASK, "mlp", CPU, 7)
+    initial = build_model("mlp", (1, 4, 4), 3, 7)
+    told = early_signature(initial, data, CPU, TASK, 20, covariance=True)
+    seen = server.early_features(data.x, 20).double().numpy()
+    assert told.label_counts.tolist() == TASK.count_strata(data.y).tolist()
+    off = seen.copy()
+    for label in (0, 1):
+        of_class = data.y.numpy() == label
+        np.testing.assert_allclose(told.prototypes[label].numpy(), seen[of_class].mean(axis=0), atol=1e-6)
+        off[of_class] -= seen[of_class].mean(axis=0)
+    assert told.prototypes[2].tolist() == [0.0] * 20
+    assert told.covariance is not None
+    np.testing.assert_allclose(from_triangle(told.covariance).numpy(), off.T @ off / 40, atol=1e-6)
+    assert early_signature(initial, data, CPU, TASK, 20, covariance=False).covariance is None
 
 
 def test_initial_prototypes_are_those_less_the_clients_mean_and_the_roots_of_the_shares() -> None:

@@ -69,6 +69,12 @@ def test_the_progress_file_says_where_a_round_is(tmp_path: Path) -> None:
     assert (state()["phase"], state()["since"]) == ("clustering", 12.5)
     progress.ask(1, "evaluation", 4)
     assert state()["finished"].keys() == {"local", "clustering"}
+    now = 13.0
+    progress.phase(1, "local")
+    now = 13.25
+    progress.phase(1, "distillation")
+    assert state()["finished"]["local"] == {"done": 8, "of": 8, "seconds": 2.75}
+    assert state()["finished"]["evaluation"] == {"done": 0, "of": 4, "seconds": 0.5}
     progress.ask(2, "local", 8)
     assert (state()["round"], state()["finished"]) == (2, {})
 

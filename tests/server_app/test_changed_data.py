@@ -69,6 +69,8 @@ class Nodes(ChangingGrid):
     ----------
     described : list of (int, str)
         The round that was trained last, and the client, of each request for a description.
+    early : list of (int, str)
+        The same of requests to tell of early features.
     trained : list of (int, str)
         The same of requests to train.
     """
@@ -77,6 +79,7 @@ class Nodes(ChangingGrid):
         nodes: list[dict[str, object]] = [{"name": name, "data-path": str(data / f"{name}.npz")} for name in NAMES]
         super().__init__(client_app, config.to_flower(), nodes)
         self.described: list[tuple[int, str]] = []
+        self.early: list[tuple[int, str]] = []
         self.trained: list[tuple[int, str]] = []
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -87,6 +90,8 @@ class Nodes(ChangingGrid):
                 self.trained.append((int(message.metadata.group_id), name))
             if message.metadata.message_type == "query.describe":
                 self.described.append((self.trained[-1][0] if self.trained else 0, name))
+            if message.metadata.message_type == "query.early":
+                self.early.append((int(message.metadata.group_id), name))
         return super().push_messages(messages)
 
     def restart(self, name: str) -> None:
@@ -143,6 +148,8 @@ def test_a_client_whose_file_is_exchanged_describes_again_and_its_cluster_follow
     summary = execute(config, nodes, after(2, lambda: write_digits(data / "b.npz", HIGH, 300)))
     assert summary["status"] == "completed"
     assert sorted(nodes.described) == [*((0, name) for name in NAMES), (3, "b")]
+    tells = config.method == "disue" and config.privacy == "plain"
+    assert sorted(nodes.early) == ([*((1, name) for name in NAMES), (3, "b")] if tells else [])
     require_one_move(tmp_path / "r", 3)
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]
     assert [row["num_clusters"] for row in rows] == [2] * 4
@@ -248,12 +255,21 @@ def test_a_method_without_descriptions_pays_nothing(
         raise AssertionError("nobody asked for a digest")
 
     monkeypatch.setattr("client_app.client.LocalClient.digest", never)
-    for name, settings in {"fedavg": {"method": "fedavg"}, "updates": {"signature": "last-layer"}}.items():
+    updates = {"signature": "last-layer", "early_features": 0}
+    for name, settings in {"fedavg": {"method": "fedavg"}, "updates": updates}.items():
         config = make_config(tmp_path / name, num_server_rounds=2, **settings)
         nodes = Nodes(config, data)
         summary = execute(config, nodes, after(1, lambda: write_digits(data / "b.npz", HIGH, 300)))
         assert summary["clients_failed"] == 0
         assert nodes.described == []
+
+
+def test_early_features_are_told_again_where_clients_describe_nothing(tmp_path: Path, data: Path) -> None:
+    config = make_config(tmp_path / "r", num_server_rounds=3, signature="last-layer")
+    nodes = Nodes(config, data)
+    execute(config, nodes, after(1, lambda: write_digits(data / "b.npz", HIGH, 300)))
+    assert nodes.described == []
+    assert sorted(nodes.early) == [*((1, name) for name in NAMES), (2, "b")]
 
 
 def test_with_noise_nobody_says_that_its_data_changed_and_releases_are_as_planned(tmp_path: Path, data: Path) -> None:

@@ -10,6 +10,7 @@ from scipy.special import logsumexp, softmax
 from scipy.stats import multivariate_normal
 
 from disue.discriminant import UNKNOWN, Normal
+from disue.early import early_features
 from disue.errors import DataError
 from disue.files import read_tensors, write_tensors
 from disue.models import build_model, get_state
@@ -48,6 +49,16 @@ def some_gate(seed: int = 0) -> Gate:
     return Gate(spaces, experts, "subspace", {name: torch.randn(16, 3, generator=rng) for name in names}, names)
 
 
+def early_gate() -> Gate:
+    """Two experts in the space of early features."""
+    rng, early = torch.Generator().manual_seed(3), 32
+    space = Space("cnn", get_state(build_model("cnn", TASK.shape, 3, 5)), spread_out(rng, early), None, early)
+    experts = {
+        str(k): Knowledge(k, torch.ones(1, 3), 0.3 * torch.randn(1, 3, early, generator=rng), 0) for k in range(2)
+    }
+    return Gate([space], experts)
+
+
 def before(gate: Gate, seed: int = 0) -> Gate:
     """Return a gate as in runs of format 1: a row of prototypes for each client, and no covariance."""
     rng = torch.Generator().manual_seed(seed)
@@ -84,6 +95,29 @@ def test_an_image_goes_where_it_is_most_probable_relative_to_images_of_any_kind(
     np.testing.assert_allclose(gate.weights(x, TASK).numpy(), softmax(evidence, axis=0).T, atol=0.02)
     of_clusters = np.stack([evidence[0], np.logaddexp(*evidence[1:])])
     assert gate.choose(x, TASK) == [["0", "1"][k] for k in of_clusters.argmax(axis=0)]
+
+
+def test_in_early_features_there_is_no_other_projection_and_nothing_is_taken_off(tmp_path: Path) -> None:
+    early_gate().save(tmp_path)
+    gate, x = Gate.load(tmp_path, TASK), some_images()
+    assert gate is not None
+    network = build_model("cnn", TASK.shape, 3, 5).eval()
+    features = early_features(network, x, torch.device("cpu"), 32).double().numpy()
+    assert gate.spaces[0].covariance is not None
+    for k, own in enumerate(gate.experts.values()):
+        for c in range(3):
+            pair = multivariate_normal(own.points[0, c].double(), gate.spaces[0].covariance.double())
+            difference = gate.log_densities(x, TASK)[k, :, c].double().numpy() - pair.logpdf(features)
+            np.testing.assert_allclose(difference, difference[0], atol=0.02)
+
+
+@pytest.mark.parametrize("early", [[-1], [1.5], ["many"], [True], [], [31], 32], ids=str)
+def test_a_number_of_early_features_that_is_none_is_damage(tmp_path: Path, early: object) -> None:
+    early_gate().save(tmp_path)
+    tensors, about = read_tensors(tmp_path / GATE)
+    write_tensors(tmp_path / GATE, tensors, about | {"early": early})
+    with pytest.raises(DataError, match=GATE):
+        Gate.load(tmp_path, TASK)
 
 
 def test_of_runs_of_format_1_the_nearest_prototype_that_a_client_has_decides() -> None:

@@ -5,7 +5,9 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +69,10 @@ def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
     assert set(run.choose(x)) == {"0", "1"}
 
 
+def whole(covariance: np.ndarray) -> np.ndarray:
+    return covariance
+
+
 def four_longest_axes(covariance: np.ndarray) -> np.ndarray:
     """Return what of a covariance is in its four longest principal axes."""
     values, vectors = np.linalg.eigh(covariance)
@@ -74,42 +80,46 @@ def four_longest_axes(covariance: np.ndarray) -> np.ndarray:
     return axes
 
 
-def test_the_gate_knows_the_clients_examples_and_that_no_label_shares_are_in_calibrated_experts(finished: Path) -> None:
+@pytest.mark.parametrize(("early", "size", "told"), [(512, 128, whole), (0, 64, four_longest_axes)])
+def test_the_gate_knows_the_clients_examples_and_that_no_label_shares_are_in_calibrated_experts(
+    finished: Path, run: Callable[..., Any], early: int, size: int, told: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """Of the last round, in which all clients took part: all examples of a cluster together."""
-    run = load_run(finished)
-    assert run.gate is not None
-    assert [space.model for space in run.gate.spaces] == ["mlp"]
-    federation = build_federation(run.config, CLIENTS)
-    squares = np.zeros((64, 64))
-    for name, own in run.gate.experts.items():
-        parts = [federation.client(i).train for i in range(CLIENTS) if run.clusters[f"client-{i}"] == int(name)]
+    loaded = load_run(finished if early else run(clients=CLIENTS, num_clusters=2, early_features=0).directory)
+    assert loaded.gate is not None
+    assert [space.early for space in loaded.gate.spaces] == [min(early, size)]
+    assert [space.model for space in loaded.gate.spaces] == ["mlp"]
+    federation = build_federation(loaded.config, CLIENTS)
+    squares = np.zeros((size, size))
+    for name, own in loaded.gate.experts.items():
+        parts = [federation.client(i).train for i in range(CLIENTS) if loaded.clusters[f"client-{i}"] == int(name)]
         x, y = torch.cat([part.x for part in parts]), torch.cat([part.y for part in parts])
         counts = torch.bincount(y, minlength=10).float()
         assert torch.equal(own.label_counts, counts.unsqueeze(0))
         assert own.log_prior is not None
         assert torch.allclose(own.log_prior.exp(), torch.full((10,), 0.1))
-        features = run.gate.features(own.space, x, run.task)
+        features = loaded.gate.features(own.space, x, loaded.task)
         for label in counts.nonzero().flatten().tolist():
             assert torch.allclose(own.points[0, label], features[y == label].mean(dim=0), atol=1e-4)
         for part in parts:
-            of_client = run.gate.features(own.space, part.x, run.task).double().numpy()
+            of_client = loaded.gate.features(own.space, part.x, loaded.task).double().numpy()
             for label in part.y.unique().tolist():
                 rows = of_client[part.y.numpy() == label]
                 off = rows.mean(axis=0) - own.points[0, label].double().numpy()
-                squares += len(rows) * (four_longest_axes(np.cov(rows.T, bias=True)) + np.outer(off, off))
+                squares += len(rows) * (told(np.cov(rows.T, bias=True)) + np.outer(off, off))
     within = squares / sum(len(federation.client(i).train) for i in range(CLIENTS))
     expected = 0.9 * within + 0.1 * np.trace(within) / len(within) * np.eye(len(within))
-    assert run.gate.spaces[0].covariance is not None
-    np.testing.assert_allclose(run.gate.spaces[0].covariance.numpy(), expected, atol=1e-3 * expected.max())
-    assert run.gate.signature == "initial-prototypes"
-    assert run.gate.clusters == run.clusters
+    assert loaded.gate.spaces[0].covariance is not None
+    np.testing.assert_allclose(loaded.gate.spaces[0].covariance.numpy(), expected, atol=1e-3 * expected.max())
+    assert loaded.gate.signature == "initial-prototypes"
+    assert loaded.gate.clusters == loaded.clusters
 
 
 @pytest.mark.parametrize("privacy", ["plain", "secure"])
 def test_a_network_of_many_features_is_gated_by_a_projection_of_them(run, privacy: str) -> None:  # type: ignore[no-untyped-def]
     with MODELS.scope():
         MODELS.register("wide")(wide)
-        result = run(clients=6, model="wide", num_clusters=2, privacy=privacy)
+        result = run(clients=6, model="wide", num_clusters=2, privacy=privacy, early_features=0)
         loaded = load_run(result.directory)
         assert loaded.gate is not None
         (space,) = loaded.gate.spaces
@@ -152,7 +162,8 @@ def test_a_run_without_experts_has_no_gate(run) -> None:  # type: ignore[no-unty
 
 
 def test_architectures_have_their_own_experts_and_spaces(run) -> None:  # type: ignore[no-untyped-def]
-    result = run(clients=6, model="mlp", client_models="mlp,cnn", num_server_rounds=1, num_clusters=1)
+    architectures = {"model": "mlp", "client_models": "mlp,cnn"}
+    result = run(clients=6, num_server_rounds=1, num_clusters=1, early_features=0, **architectures)
     loaded = load_run(result.directory)
     assert (loaded.universals, loaded.experts) == (["universal", "universal-cnn"], ["0", "0-cnn"])
     assert loaded.expert("0-cnn").architecture == loaded.model("universal-cnn").architecture == "cnn"

@@ -1,20 +1,25 @@
 """What clients told of early features: who is asked, what is remembered, and the discriminant of it."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from tests_support import numbered_classes
 from torch import Tensor
 
 from disue.covariance import triangle
 from disue.signature import Signature
+from disue.tasks import ImageClassification
 from strategies.aggregation.caps import Caps
-from strategies.distillation.early import ENOUGH, Early
+from strategies.distillation.early import ENOUGH, LARGEST_SHARE, MOST_ASKED, EarlyFeatures, EarlyStatistics
+from strategies.distillation.server import Server
 from strategies.teams import Team
+from strategies.updates import ClientUpdate
 
-STRATA, FEATURES, CAPS = 3, 4, Caps()
+STRATA, FEATURES, CAPS = 3, 4, Caps(max_weight=10.0)
 
 
 def data_of(client: int, cluster: int, count: int = 40) -> tuple[Tensor, Tensor]:
@@ -39,34 +44,43 @@ DATA = {name: data_of(i, cluster) for i, (name, cluster) in enumerate(CLUSTERS.i
 TEAMS = [Team(0, "mlp"), Team(1, "mlp")]
 
 
+def heard(known: EarlyStatistics, told: Mapping[str, Signature], names: Collection[str] = CLUSTERS) -> EarlyStatistics:
+    return known.with_told(told, {name: f"of {name}" for name in told}, names, CAPS)
+
+
 def test_who_told_nothing_yet_or_has_other_data_is_asked() -> None:
-    known = Early().with_told({"client-0": told_of(*DATA["client-0"])}, CLUSTERS, CAPS)
-    assert known.lacks(["client-0", "client-1"], ()) == ["client-1"]
-    assert known.lacks(["client-0", "client-1"], {"client-0"}) == ["client-0", "client-1"]
+    known = heard(EarlyStatistics(), {"client-0": told_of(*DATA["client-0"])})
+    same = {"client-0": "of client-0", "client-1": "of client-1"}
+    assert known.to_ask(same, FEATURES) == (["client-1"], [])
+    assert known.to_ask(same | {"client-0": "other"}, FEATURES) == (["client-1"], ["client-0"])
+    assert known.to_ask(same | {"client-0": "other"}, 0) == ([], ["client-0", "client-1"])
+    assert known.without_changed(same).told.keys() == {"client-0"}
+    assert not known.without_changed({"client-0": "other"}).told, "what it told of other data is forgotten"
 
 
 def test_a_covariance_is_asked_for_until_it_is_of_enough_examples() -> None:
-    known = Early()
+    known = EarlyStatistics()
     asked = []
     for name, (x, y) in DATA.items():
-        asked.append(known.lacks_covariance(FEATURES))
-        known = known.with_told({name: told_of(x, y)}, CLUSTERS, CAPS)
-    assert asked == [i * 40 < ENOUGH * FEATURES for i in range(6)]
+        asked.append(bool(known.to_ask({name: None}, FEATURES)[0]))
+        known = heard(known, {name: told_of(x, y)})
+    counted = LARGEST_SHARE * ENOUGH * FEATURES  # of 40
+    assert asked == [i * counted < ENOUGH * FEATURES for i in range(6)] == [True] * 5 + [False]
 
 
 def test_of_clients_that_are_no_more_nothing_is_kept() -> None:
-    known = Early().with_told({name: told_of(*DATA[name]) for name in CLUSTERS}, CLUSTERS, CAPS)
-    assert known.with_told({}, {"client-2"}, CAPS).told.keys() == {"client-2"}
-    assert not known.with_told({"client-9": told_of(*DATA["client-0"])}, {}, CAPS).told
+    known = heard(EarlyStatistics(), {name: told_of(*DATA[name]) for name in CLUSTERS})
+    assert heard(known, {}, {"client-2"}).told.keys() == {"client-2"}
+    assert not heard(known, {"client-9": told_of(*DATA["client-0"])}, {}).told
     assert all(own.covariance is None for own in known.told.values())
 
 
 @pytest.mark.parametrize("at_once", [True, False])
 def test_the_discriminant_is_that_of_all_examples_of_the_pairs_of_cluster_and_stratum(at_once: bool) -> None:
     told = {name: told_of(*own) for name, own in DATA.items()}
-    known = Early()
+    known = EarlyStatistics()
     for some in [told] if at_once else [{name: own} for name, own in told.items()]:
-        known = known.with_told(some, CLUSTERS, CAPS)
+        known = heard(known, some)
     found = known.discriminant(TEAMS, CLUSTERS, CAPS, 0.0)
     assert found is not None
     x = torch.cat([own for own, _ in DATA.values()]).numpy()
@@ -86,20 +100,78 @@ def test_the_discriminant_is_that_of_all_examples_of_the_pairs_of_cluster_and_st
 
 def test_without_a_covariance_or_without_a_word_of_a_cluster_there_is_none() -> None:
     means = {name: told_of(*own, covariance=False) for name, own in DATA.items()}
-    assert Early().with_told(means, CLUSTERS, CAPS).discriminant(TEAMS, CLUSTERS, CAPS, 0.0) is None
-    one = Early().with_told({"client-0": told_of(*DATA["client-0"])}, CLUSTERS, CAPS)
+    assert heard(EarlyStatistics(), means).discriminant(TEAMS, CLUSTERS, CAPS, 0.0) is None
+    one = heard(EarlyStatistics(), {"client-0": told_of(*DATA["client-0"])})
     assert one.discriminant(TEAMS, CLUSTERS, CAPS, 0.0) is None
     assert one.discriminant(TEAMS[:1], CLUSTERS, CAPS, 0.0) is not None
 
 
 def test_one_client_cannot_stretch_the_units() -> None:
     told = {name: told_of(*own) for name, own in DATA.items()}
-    honest = Early().with_told(told, CLUSTERS, CAPS)
+    honest = heard(EarlyStatistics(), told)
     covariance = told["client-0"].covariance
     assert covariance is not None
-    lied = Early().with_told(
-        told | {"client-0": replace(told["client-0"], covariance=1e9 * covariance)}, CLUSTERS, CAPS
-    )
+    lied = heard(EarlyStatistics(), told | {"client-0": replace(told["client-0"], covariance=1e9 * covariance)})
     assert honest.within is not None
     assert lied.within is not None
     assert float(lied.within.trace()) <= 2.0 * float(honest.within.trace())
+
+
+def test_one_client_cannot_stand_for_nearly_all_examples() -> None:
+    """Not in the covariance, nor in how many examples that is of, nor in the means of its cluster."""
+    told = {name: told_of(*own) for name, own in DATA.items()}
+    boast = replace(told["client-0"], label_counts=torch.full((STRATA,), 1e11))
+    known = heard(EarlyStatistics(), told | {"client-0": boast})
+    assert known.examples == pytest.approx(6 * LARGEST_SHARE * ENOUGH * FEATURES)
+    alone = heard(EarlyStatistics(), {"client-0": boast})
+    assert alone.examples == pytest.approx(LARGEST_SHARE * ENOUGH * FEATURES)
+    assert alone.to_ask({"client-1": None}, FEATURES) == (["client-1"], []), "others are still asked"
+    far = replace(boast, prototypes=boast.prototypes + 1.0)
+    lied = heard(EarlyStatistics(), told | {"client-0": far}).discriminant(TEAMS, CLUSTERS, CAPS, 0.0)
+    assert lied is not None
+    assert (lied.means[0] - far.prototypes).norm(dim=1).min() > 0.1, "the cluster's means are not the liar's"
+
+
+def test_who_tells_again_is_not_in_the_covariance_twice() -> None:
+    told = {name: told_of(*own) for name, own in DATA.items()}
+    known = heard(EarlyStatistics(), told)
+    other = replace(told["client-0"], covariance=torch.zeros(FEATURES * (FEATURES + 1) // 2))
+    again = known.with_told({"client-0": other}, {"client-0": "new"}, CLUSTERS, CAPS)
+    assert again.within is known.within
+    assert again.examples == known.examples
+    assert again.digests["client-0"] == "new"
+
+
+@pytest.mark.parametrize(("classes", "number"), [(10, 128), (30, 85), (41, 64), (100, 64)])
+def test_with_many_classes_there_are_as_many_as_a_prototype_has(classes: int, number: int) -> None:
+    server = Server(numbered_classes(classes), "mlp", torch.device("cpu"), 0)
+    assert EarlyFeatures.of(server, 512).number == number
+    assert EarlyFeatures.of(server, 16).number == 16
+
+
+def test_clients_are_asked_once_and_those_with_other_data_again() -> None:
+    asked: list[tuple[list[str], bool]] = []
+
+    def early(names: Collection[str], shape: tuple[int, int], covariance: bool) -> dict[str, Signature]:
+        asked.append((list(names), covariance))
+        assert shape == (10, 128)
+        signature = Signature(torch.ones(10), torch.zeros(10, 128), triangle(torch.eye(128)) if covariance else None)
+        return {name: signature for name in names if name != "client-39"}
+
+    server = Server(ImageClassification(tuple("0123456789"), (1, 8, 8), (0.0,), (1.0,)), "mlp", torch.device("cpu"), 0)
+    features, names = EarlyFeatures.of(server, 512), [f"client-{i}" for i in range(40)]
+    clusters = dict.fromkeys(names, 0)
+    state = server.initial("mlp")
+    updates = [ClientUpdate(name, state, state, 10, digest=f"of {name}") for name in names]
+    known = features.updated(EarlyStatistics(), updates, clusters, CAPS, early)
+    changed = [replace(own, digest="other") if own.name == "client-7" else own for own in updates]
+    known = features.updated(known, changed, clusters, CAPS, early)
+    assert asked == [
+        (names[:MOST_ASKED], True),
+        (names[MOST_ASKED:], False),
+        (names[MOST_ASKED:], True),  # 320 of the 1280 examples that are enough are there
+        (["client-7"], False),
+    ]
+    assert known.told.keys() == set(names[:-1])
+    assert features.updated(known, changed[:39], clusters, CAPS, early) == known
+    assert EarlyFeatures.of(server, 0).updated(EarlyStatistics(), updates, clusters, CAPS, early) == EarlyStatistics()

@@ -14,6 +14,7 @@ from client_app.app import app as client_app
 from client_app.describe import initial_prototypes
 from disue.covariance import looked_at
 from disue.data import build_federation
+from disue.discriminant import gate_weights
 from disue.metrics import evaluate
 from disue.models import State, build_model, get_state
 from disue.prototypes import nearest_prototypes
@@ -98,7 +99,7 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
     assert [lesson.given["model"] for lesson in lessons] == ["cnn", "mlp"]
     experts, averages = steps[0].result.state.experts, steps[0].result.averages
     assert {team.model for team in experts} == {"mlp", "cnn"}
-    x = lessons[0].given["x"]
+    x = lessons[0].given["proxy"].x
     vote = torch.zeros(len(x), 10)
     for team, state in experts.items():
         model = build_model(team.model, SHAPE, 10).eval()
@@ -110,10 +111,30 @@ def test_every_student_learns_the_vote_of_all_experts(run, monkeypatch: pytest.M
         assert lesson.given["average"] is averages[lesson.given["model"]]
 
 
+def test_early_features_are_of_one_space_whatever_the_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    looked = calls_of(monkeypatch, TeacherEnsemble, "inputs")
+    settings = {"scenario": "rotation", "num_groups": 2, "clusterer": "oracle"}
+    result = run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2, **settings)
+    ensemble, federation = looked[-1].of, build_federation(result.config, 8)
+    early, right = ensemble.early, []
+    assert {team.model for team in ensemble.voters} == {"mlp", "cnn"}
+    for team, counts, means in zip(ensemble.voters, early.counts, early.means, strict=True):
+        data = [federation.client(i).train for i in range(8) if federation.client(i).group == team.cluster]
+        x, y = torch.cat([own.x for own in data]), torch.cat([own.y for own in data])
+        seen = ensemble.server.early_features(x, means.shape[1])
+        assert counts.tolist() == torch.bincount(y, minlength=10).tolist()
+        for label in range(10):
+            torch.testing.assert_close(means[label], seen[y == label].mean(dim=0), atol=1e-4, rtol=1e-4)
+        weights = gate_weights(early.log_densities(seen)).squeeze(2)
+        of_cluster = torch.tensor([other.cluster == team.cluster for other in ensemble.voters])
+        right.append(float((weights[of_cluster].sum(dim=0) > 0.5).double().mean()))
+    assert min(right) > 0.9
+
+
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Distances and densities here from scratch; between architectures distances differ by one factor for each."""
     looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
-    run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2)
+    run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2, early_features=0, proxy_views=0)
     distances, universals = looked[-1].result.distances, steps[-1].given["state"].universals
     ensemble, densities, x = looked[-1].of, looked[-1].result.log_densities, steps[-1].of.proxy
     ratios = []
@@ -165,7 +186,8 @@ def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkey
         return mixed[-1]
 
     monkeypatch.setattr(flower, "best_shares", ask)
-    result = run(clients=8, model="cnn", client_models="mlp,cnn", fraction_train=0.125, num_server_rounds=6, seed=2)
+    settings = {"model": "cnn", "client_models": "mlp,cnn", "fraction_train": 0.125, "proxy_views": 0}
+    result = run(clients=8, num_server_rounds=6, seed=2, **settings)
     other_than = {"cnn": "mlp", "mlp": "cnn"}
     sampled = [step.given["round"].models[step.given["updates"][0].name] for step in steps]
     assert set(sampled) == {"cnn", "mlp"}

@@ -30,7 +30,7 @@ from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import TEACHERS
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import Step
-from strategies.methods.disue import DisUE, DisUESettings, DisUEState
+from strategies.methods.disue import ClientsTell, DisUE, DisUESettings, DisUEState
 from strategies.methods.parts import Parts
 from strategies.rounds.collecting import PlainCollector
 from strategies.rounds.registry import ClientRegistry
@@ -80,12 +80,12 @@ def made(server: Server) -> list[ClientUpdate]:
     return updates
 
 
-def stepped(round: Round, clients_compare: bool = False) -> tuple[DisUE, Step[DisUEState]]:
+def stepped(round: Round, comparison: bool = False) -> tuple[DisUE, Step[DisUEState]]:
     """Return DisUE, and what it makes of a round of these clients in their two clusters."""
     server = Server(TASK, "mlp", CPU, 0)
     proxy = FixedProxy(torch.cat([rows_of(8), rows_of(9)]))
     distillation = UniversalDistillation(server, proxy, TEACHERS["prototype"], Distiller(steps=200))
-    method = DisUE(Planted(), distillation, DisUESettings(), clients_compare=clients_compare)
+    method = DisUE(Planted(), distillation, DisUESettings(), clients_tell=ClientsTell(comparison=comparison))
     updates = made(server)
     clusters = {update.name: i % 2 for i, update in enumerate(updates)}
     state = replace(method.begin(server.initial("mlp")), clusters=clusters)
@@ -147,7 +147,7 @@ def test_what_clients_say_of_both_models_is_bounded_by_the_loss_of_saying_the_me
         asked.append(loss_unit)
         return {"mlp": 0.0}
 
-    _, step = stepped(Round(1, MODELS, best_shares=compare), clients_compare=True)
+    _, step = stepped(Round(1, MODELS, best_shares=compare), comparison=True)
     assert asked == [1.0]
     assert same_model(step.state.universals["mlp"], step.averages["mlp"])
     assert (step.metrics["guard_kept_average"], step.metrics["student_share"]) == (1, 0.0)
