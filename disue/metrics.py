@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from disue.data.datasets import Examples
-from disue.device import place
+from disue.device import memory_format, place
 from disue.tasks import Task
 
 
@@ -22,10 +22,11 @@ class Evaluation:
 
 def predict_logits(model: nn.Module, x: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
     """Return what a model, or the body of one, gives for many inputs, (examples, outputs), on the CPU."""
-    place(model, device)  # and not in the layout of a training before
+    layout = memory_format(x, device, mixed=False)
+    place(model, device, layout)  # and not in the layout of a training before
     model.eval()
     with torch.inference_mode():
-        return torch.cat([model(batch.to(device)).cpu() for batch in x.split(batch_size)])
+        return torch.cat([model(batch.to(device, memory_format=layout)).cpu() for batch in x.split(batch_size)])
 
 
 def evaluate(

@@ -25,14 +25,10 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class ProxySet:
-    """Inputs, (samples, *shape), and their strata where these are known.
-
-    ``views``: as many augmented copies of all samples are appended to them (`Task.augmented`), in the same order.
-    """
+    """Inputs, (samples, *shape), and their strata where these are known."""
 
     x: Tensor
     labels: Tensor | None = None
-    views: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,43 +63,17 @@ class ProxySource(Protocol):
 
 @dataclass(frozen=True)
 class FixedProxy:
-    """The same inputs in every round, and views of them that are new in each.
-
-    Parameters
-    ----------
-    x : (samples, *shape) tensor
-    task : Task, optional
-        Makes views; None: there are none.
-    views : int (default: 0)
-        Of all samples in a round.
-    shift : float (default: 0.0)
-        See `Task.augmented`.
-    seed : int (default: 0)
-        The run seed.
-    """
+    """The same inputs in every round."""
 
     x: Tensor
-    task: Task | None = None
-    views: int = 0
-    shift: float = 0.0
-    seed: int = 0
 
     def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor:
         """Return them."""
         return self.x
 
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
-        """Return them, and their views."""
-        return Drawn(self.seen(server_round))
-
-    def seen(self, server_round: int) -> ProxySet:
-        """Return them, and their views in a round."""
-        if self.task is None or not self.shift:
-            return ProxySet(self.x)
-        drawn = (torch_rng(self.seed, "view", server_round, i) for i in range(self.views))
-        views = [self.task.augmented(self.x, self.shift, generator) for generator in drawn]
-        there = [view for view in views if view is not None]
-        return ProxySet(torch.cat([self.x, *there]), views=len(there))
+        """Return them."""
+        return Drawn(ProxySet(self.x))
 
 
 class GeneratedProxy:
@@ -206,7 +176,7 @@ class Server:
         self,
         distiller: Distiller,
         average: State,
-        proxy: ProxySet,
+        x: Tensor,
         targets: Tensor,
         server_round: int,
         model: str = "",
@@ -222,9 +192,7 @@ class Server:
         ``evidence``: (samples,) strata that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", server_round)
-        result = distiller.distil(
-            self.task, self._filled(average, model), proxy.x, targets, generator, self.device, evidence, proxy.views
-        )
+        result = distiller.distil(self.task, self._filled(average, model), x, targets, generator, self.device, evidence)
         name = model or self.main
         kept = result.kept_average if guarded else same_model(result.student, average)
         if kept:

@@ -152,15 +152,12 @@ class UniversalDistillation:
         models = dict(averages)
         for model in students:
             models[model], own = self.server.distil(
-                distiller, averages[model], drawn.proxy, targets, server_round, model, believed, self.guarded
+                distiller, averages[model], drawn.proxy.x, targets, server_round, model, believed, self.guarded
             )
             counts = {key: metrics[key] + own[key] for key in ("guard_kept_average", "distill_steps")}
             metrics |= own | counts
         voted = self.server.task.predicted_strata(targets)
-        count = len(voted) // (1 + drawn.proxy.views)  # views count for nothing there
-        votes = vote_summary(
-            [team.label(self.server.main) for team in voters], weighing.weights[:, :count], voted[:count]
-        )
+        votes = vote_summary([team.label(self.server.main) for team in voters], weighing.weights, voted)
         return replace(drawn_only, models=models, coverage=coverage, votes=votes, metrics=metrics)
 
     def _students(self, ensemble: TeacherEnsemble, averages: Mapping[str, State]) -> list[str]:

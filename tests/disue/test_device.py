@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from disue.device import place
+from disue.device import memory_format, place
 
 
 class Watched(nn.Conv2d):
@@ -34,3 +34,20 @@ def test_a_model_comes_back_from_another_layout() -> None:
     place(model, torch.device("cpu"))
     assert model.weight.is_contiguous()
     assert torch.equal(model.weight, weight)
+
+
+@pytest.mark.parametrize(
+    ("device", "mixed", "shape", "last"),
+    [
+        ("cpu", False, (2, 3, 8, 8), True),
+        ("cpu", True, (2, 3, 8, 8), True),
+        ("cuda", True, (2, 3, 8, 8), True),
+        ("cuda", False, (2, 3, 8, 8), False),
+        ("cpu", False, (2, 7), False),
+    ],
+)
+def test_images_lie_as_the_device_multiplies_them_fastest(
+    device: str, mixed: bool, shape: tuple[int, ...], last: bool
+) -> None:
+    found = memory_format(torch.zeros(shape), torch.device(device), mixed)
+    assert (found == torch.channels_last) == last

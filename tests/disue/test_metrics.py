@@ -40,10 +40,11 @@ def test_batches_do_not_change_logits() -> None:
 
 
 def test_predictions_do_not_depend_on_the_layout_that_a_training_left() -> None:
-    model, x = nn.Conv2d(3, 4, 3), torch.randn(2, 3, 8, 8)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predict_logits(model, x, CPU)
-    assert model.weight.is_contiguous()
+    model, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Flatten()), torch.randn(2, 3, 8, 8)
+    first = predict_logits(model, x, CPU)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        model.to(memory_format=layout)  # type: ignore[call-overload]
+        assert torch.equal(predict_logits(model, x, CPU), first)
 
 
 def test_a_model_can_be_trained_after_it_has_moved_to_where_it_predicts() -> None:
