@@ -96,7 +96,7 @@ class Looked(DisUE):
         found["universal"] = right(self.server.logits(state.universals[self.main], x))
         ensemble = self.ensemble(state, {team.cluster for team in state.experts})
         voters = ensemble.voters
-        inputs = ensemble.inputs(ProxySet(x), ensemble.features(x))
+        inputs = ensemble.inputs(ProxySet(x))
         weighing = discriminant_teacher(inputs)
         priors = torch.stack([state.priors[team] for team in voters])
         assert weighing.evidence is not None

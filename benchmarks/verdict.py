@@ -149,6 +149,29 @@ def verdict(found: Sequence[Difference], method: str, in_mean: Sequence[str] = (
     return markdown(header, lines)
 
 
+def means(rows: Sequence[dict[str, str]], method: str) -> str:
+    """Return a Markdown table for each dataset: each method's universal and expert accuracy, by scenario.
+
+    They are means over the seeds that ``method`` was run with; a dash stands where another was not run with all.
+    """
+    columns = [MEASURES["universal"], MEASURES["expert"]]
+    tables = []
+    for dataset in dict.fromkeys(row["dataset"] for row in rows):
+        scenarios = list(dict.fromkeys(row["scenario"] for row in rows if row["dataset"] == dataset))
+        runs = {scenario: [runs_of(rows, (dataset, scenario), column) for column in columns] for scenario in scenarios}
+
+        def cell(name: str, scenario: str, runs: dict[str, list[Runs]] = runs) -> str:
+            found = [(own.get(name, {}), own[method]) for own in runs[scenario]]
+            there = all(seeds.keys() <= own.keys() for own, seeds in found)
+            accuracies = (statistics.fmean(own[seed] for seed in seeds) for own, seeds in found) if there else ()
+            return " / ".join(f"{mean:.3f}" for mean in accuracies) or "-"
+
+        names = dict.fromkeys(row["method"] for row in rows if row["dataset"] == dataset)
+        lines = [[name, *(cell(name, scenario) for scenario in scenarios)] for name in names]
+        tables.append(markdown([f"{dataset}: universal / expert", *scenarios], lines))
+    return "\n".join(tables)
+
+
 def signed(mean: float) -> str:
     """Return a difference as text; a dash, if there is none."""
     return "-" if math.isnan(mean) else f"{mean:+.3f}"
@@ -189,6 +212,7 @@ def main() -> None:
         "--mean",
         help=f"scenarios to average over, in datasets that have all; default: {','.join(MEAN)}",
     )
+    parser.add_argument("--every", action="store_true", help="print the means of every method, too")
     parser.add_argument("--figure", type=Path, help="a file, .png or .svg, into which the differences are drawn")
     arguments = parser.parse_args()
     rows: list[dict[str, str]] = []
@@ -210,6 +234,8 @@ def main() -> None:
     if arguments.figure:
         draw(found, arguments.figure)
     print(verdict(found, arguments.method, in_mean))
+    if arguments.every:
+        print(means(rows, arguments.method))
 
 
 if __name__ == "__main__":

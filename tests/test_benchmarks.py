@@ -20,7 +20,7 @@ from benchmarks import regression, startup
 from benchmarks.phases import rows_of
 from benchmarks.regression import EXPECTED, Expected
 from benchmarks.sketches import described
-from benchmarks.verdict import differences, draw, verdict
+from benchmarks.verdict import differences, draw, means, verdict
 from benchmarks.verdict import main as verdict_main
 from client_app.describe import initial_prototypes, make_signature
 from disue.data import Examples, build_federation
@@ -137,6 +137,10 @@ def test_a_verdict_names_the_best_rival_of_each_kind_and_the_paired_difference(t
         "| digits, iid | universal | 0.820 | 0.800 (ccvr:virtual-features=8) "
         f"| +0.020 ± {half:.3f} | 0.840 (ifca) | -0.020 ± {half:.3f} |"
     )
+    header, _, own, *others = means(rows + other, "disue").splitlines()
+    assert header == "| digits: universal / expert | iid | rotation |"
+    assert own == "| disue | 0.820 / 0.820 | 0.840 / 0.820 |"
+    assert others[-1] == "| ditto | - | - |", "it was not run with all seeds"
 
 
 def test_a_scenario_that_is_nowhere_is_named(

@@ -110,8 +110,8 @@ class Task(ABC):
         mean, std = (torch.tensor(values).view(-1, *[1] * (len(self.shape) - 1)) for values in (self.mean, self.std))
         return (inputs - mean) / std
 
-    def augmented(self, inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor:
-        """Return other inputs that are like these, (examples, *shape); these themselves, if the task knows none.
+    def augmented(self, inputs: Tensor, amount: float, generator: torch.Generator) -> Tensor | None:
+        """Return other inputs that are like these, (examples, *shape); None, as here: the task knows none.
 
         Parameters
         ----------
@@ -121,7 +121,7 @@ class Task(ABC):
         generator : torch.Generator
             On the CPU.
         """
-        return inputs
+        return None
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Return normalised inputs of nothing in particular, (count, *shape)."""

@@ -22,17 +22,11 @@ class DistillerSettings(Settings):
         100,
         ge=0,
         le=10**6,
-        description="most optimiser steps of distillation per round; 0: none",
+        description="most optimiser steps of distillation per round, and as many again for each view (proxy-views); "
+        "0: none",
     )
     distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
     distill_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of distillation")
-    distill_shift: float = Field(
-        0.075,
-        ge=0.0,
-        le=0.5,
-        description="largest shift of an image of a fixed proxy set each time that a student learns from it, drawn at "
-        "random, as a share of its side; 0: none",
-    )
 
 
 @dataclass(frozen=True)
@@ -72,19 +66,17 @@ class Distiller:
     Parameters
     ----------
     steps : int (default: 100)
-        Most optimiser steps; 0 keeps the average.
+        Most optimiser steps, and as many again for each view; 0 keeps the average.
     learning_rate : float (default: 0.001)
     batch_size : int (default: 64)
     temperature : float (default: 1.0)
         See `Task.divergence`.
-    shift : float (default: 0.0)
-        How unlike itself a sample may be when it is learnt from: `Task.augmented`. Its target stays.
     student_share : float (default: 1.0)
         The result lies so far from the average to the student, parameter by parameter.
     held_out : float (default: 0.2)
         Share of the proxy set that is never trained on.
     check_every : int (default: 20)
-        Steps between two looks at the held-out part.
+        Steps between two looks at the held-out part, and as many again for each view.
     patience : int (default: 3)
         Looks without improvement after which it stops.
 
@@ -98,7 +90,6 @@ class Distiller:
     learning_rate: float = 1e-3
     batch_size: int = 64
     temperature: float = 1.0
-    shift: float = 0.0
     student_share: float = 1.0
     held_out: float = 0.2
     check_every: int = 20
@@ -113,6 +104,7 @@ class Distiller:
         generator: torch.Generator,
         device: torch.device,
         evidence: Tensor | None = None,
+        views: int = 0,
     ) -> Distilled:
         """Teach ``student``, which holds the average, and return the best of all states looked at.
 
@@ -127,13 +119,17 @@ class Distiller:
         targets : (samples, outputs) tensor
             The teacher's outputs.
         generator : torch.Generator
-            On the CPU; decides what is held out, the order of the samples, and how they are augmented.
+            On the CPU; decides what is held out and the order of the samples.
         device : torch.device
         evidence : (samples,) tensor, optional
             Strata that the guard believes in; where there are none, those that the teacher speaks for.
+        views : int (default: 0)
+            As many augmented copies of all samples are appended to them, in the same order: `ProxySet`.
         """
-        order = torch.randperm(len(x), generator=generator)
-        held_out, used = order.tensor_split([max(1, round(self.held_out * len(x)))])
+        count = len(x) // (1 + views)
+        order = torch.randperm(count, generator=generator)
+        held_out, used = order.tensor_split([max(1, round(self.held_out * count))])
+        used = torch.cat([used + i * count for i in range(1 + views)])
         believed = (task.predicted_strata(targets) if evidence is None else evidence)[held_out].cpu()
 
         def divergence(outputs: Tensor) -> float:
@@ -147,23 +143,20 @@ class Distiller:
         best_outputs = predict_logits(student, x[held_out], device)
         average_loss = best_loss = divergence(best_outputs)
         average_evidence = agreement(best_outputs)
-        taken = 0
-        if self.steps and len(used):
+        taken, steps = 0, self.steps * (1 + views)
+        if steps and len(used):
             layout = memory_format(x, device, mixed=False)
             inputs, teacher = x[used].to(device, memory_format=layout), targets[used].to(device)
             optimizer = Adam(student.parameters())
-            learning_rates = cosine(self.learning_rate, self.steps)
+            learning_rates = cosine(self.learning_rate, steps)
             looks_left = self.patience
             batches = iter(_endless_batches(len(used), self.batch_size, generator))
-            while taken < self.steps and looks_left:
+            while taken < steps and looks_left:
                 student.train()
-                for _ in range(min(self.check_every, self.steps - taken)):
+                for _ in range(min(self.check_every * (1 + views), steps - taken)):
                     batch = next(batches).to(device)
-                    shown = inputs[batch]
-                    if self.shift:
-                        shown = task.augmented(shown, self.shift, generator).contiguous(memory_format=layout)
                     with mixed_precision(device):
-                        outputs = student(shown)
+                        outputs = student(inputs[batch])
                     loss = task.divergence(outputs.float(), teacher[batch], self.temperature)
                     optimizer.step(
                         torch.autograd.grad(loss, optimizer.parameters, materialize_grads=True), next(learning_rates)

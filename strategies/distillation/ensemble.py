@@ -81,14 +81,13 @@ class TeacherEnsemble:
             found.append((float(counts.sum()), coverage(features[model], counts, points)))
         return sum(examples * covered for examples, covered in found) / sum(examples for examples, _ in found)
 
-    def inputs(self, proxy: ProxySet, features: Mapping[str, Tensor]) -> TeacherInputs:
+    def inputs(self, proxy: ProxySet) -> TeacherInputs:
         """Return what the experts say of a proxy set, and what their clients' data say of it."""
-        logits = [self.server.logits(expert, proxy.x, team.model) for team, expert in self.voters.items()]
         return TeacherInputs(
-            torch.stack(logits),
+            lambda asked: self._logits(proxy.seen, asked),
             self.label_counts,
-            find_distances=lambda: self._distances(features),
-            find_log_densities=lambda: self._log_densities(proxy.x, features),
+            find_distances=lambda: self._distances(self.features(proxy.seen)),
+            find_log_densities=lambda: self._log_densities(proxy),
             labels=proxy.labels,
         )
 
@@ -113,10 +112,23 @@ class TeacherEnsemble:
             distances.append(nearest_prototypes(space, counts, points))
         return in_common_units(distances, spaces)
 
-    def _log_densities(self, x: Tensor, features: Mapping[str, Tensor]) -> Tensor:
+    def _logits(self, x: Tensor, asked: Tensor | None) -> Tensor:
+        """Return logits, (experts, samples, outputs), zeros for samples that an expert is not asked for."""
+        if asked is None:
+            return torch.stack([self.server.logits(expert, x, team.model) for team, expert in self.voters.items()])
+        found = torch.zeros(*asked.shape, self.server.task.num_outputs)
+        for own, rows, (team, expert) in zip(found, asked, self.voters.items(), strict=True):
+            if bool(rows.any()):
+                own[rows] = self.server.logits(expert, x[rows], team.model)
+        return found
+
+    def _log_densities(self, proxy: ProxySet) -> Tensor:
         """Return log densities, (experts, samples, classes)."""
         if self.early is not None:
-            return self.early.log_densities(self.server.early_features(x, self.early.means.shape[2]))
+            most = self.early.means.shape[2]
+            parts = [self.server.early_features(x, most) for x in (proxy.x, *proxy.views)]  # the first is kept
+            return self.early.log_densities(torch.cat(parts))
+        features = self.features(proxy.seen)
         found = self.discriminants(features)
         by_team: dict[Team, Tensor] = {}
         for model, teams in self._by_model().items():

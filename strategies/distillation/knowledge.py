@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Self
 
-import torch
 from torch import Tensor
 
 from disue.covariance import looked_at
@@ -77,13 +76,13 @@ class Knowledge:
         ``names``: for each of the ``states``, the clients whose knowledge is asked for. ``inputs`` as in `moved`; some
         of them do.
         """
-        some = torch.linspace(0, len(inputs) - 1, min(len(inputs), ENOUGH)).long()
-        before = bounded(server.features(self.spaces[model], inputs, model)[some])
+        some = server.some_of(inputs, ENOUGH)
+        before = bounded(server.features(self.spaces[model], some, model))
         found = []
         for state, own in zip(states, names, strict=True):
             told = [self.told[name] for name in own]
             if not same_model(state, self.spaces[model]):
-                after = bounded(server.features(state, inputs, model)[some])
+                after = bounded(server.features(state, some, model))
                 told = list(map(Move.between(before, after), told))
             found.append(told)
         return found

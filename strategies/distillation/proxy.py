@@ -32,6 +32,20 @@ class ProxySettings(Settings):
         "`generator` (no data)",
     )
 
+    proxy_views: int = Field(
+        1,
+        ge=0,
+        le=100,
+        description="randomly shifted copies of each image of a fixed proxy set, drawn anew in each round, on which a "
+        "student is trained, too",
+    )
+    proxy_shift: float = Field(
+        0.075,
+        ge=0.0,
+        le=0.5,
+        description="largest shift of such a copy, as a share of the image's side",
+    )
+
     @field_validator("proxy")
     @classmethod
     def _known_kind_of_proxy(cls, value: str) -> str:

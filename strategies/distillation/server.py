@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from logging import WARNING
 from typing import Protocol
 
@@ -25,10 +26,19 @@ SHEET_COLUMNS = 8
 
 @dataclass(frozen=True)
 class ProxySet:
-    """Inputs, (samples, *shape), and their strata where these are known."""
+    """Inputs, (samples, *shape), and their strata where these are known.
+
+    ``views``: augmented copies of all of them (`Task.augmented`), in the same order.
+    """
 
     x: Tensor
     labels: Tensor | None = None
+    views: tuple[Tensor, ...] = ()
+
+    @cached_property
+    def seen(self) -> Tensor:
+        """The inputs, and then their views."""
+        return torch.cat([self.x, *self.views]) if self.views else self.x
 
 
 @dataclass(frozen=True)
@@ -63,17 +73,42 @@ class ProxySource(Protocol):
 
 @dataclass(frozen=True)
 class FixedProxy:
-    """The same inputs in every round."""
+    """The same inputs in every round, and views of them that are new in each.
+
+    Parameters
+    ----------
+    x : (samples, *shape) tensor
+    task : Task, optional
+        Makes views; None: there are none.
+    views : int (default: 0)
+        Of all samples in a round.
+    shift : float (default: 0.0)
+        See `Task.augmented`.
+    seed : int (default: 0)
+        The run seed.
+    """
 
     x: Tensor
+    task: Task | None = None
+    views: int = 0
+    shift: float = 0.0
+    seed: int = 0
 
     def inputs(self, memory: GeneratorState | None, server_round: int) -> Tensor:
         """Return them."""
         return self.x
 
     def draw(self, memory: GeneratorState | None, experts: Experts, server_round: int) -> Drawn:
-        """Return them."""
-        return Drawn(ProxySet(self.x))
+        """Return them, and their views."""
+        return Drawn(self.seen(server_round))
+
+    def seen(self, server_round: int) -> ProxySet:
+        """Return them, and their views in a round."""
+        if self.task is None or not self.shift:
+            return ProxySet(self.x)
+        drawn = (torch_rng(self.seed, "view", server_round, i) for i in range(self.views))
+        views = [self.task.augmented(self.x, self.shift, generator) for generator in drawn]
+        return ProxySet(self.x, views=tuple(view for view in views if view is not None))
 
 
 class GeneratedProxy:
@@ -131,6 +166,7 @@ class Server:
         self._initial: dict[str, State] = {}
         self._features = WeakTensorKeyDictionary()
         self._early = WeakTensorKeyDictionary()
+        self._some = WeakTensorKeyDictionary()
 
     def build(self, model: str) -> Classifier:
         """Return a model of an architecture, with what it starts from."""
@@ -164,8 +200,15 @@ class Server:
         features: Tensor = kept[1]
         return features
 
+    def some_of(self, x: Tensor, most: int) -> Tensor:
+        """Return at most so many of inputs, evenly spread; the same tensor each time, so that features are kept."""
+        if x not in self._some or len(self._some[x]) != min(len(x), most):
+            self._some[x] = x[torch.linspace(0, len(x) - 1, min(len(x), most)).long()]
+        found: Tensor = self._some[x]
+        return found
+
     def early_features(self, x: Tensor, most: int) -> Tensor:
-        """Return early features of inputs, (samples, at most ``most``); they are kept as long as the inputs."""
+        """Return early features of inputs, (samples, at most ``most``); they are kept as long as the tensor is."""
         if x not in self._early or self._early[x][0] != most:
             initial = self._filled(self.initial(self.main), self.main)
             self._early[x] = most, early_features(initial, x, self.device, most)
@@ -176,7 +219,7 @@ class Server:
         self,
         distiller: Distiller,
         average: State,
-        x: Tensor,
+        proxy: ProxySet,
         targets: Tensor,
         server_round: int,
         model: str = "",
@@ -192,7 +235,16 @@ class Server:
         ``evidence``: (samples,) strata that the guard believes in, if not the teacher's.
         """
         generator = torch_rng(self.seed, "distil", server_round)
-        result = distiller.distil(self.task, self._filled(average, model), x, targets, generator, self.device, evidence)
+        result = distiller.distil(
+            self.task,
+            self._filled(average, model),
+            proxy.seen,
+            targets,
+            generator,
+            self.device,
+            evidence,
+            len(proxy.views),
+        )
         name = model or self.main
         kept = result.kept_average if guarded else same_model(result.student, average)
         if kept:

@@ -6,7 +6,7 @@ cluster's label prior taken out if that is wished, plus that evidence.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -40,7 +40,9 @@ class TeacherInputs:
 
     Attributes
     ----------
-    expert_logits : (experts, samples, classes) tensor
+    find_logits : callable
+        Returns logits, (experts, samples, classes): all, or of those samples alone that each expert is asked for,
+        (experts, samples) booleans, and zeros else.
     label_counts : (experts, classes) tensor
         Training examples per class in each expert's cluster.
     find_distances, find_log_densities : callable
@@ -49,11 +51,20 @@ class TeacherInputs:
         The samples' classes, where they are known: on samples that were generated for a class.
     """
 
-    expert_logits: Tensor
+    find_logits: Callable[[Tensor | None], Tensor]
     label_counts: Tensor
     find_distances: Callable[[], Tensor]
     find_log_densities: Callable[[], Tensor]
     labels: Tensor | None = None
+
+    @cached_property
+    def expert_logits(self) -> Tensor:
+        """What the experts say of all samples, (experts, samples, classes)."""
+        return self.find_logits(None)
+
+    def logits_of(self, asked: Tensor) -> Tensor:
+        """Return what each expert says of the samples that it is asked for, (experts, samples, classes); else zeros."""
+        return self.expert_logits if bool(asked.all()) else self.find_logits(asked)
 
     @cached_property
     def distances(self) -> Tensor:
@@ -90,6 +101,19 @@ class Weighing:
     evidence: Callable[[], Tensor] | None = None
     of_probabilities: bool = False
 
+    @property
+    def asked(self) -> Tensor:
+        """Which expert counts for which sample, (experts, samples): `LEAST_SHARE` of the one that does most, or more.
+
+        For one class at least. Nobody has to compute what the others say.
+        """
+        return (self.weights >= LEAST_SHARE * self.weights.amax(dim=0)).any(dim=2)
+
+    def among(self, asked: Tensor) -> "Weighing":
+        """Return it with weight for those experts alone that are asked, (experts, samples)."""
+        weights = torch.where(asked.unsqueeze(2), self.weights, 0.0)
+        return replace(self, weights=weights / weights.sum(dim=0))
+
 
 Teacher = Callable[[TeacherInputs], Weighing]
 
@@ -98,6 +122,8 @@ TEACHERS: Registry[Callable[..., Weighing]] = Registry("teacher")
 
 LEAST_PROBABILITY = 1e-6
 """Of a class, in a vote of probabilities."""
+LEAST_SHARE = 0.01
+"""Of the weight of the expert that counts most: one that counts less is not asked."""
 
 
 def by_prototypes(inputs: TeacherInputs, weights: Tensor) -> Weighing:

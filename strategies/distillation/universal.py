@@ -127,8 +127,7 @@ class UniversalDistillation:
             return nothing
         known = self._priors_to_take_out(voters, priors)
         drawn = self.proxy.draw(memory, ensemble.experts(averages[self.server.main], known), server_round)
-        features = ensemble.features(drawn.proxy.x)
-        inputs = ensemble.inputs(drawn.proxy, features)
+        inputs = ensemble.inputs(drawn.proxy)
         scores_strata = self.server.task.scores_strata
         if scores_strata and not self.label_counts_shared:
             priors = dict(zip(voters, estimated_log_priors(inputs.expert_logits), strict=True))
@@ -136,14 +135,16 @@ class UniversalDistillation:
         drawn_only = replace(nothing, priors=priors, memory=drawn.memory, metrics=metrics, sheet=drawn.sheet)
         weighing = self.teacher(inputs)
         to_take_out = self._priors_to_take_out(voters, priors)
-        targets = vote(inputs.expert_logits, weighing, to_take_out, self.evidence_weight, scores_strata)
+        asked = weighing.asked
+        weighing = weighing.among(asked)
+        targets = vote(inputs.logits_of(asked), weighing, to_take_out, self.evidence_weight, scores_strata)
         if not bool(torch.isfinite(targets).all()):
             what = "round %s: the experts' vote is not finite, nobody teaches; see max-norm and robust"
             log(WARNING, what, server_round)
             return drawn_only
         coverage = 1.0
         if self.foreign_proxy:
-            coverage = metrics["proxy_coverage"] = ensemble.coverage(features)
+            coverage = metrics["proxy_coverage"] = ensemble.coverage(ensemble.features(drawn.proxy.seen))
         share = self.distiller.student_share * coverage if self.guarded else 1.0
         distiller = replace(self.distiller, student_share=share)
         believed = drawn.proxy.labels
@@ -152,12 +153,15 @@ class UniversalDistillation:
         models = dict(averages)
         for model in students:
             models[model], own = self.server.distil(
-                distiller, averages[model], drawn.proxy.x, targets, server_round, model, believed, self.guarded
+                distiller, averages[model], drawn.proxy, targets, server_round, model, believed, self.guarded
             )
             counts = {key: metrics[key] + own[key] for key in ("guard_kept_average", "distill_steps")}
             metrics |= own | counts
         voted = self.server.task.predicted_strata(targets)
-        votes = vote_summary([team.label(self.server.main) for team in voters], weighing.weights, voted)
+        count = len(voted) // (1 + len(drawn.proxy.views))  # views count for nothing there
+        votes = vote_summary(
+            [team.label(self.server.main) for team in voters], weighing.weights[:, :count], voted[:count]
+        )
         return replace(drawn_only, models=models, coverage=coverage, votes=votes, metrics=metrics)
 
     def _students(self, ensemble: TeacherEnsemble, averages: Mapping[str, State]) -> list[str]:

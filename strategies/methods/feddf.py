@@ -2,7 +2,7 @@
 
 Lin et al., "Ensemble Distillation for Robust Model Fusion in Federated Learning", NeurIPS 2020, algorithm 1.
 Published settings of the distillation: Adam 1e-3 with cosine annealing, early stopping; steps and batch size are the
-run's, the same for every method that distils (published: batches of 128), and so are the shifts of the proxy images
+run's, the same for every method that distils (published: batches of 128), and so are the views of the proxy set
 (published: none).
 """
 
@@ -11,12 +11,11 @@ from dataclasses import replace
 from typing import Self
 
 import torch
-from torch import Tensor
 
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.robust import Aggregator
 from strategies.distillation.distiller import Distiller
-from strategies.distillation.server import Server
+from strategies.distillation.server import FixedProxy, Server
 from strategies.methods.base import METHODS, Method, MethodState, Step
 from strategies.methods.declarations import Uses
 from strategies.methods.parts import Parts
@@ -32,8 +31,8 @@ class FedDF(Method[MethodState]):
     ----------
     server : Server
         Model, device and seed.
-    proxy : (samples, *shape) tensor
-        Unlabelled inputs.
+    proxy : FixedProxy
+        Gives the proxy set of a round.
     distiller : Distiller
         Teaches the average.
     objective, aggregator
@@ -45,14 +44,14 @@ class FedDF(Method[MethodState]):
     def __init__(
         self,
         server: Server,
-        proxy: Tensor,
+        proxy: FixedProxy,
         distiller: Distiller,
         objective: LocalObjective = PLAIN,
         aggregator: Aggregator | None = None,
     ) -> None:
         super().__init__(server.main, objective, aggregator)
         self.server = server
-        self.proxy: Tensor = proxy
+        self.source, self.proxy = proxy, proxy.x
         self.distiller = distiller
 
     @classmethod
@@ -64,6 +63,7 @@ class FedDF(Method[MethodState]):
         """Average the clients, and distil the mean of their outputs into the average (eq. 3)."""
         average = self.aggregator(updates)
         with round.timed("distillation"):
-            targets = torch.stack([self.server.logits(update.state, self.proxy) for update in updates]).mean(dim=0)
-            taught, metrics = self.server.distil(self.distiller, average, self.proxy, targets, round.number)
+            proxy = self.source.seen(round.number)
+            targets = torch.stack([self.server.logits(update.state, proxy.seen) for update in updates]).mean(dim=0)
+            taught, metrics = self.server.distil(self.distiller, average, proxy, targets, round.number)
         return Step(replace(state, universals={self.main: taught}), {self.main: average}, metrics)

@@ -6,7 +6,6 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from disue.data import RunData
 from disue.errors import ConfigError
@@ -22,7 +21,7 @@ from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
 from strategies.clustering.similarity import SIGNATURES, of_sketches
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
-from strategies.distillation.proxy import USUAL_SIZE, load_proxy, require_images
+from strategies.distillation.proxy import USUAL_SIZE, ProxySettings, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.distillation.teachers import TEACHERS, Teacher
 from strategies.methods.declarations import Supports, Uses
@@ -86,25 +85,26 @@ class Parts:
             learning_rate=self.config.distill_learning_rate,
             batch_size=self.config.distill_batch_size,
             temperature=self.config.temperature,
-            shift=0.0 if self.config.proxy == "generator" else self.config.distill_shift,
             student_share=student_share,
         )
 
-    def fixed_proxy(self) -> Tensor:
-        """Return the proxy set, (samples, *shape).
+    def fixed_proxy(self) -> FixedProxy:
+        """Return the proxy set of data.
 
         Raises
         ------
         ConfigError, DataError
             If there is none.
         """
-        return load_proxy(self.config, self.data)
+        own = ProxySettings.of(self.config)
+        x = load_proxy(self.config, self.data)
+        return FixedProxy(x, self.data.task, own.proxy_views, own.proxy_shift, self.config.seed)
 
     def proxy(self) -> ProxySource:
         """Return where proxy sets come from; raise as `fixed_proxy` does."""
         if self.config.proxy == "generator":
             return GeneratedProxy(self._generator(), self.config.seed)
-        return FixedProxy(self.fixed_proxy())
+        return self.fixed_proxy()
 
     @property
     def num_clusters(self) -> int:

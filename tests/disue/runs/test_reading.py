@@ -62,7 +62,9 @@ def test_the_gate_chooses_as_the_teacher_does(finished: Path) -> None:
     assert run.gate is not None
     x, _ = raw_test_images(finished)
     densities = run.gate.log_densities(run.task.normalise(torch.from_numpy(x)), run.task)
-    inputs = TeacherInputs(torch.zeros(2, len(x), 10), torch.ones(2, 10), lambda: densities, lambda: densities)
+    inputs = TeacherInputs(
+        lambda _: torch.zeros(2, len(x), 10), torch.ones(2, 10), lambda: densities, lambda: densities
+    )
     weights = discriminant_teacher(inputs).weights
     names = list(run.gate.experts)
     assert run.choose(x) == [names[i] for i in weights[:, :, 0].argmax(dim=0).tolist()]

@@ -10,9 +10,11 @@ from PIL import Image
 from disue.data import Dataset, Examples, Federation, build_federation, load_dataset
 from disue.data.image_files import fit_to
 from disue.errors import ConfigError, DataError
+from disue.tasks import ImageClassification, Regression
 from server_app.config import RunConfig
 from server_app.run import preflight
 from strategies.distillation.proxy import find_images, load_proxy, look_at_proxy, read_proxy
+from strategies.distillation.server import FixedProxy
 
 LABELS = torch.zeros(2, dtype=torch.int64)
 
@@ -41,6 +43,27 @@ def write_images(directory: Path, count: int, mode: str = "L", size: tuple[int, 
 def test_the_holdout_is_the_federations() -> None:
     config, made = federation()
     assert torch.equal(load_proxy(config, made), made.proxy())
+
+
+def test_views_are_new_in_each_round_the_same_in_each_run_and_of_rows_none() -> None:
+    x = torch.randn(6, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    task = ImageClassification(("a", "b"), (1, 28, 28), (0.0,), (1.0,))
+    proxy, again = (FixedProxy(x, task, views=3, shift=0.075, seed=5) for _ in range(2))
+    first, second = proxy.seen(1), proxy.seen(2)
+    assert (first.seen.shape, len(first.views)) == ((24, 1, 28, 28), 3)
+    assert first.x is x, "what is computed of it is kept"
+    assert torch.equal(first.seen[:6], x)
+    assert torch.equal(proxy.inputs(None, 1), x), "feature spaces are compared on the samples themselves"
+    for i in range(1, 4):
+        view = first.seen[6 * i : 6 * i + 6]
+        assert [j for j in range(4) if torch.equal(first.seen[6 * j : 6 * j + 6], view)] == [i]
+        assert not torch.equal(view, second.seen[6 * i : 6 * i + 6])
+    assert torch.equal(again.seen(1).seen, first.seen)
+    rows = torch.randn(6, 4)
+    other = FixedProxy(
+        rows, Regression(("a",), (4,), (0.0,) * 4, (1.0,) * 4, (0.0,), (1.0,)), views=3, shift=0.075
+    ).seen(1)
+    assert (len(other.seen), other.views) == (6, ())
 
 
 def test_another_dataset_is_resized_and_keeps_its_own_normalisation() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from disue.discriminant import LEAST_EVIDENCE, UNKNOWN
 from strategies.distillation.teachers import (
+    LEAST_SHARE,
     PRIOR_SMOOTHING,
     TEACHERS,
     TeacherInputs,
@@ -31,7 +32,7 @@ def evidence() -> TeacherInputs:
     logits, absent = torch.randn(K, N, C, generator=g), (counts == 0).unsqueeze(1)
     distances = torch.rand(K, N, C, generator=g).masked_fill(absent, torch.inf)
     densities = (-2.0 * torch.rand(K, N, C, generator=g)).masked_fill(absent, UNKNOWN)
-    return TeacherInputs(logits, counts, lambda: distances, lambda: densities)
+    return TeacherInputs(lambda _: logits, counts, lambda: distances, lambda: densities)
 
 
 def not_looked_at() -> Tensor:
@@ -189,7 +190,7 @@ def test_prior_correction_undoes_a_prior() -> None:
     truth = torch.randn(N, C, generator=torch.Generator().manual_seed(1))
     counts = torch.tensor([[900.0, 50.0, 30.0, 20.0], [1.0, 1.0, 1.0, 97.0]])
     smoothed = (1 - PRIOR_SMOOTHING) * counts / counts.sum(dim=1, keepdim=True) + PRIOR_SMOOTHING / C
-    evidence = TeacherInputs(truth + smoothed.log().unsqueeze(1), counts, not_looked_at, not_looked_at)
+    evidence = TeacherInputs(lambda _: truth + smoothed.log().unsqueeze(1), counts, not_looked_at, not_looked_at)
     found = vote(evidence.expert_logits, TEACHERS["mean"](evidence), log_priors_of(counts))
     torch.testing.assert_close(found, truth, atol=1e-5, rtol=0.0)
 
@@ -227,3 +228,36 @@ def test_who_taught_what_against_a_loop(evidence: TeacherInputs, teacher: str) -
         for k in range(K):
             each = [float(weights[k, n, min(c, weights.shape[2] - 1)]) for n in voted]
             assert float(mean[k, c]) == pytest.approx(sum(each) / len(each) if each else 0.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_an_expert_that_counts_for_next_to_nothing_is_not_asked_and_the_vote_is_the_same(per_class: bool) -> None:
+    g = torch.Generator().manual_seed(3)
+    spread = torch.randn(K, 200, C if per_class else 1, generator=g) * 12.0
+    weighing = Weighing(torch.softmax(spread, dim=0), of_probabilities=True)
+    logits = torch.randn(K, 200, C, generator=g)
+    asked = weighing.asked
+    for n in range(200):
+        for k in range(K):
+            shares = [weighing.weights[k, n, c] / weighing.weights[:, n, c].max() for c in range(spread.shape[2])]
+            assert bool(asked[k, n]) == any(share >= 0.01 for share in shares)
+    assert 0.3 < float(asked.double().mean()) < 0.9
+    among = weighing.among(asked)
+    torch.testing.assert_close(among.weights.sum(dim=0), torch.ones(200, spread.shape[2]))
+    some = vote(torch.where(asked.unsqueeze(2), logits, 0.0), among)
+    assert float((some.exp() - vote(logits, weighing).exp()).abs().max()) < K * LEAST_SHARE
+
+
+def test_all_are_asked_at_once_where_all_count() -> None:
+    told: list[Tensor | None] = []
+
+    def find(asked: Tensor | None) -> Tensor:
+        told.append(asked)
+        return torch.zeros(K, N, C)
+
+    inputs = TeacherInputs(find, torch.ones(K, C), not_looked_at, not_looked_at)
+    asked = TEACHERS["mean"](inputs).asked
+    assert inputs.logits_of(asked) is inputs.expert_logits
+    asked[0, 0] = False
+    inputs.logits_of(asked)
+    assert [own is asked for own in told] == [False, True]

@@ -135,6 +135,7 @@ def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str
     )
     learnt = calls_of(monkeypatch, Distiller, "distil")
     settings = {"clients": 9, "num_server_rounds": 4, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
+    settings["proxy_views"] = 0  # whose classes are not known: half a pixel is much of eight
     result = run(**settings, teacher=teacher, local_loss=local_loss, calibration_epochs=0)
     inputs, targets = looked[-1].result, learnt[-1].given["targets"]
     priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["ensemble"].voters])
@@ -326,7 +327,7 @@ def test_where_no_label_prior_is_in_an_expert_the_clients_own_is_added(run, sett
 
 def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     steps = calls_of(monkeypatch, DisUE, "step")
-    run(clients=8, num_clusters=2, share_label_counts=False, seed=5)
+    run(clients=8, num_clusters=2, share_label_counts=False, proxy_views=0, seed=5)
     method, state = steps[-1].of, steps[-1].result.state
     for team, expert in state.experts.items():
         model = build_model("mlp", (1, 8, 8), 10).eval()
@@ -624,3 +625,15 @@ def test_a_cluster_on_probation_has_no_part_in_the_head_of_the_universal_expert(
     monkeypatch.setattr(Probation, "passed", lambda self, before, clusters, sampled: ({0}, {0: 1, 1: 1}))
     run(clients=8, num_clusters=2, num_groups=2, num_server_rounds=1)
     assert [[len(told) for told in call.given["told"]] for call in calls] == [[4, 4], [4]]
+
+
+def test_experts_are_asked_about_samples_of_their_own_clients_and_hardly_others(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked, inputs = calls_of(monkeypatch, Server, "logits"), calls_of(monkeypatch, TeacherEnsemble, "inputs")
+    run(clients=8, scenario="rotation", num_groups=2, num_clusters=2, num_server_rounds=2)
+    rows = sum(len(call.given["x"]) for call in asked)
+    samples = sum(len(call.given["proxy"].seen) for call in inputs)
+    assert samples <= rows < 1.5 * samples, "of two experts, each about half"
+    found = inputs[-1].result
+    some = torch.rand(found.expert_logits.shape[:2], generator=torch.Generator().manual_seed(0)) < 0.3
+    expected = torch.where(some.unsqueeze(2), found.expert_logits, 0.0)
+    torch.testing.assert_close(found.find_logits(some), expected, atol=1e-4, rtol=1e-4)

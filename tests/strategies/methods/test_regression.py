@@ -27,7 +27,7 @@ from strategies.clustering.assignment import Planted
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.prototypes import in_common_units
 from strategies.distillation.server import FixedProxy, Server
-from strategies.distillation.teachers import TEACHERS
+from strategies.distillation.teachers import LEAST_SHARE, TEACHERS
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import Step
 from strategies.methods.disue import ClientsTell, DisUE, DisUESettings, DisUEState
@@ -114,6 +114,7 @@ def test_the_student_learns_the_experts_outputs_weighted_by_how_near_their_clien
     near = in_common_units([own.amin(dim=1, keepdim=True) for own in squared], [features] * 2)
     assert near.shape == (2, 200, 1)
     gate = np.exp(-near[..., 0].double().numpy())
+    gate[gate < LEAST_SHARE * gate.max(axis=0)] = 0.0
     vote = sum((gate / gate.sum(axis=0))[k][:, None] * said(experts[k]) for k in (0, 1))
     held_out = torch.randperm(200, generator=torch_rng(0, "distil", 1))[:40].numpy()
     student, average = (np.mean((said(own["mlp"]) - vote)[held_out] ** 2) for own in (state.universals, averages))
