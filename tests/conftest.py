@@ -46,7 +46,7 @@ FAST = {
     "num-server-rounds": 2,
     "local-epochs": 1,
     "distill-steps": 20,
-    "proxy-views": 0,
+    "proxy-samples": 0,
     "calibration-epochs": 2,
     "report": False,
 }

@@ -76,7 +76,7 @@ PRESETS: dict[str, Preset] = {
             "disue:teacher=mean:prototype-weight=0:calibration-epochs=0",
             # what tells samples apart; how often an image is seen
             "disue:early-features=0",
-            "disue:proxy-views=0",
+            "disue:proxy-samples=0",
             # heads as they were averaged and taught; the average without momentum
             "disue:calibration-epochs=0",
             "disue:universal-momentum=0",

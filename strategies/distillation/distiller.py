@@ -19,11 +19,10 @@ class DistillerSettings(Settings):
 
     temperature: float = Field(1.0, ge=0.01, le=1e4, description="softmax temperature of distillation")
     distill_steps: int = Field(
-        100,
+        200,
         ge=0,
         le=10**6,
-        description="most optimiser steps of distillation per round, and as many again for each view (proxy-views); "
-        "0: none",
+        description="most optimiser steps of distillation per round; 0: none",
     )
     distill_batch_size: int = Field(64, ge=1, le=10**6, description="mini-batch of distillation")
     distill_learning_rate: float = Field(0.001, ge=1e-9, le=1e3, description="Adam learning rate of distillation")
@@ -65,8 +64,8 @@ class Distiller:
 
     Parameters
     ----------
-    steps : int (default: 100)
-        Most optimiser steps, and as many again for each view; 0 keeps the average.
+    steps : int (default: 200)
+        Most optimiser steps; 0 keeps the average.
     learning_rate : float (default: 0.001)
     batch_size : int (default: 64)
     temperature : float (default: 1.0)
@@ -75,8 +74,8 @@ class Distiller:
         The result lies so far from the average to the student, parameter by parameter.
     held_out : float (default: 0.2)
         Share of the proxy set that is never trained on.
-    check_every : int (default: 20)
-        Steps between two looks at the held-out part, and as many again for each view.
+    check_every : int (default: 40)
+        Steps between two looks at the held-out part.
     patience : int (default: 3)
         Looks without improvement after which it stops.
 
@@ -86,13 +85,13 @@ class Distiller:
     average. Ours: the mixture with the average, and the guard.
     """
 
-    steps: int = 100
+    steps: int = 200
     learning_rate: float = 1e-3
     batch_size: int = 64
     temperature: float = 1.0
     student_share: float = 1.0
     held_out: float = 0.2
-    check_every: int = 20
+    check_every: int = 40
     patience: int = 3
 
     def distil(
@@ -143,17 +142,17 @@ class Distiller:
         best_outputs = predict_logits(student, x[held_out], device)
         average_loss = best_loss = divergence(best_outputs)
         average_evidence = agreement(best_outputs)
-        taken, steps = 0, self.steps * (1 + views)
-        if steps and len(used):
+        taken = 0
+        if self.steps and len(used):
             layout = memory_format(x, device, mixed=False)
             inputs, teacher = x[used].to(device, memory_format=layout), targets[used].to(device)
             optimizer = Adam(student.parameters())
-            learning_rates = cosine(self.learning_rate, steps)
+            learning_rates = cosine(self.learning_rate, self.steps)
             looks_left = self.patience
             batches = iter(_endless_batches(len(used), self.batch_size, generator))
-            while taken < steps and looks_left:
+            while taken < self.steps and looks_left:
                 student.train()
-                for _ in range(min(self.check_every * (1 + views), steps - taken)):
+                for _ in range(min(self.check_every, self.steps - taken)):
                     batch = next(batches).to(device)
                     with mixed_precision(device):
                         outputs = student(inputs[batch])

@@ -126,8 +126,8 @@ class TeacherEnsemble:
         """Return log densities, (experts, samples, classes)."""
         if self.early is not None:
             most = self.early.means.shape[2]
-            parts = [self.server.early_features(x, most) for x in (proxy.x, *proxy.views)]  # the first is kept
-            return self.early.log_densities(torch.cat(parts))
+            parts = (proxy.x, torch.cat(proxy.views)) if proxy.views else (proxy.x,)  # of the first they are kept
+            return self.early.log_densities(torch.cat([self.server.early_features(x, most) for x in parts]))
         features = self.features(proxy.seen)
         found = self.discriminants(features)
         by_team: dict[Team, Tensor] = {}

@@ -32,12 +32,12 @@ class ProxySettings(Settings):
         "`generator` (no data)",
     )
 
-    proxy_views: int = Field(
-        1,
+    proxy_samples: int = Field(
+        4000,
         ge=0,
-        le=100,
-        description="randomly shifted copies of each image of a fixed proxy set, drawn anew in each round, on which a "
-        "student is trained, too",
+        le=10**6,
+        description="about as many samples a student is trained on: the images of a fixed proxy set, and randomly "
+        "shifted copies of all of them, drawn anew in each round; no copies if there are as many images, or with 0",
     )
     proxy_shift: float = Field(
         0.075,

@@ -98,7 +98,8 @@ class Parts:
         """
         own = ProxySettings.of(self.config)
         x = load_proxy(self.config, self.data)
-        return FixedProxy(x, self.data.task, own.proxy_views, own.proxy_shift, self.config.seed)
+        views = max(round(own.proxy_samples / len(x)) - 1, 0)
+        return FixedProxy(x, self.data.task, views, own.proxy_shift, self.config.seed)
 
     def proxy(self) -> ProxySource:
         """Return where proxy sets come from; raise as `fixed_proxy` does."""

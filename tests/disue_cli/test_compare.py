@@ -33,7 +33,7 @@ from server_app.run_lock import exclusive
 from server_app.stopping import ask_to_stop
 
 QUICK = ["model=mlp", "num-server-rounds=2", "local-epochs=1", "distill-steps=20", "train-examples=20"]
-QUICK += ["calibration-epochs=2", "proxy-views=0"]
+QUICK += ["calibration-epochs=2", "proxy-samples=0"]
 METHODS = "fedavg,oracle,disue,disue:clusterer=single"
 
 

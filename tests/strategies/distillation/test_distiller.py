@@ -45,7 +45,7 @@ def test_what_is_held_out_is_so_in_all_its_views() -> None:
     student.register_forward_hook(
         lambda _, inputs, __: seen.append(inputs[0][:, 0, 0, 0]) if student.training else None
     )
-    distiller, generator = Distiller(steps=10, check_every=30), torch.Generator().manual_seed(0)
+    distiller, generator = Distiller(steps=30, check_every=30), torch.Generator().manual_seed(0)
     result = distiller.distil(TASK, student, views, targets.repeat(3, 1), generator, CPU, views=2)
     held_out = x[torch.randperm(200, generator=torch.Generator().manual_seed(0))[:40], 0, 0, 0]
     assert result.steps == 30

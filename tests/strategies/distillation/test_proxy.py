@@ -15,6 +15,7 @@ from server_app.config import RunConfig
 from server_app.run import preflight
 from strategies.distillation.proxy import find_images, load_proxy, look_at_proxy, read_proxy
 from strategies.distillation.server import FixedProxy
+from strategies.methods.parts import Parts
 
 LABELS = torch.zeros(2, dtype=torch.int64)
 
@@ -64,6 +65,15 @@ def test_views_are_new_in_each_round_the_same_in_each_run_and_of_rows_none() -> 
         rows, Regression(("a",), (4,), (0.0,) * 4, (1.0,) * 4, (0.0,), (1.0,)), views=3, shift=0.075
     ).seen(1)
     assert (len(other.seen), other.views) == (6, ())
+
+
+@pytest.mark.parametrize(
+    ("size", "samples", "views"), [(100, 4000, 39), (200, 450, 1), (200, 299, 0), (200, 100, 0), (200, 0, 0)]
+)
+def test_there_are_as_many_views_as_make_the_wanted_number_of_samples(size: int, samples: int, views: int) -> None:
+    config, made = federation(proxy_size=size, proxy_samples=samples)
+    proxy = Parts(config, made, torch.device("cpu")).fixed_proxy()
+    assert len(proxy.seen(1).views) == views
 
 
 def test_another_dataset_is_resized_and_keeps_its_own_normalisation() -> None:

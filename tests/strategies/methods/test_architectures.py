@@ -134,7 +134,7 @@ def test_early_features_are_of_one_space_whatever_the_architecture(run, monkeypa
 def test_the_gate_sees_every_expert_under_the_universal_model_of_its_own_architecture(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Distances and densities here from scratch; between architectures distances differ by one factor for each."""
     looked, steps = calls_of(monkeypatch, TeacherEnsemble, "inputs"), calls_of(monkeypatch, DisUE, "step")
-    run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2, early_features=0, proxy_views=0)
+    run(clients=8, model="cnn", client_models="mlp,cnn", num_server_rounds=2, early_features=0, proxy_samples=0)
     distances, universals = looked[-1].result.distances, steps[-1].given["state"].universals
     ensemble, densities, x = looked[-1].of, looked[-1].result.log_densities, steps[-1].of.proxy
     ratios = []
@@ -186,7 +186,7 @@ def test_an_architecture_that_was_not_sampled_is_taught_all_the_same(run, monkey
         return mixed[-1]
 
     monkeypatch.setattr(flower, "best_shares", ask)
-    settings = {"model": "cnn", "client_models": "mlp,cnn", "fraction_train": 0.125, "proxy_views": 0}
+    settings = {"model": "cnn", "client_models": "mlp,cnn", "fraction_train": 0.125, "proxy_samples": 0}
     result = run(clients=8, num_server_rounds=6, seed=2, **settings)
     other_than = {"cnn": "mlp", "mlp": "cnn"}
     sampled = [step.given["round"].models[step.given["updates"][0].name] for step in steps]

@@ -135,7 +135,7 @@ def test_every_teacher_goes_with_every_local_loss(run, monkeypatch, teacher: str
     )
     learnt = calls_of(monkeypatch, Distiller, "distil")
     settings = {"clients": 9, "num_server_rounds": 4, "local_epochs": 2, "seed": 15, "prototype_weight": 0.0}
-    settings["proxy_views"] = 0  # whose classes are not known: half a pixel is much of eight
+    settings["proxy_samples"] = 0  # whose classes are not known: half a pixel is much of eight
     result = run(**settings, teacher=teacher, local_loss=local_loss, calibration_epochs=0)
     inputs, targets = looked[-1].result, learnt[-1].given["targets"]
     priors = torch.stack([taught[-1].given["priors"][team] for team in taught[-1].given["ensemble"].voters])
@@ -327,7 +327,7 @@ def test_where_no_label_prior_is_in_an_expert_the_clients_own_is_added(run, sett
 
 def test_a_prior_that_nobody_told_is_estimated_and_replaced_all_the_same(run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     steps = calls_of(monkeypatch, DisUE, "step")
-    run(clients=8, num_clusters=2, share_label_counts=False, proxy_views=0, seed=5)
+    run(clients=8, num_clusters=2, share_label_counts=False, proxy_samples=0, seed=5)
     method, state = steps[-1].of, steps[-1].result.state
     for team, expert in state.experts.items():
         model = build_model("mlp", (1, 8, 8), 10).eval()
