@@ -2,10 +2,10 @@
 
     python benchmarks/distillation.py
 
-Prints one JSON line. Both teach the same student the same targets, by turns in one process. Ours also holds a part of
-the proxy set out, looks at it to stop early and to guard the average, and returns the best state of all; what that
-costs is the ratio. ``teaching_to_bare`` is what comes before: every expert's logits and the features of the whole
-proxy set.
+Prints one JSON line. Both teach the same student the same targets, by turns in one process, with images in the same
+layout (channels last on a CPU). Ours also holds a part of the proxy set out, looks at it to stop early and to guard the
+average, and returns the best state of all; what that costs is the ratio. ``teaching_to_bare`` is what comes before:
+every expert's logits and the features of the whole proxy set.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.machine import machine
-from disue.device import mixed_precision, prepare_device
+from disue.device import memory_format, mixed_precision, place, prepare_device
 from disue.models import Classifier, build_model, get_state
 from disue.seeding import torch_rng
 from disue.tasks import ImageClassification
@@ -41,8 +41,10 @@ T = TypeVar("T")
 def bare(student: Classifier, x: Tensor, targets: Tensor, distiller: Distiller, device: torch.device) -> None:
     """Distil as a page of PyTorch would, without anything held out."""
     rng = torch_rng("batches")
-    student.to(device).train()
-    x, soft = x.to(device), F.log_softmax(targets.to(device), dim=1)
+    layout = memory_format(x, device, mixed=False)
+    place(student, device, layout)
+    student.train()
+    x, soft = x.to(device, memory_format=layout), F.log_softmax(targets.to(device), dim=1)
     optimizer = torch.optim.Adam(student.parameters(), lr=distiller.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=distiller.steps)
     taken = 0
@@ -93,9 +95,10 @@ def main() -> None:
     targets = 5.0 * torch.stack([server.logits(expert, x) for expert in experts]).mean(dim=0)
 
     def teach() -> None:
+        new = Server(task, arguments.model, device, 0)  # it keeps the features that it has computed
         for expert in experts:
-            server.logits(expert, x)
-        server.features(experts[0], x)
+            new.logits(expert, x)
+        new.features(experts[0], x)
 
     def ours() -> None:
         student = build_model(arguments.model, shape, CLASSES, seed=arguments.experts)
