@@ -43,7 +43,8 @@ def place(model: nn.Module, device: torch.device, layout: torch.memory_format = 
     """
     for tensor in chain(model.parameters(), model.buffers()):
         there = tensor.device.type == device.type and device.index in (None, tensor.device.index)
-        if not there or not tensor.is_contiguous(memory_format=layout):
+        own = layout if tensor.dim() == 4 else torch.contiguous_format  # others have no channels
+        if not there or not tensor.is_contiguous(memory_format=own):
             model.to(device, memory_format=layout)  # type: ignore[call-overload]
             return
 

@@ -57,12 +57,15 @@ class Discriminant:
     background : Normal or None
         What samples are like that are of no expert in particular. With it, densities are relative to that, and those of
         different feature spaces can be compared.
+    shares : (experts,) tensor or None
+        Of an expert in its cluster, where several are of one; None: each is alone.
     """
 
     counts: Tensor
     means: Tensor
     covariance: Tensor
     background: Normal | None = None
+    shares: Tensor | None = None
 
     def log_densities(self, features: Tensor) -> Tensor:
         """Return log densities up to one constant, (experts, samples, strata); `UNKNOWN` where there is no mean.
@@ -73,6 +76,8 @@ class Discriminant:
         found = -0.5 * mahalanobis(features, self.means.flatten(end_dim=1), self.covariance)
         if self.background is not None:
             found = found - 0.5 * log_volume(self.covariance) - self.background.log_density(features).unsqueeze(1)
+        if self.shares is not None:
+            found = found + self.shares.log().repeat_interleave(strata)
         return found.view(-1, experts, strata).masked_fill(self.counts == 0, UNKNOWN).transpose(0, 1)
 
 

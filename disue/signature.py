@@ -115,8 +115,8 @@ class Signature:
         Tensor | None,
         Arrays(
             "part of the mean, weighted by examples, in whose units proxy samples are compared with prototypes, and of "
-            "that with which features of its class are drawn; its trace, of several their mean over the examples and "
-            "then the largest, counts up to `max-fit` times the median of the others'",
+            "that with which features of its class are drawn (not in `early`); its trace, of several their mean over "
+            "the examples and then the largest, counts up to `max-fit` times the median of the others'",
             record="signature",
             high=LARGEST_COVARIANCE,
             shape="(classes, axes, features), from 1 to 4 axes; with `share-label-counts=false`, or where none fits, "

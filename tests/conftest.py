@@ -5,12 +5,15 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from disue.models import build_model
 from disue_cli.compare.cells import THREAD_VARIABLES
@@ -26,6 +29,24 @@ settings.load_profile("on a busy machine")
 OF_BITS = tuple(dict.fromkeys((*PINNED, *THREAD_VARIABLES)))
 """Variables that PyTorch looks at when it starts to compute: results differ by them in the last digits."""
 FROM_OUTSIDE = {name: os.environ.get(name) for name in OF_BITS}
+
+
+@cache
+def _one_process(file: str) -> bool:
+    return file.endswith(".py") and 'scope="module"' in (Path(__file__).parents[1] / file).read_text()
+
+
+class ByFixtures(LoadScopeScheduling):
+    """Tests go to whichever process is free, but those of a file that share a fixture to one, which makes it once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return file if _one_process(file) else nodeid
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFixtures | None:
+    """Distribute tests so, if the command says nothing else of it than how many processes there are."""
+    return ByFixtures(config, log) if config.getoption("dist") == "load" else None
 
 
 def pytest_collection_finish() -> None:

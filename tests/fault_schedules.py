@@ -209,7 +209,7 @@ class FaultyGrid(InlineGrid):
         def early(message: Message, context: Context) -> Message:
             request = EarlyRequest.from_message(message)
             own = _signature(client_name(context.node_config), {HEAD: torch.zeros(10, request.most)}, "")
-            varying = triangle(torch.eye(request.most)) if request.covariance else None
+            varying = triangle(torch.eye(request.most) / (2 * request.most)) if request.covariance else None
             return EarlyReply(replace(own, covariance=varying)).to_message(message)
 
         @app.query("compare")

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 
 import pytest
+from fuzzing.messages import replies
 from fuzzing.running import feed
 from fuzzing.target import Target
 from fuzzing.targets import make_targets
@@ -42,6 +43,11 @@ NAMES = [
 @pytest.mark.parametrize("name", NAMES)
 def test_spoilt_input_is_taken_or_refused_in_one_line(targets: dict[str, Target], name: str) -> None:
     feed(targets[name], 2 if name in SLOW else 20)
+
+
+@pytest.mark.parametrize("kind", replies())
+def test_a_reply_is_valid_before_it_is_spoilt(targets: dict[str, Target], kind: str) -> None:
+    targets[f"reply-{kind}"].feed(replies()[kind].content)
 
 
 def test_no_target_is_forgotten(targets: dict[str, Target]) -> None:

@@ -29,7 +29,7 @@ from server_app.callbacks.ledger import LEDGER
 from server_app.config import RunConfig
 from server_app.run import execute
 from strategies.clustering.estimators import CLUSTERERS
-from strategies.distillation.teachers import by_densities
+from strategies.distillation.teachers import TEACHERS
 
 PAGE = Path(__file__).parents[1] / "docs" / "PRIVACY.md"
 NOT_SENT = "–"
@@ -55,7 +55,7 @@ def describes(config: RunConfig) -> bool:
 
 def tells(config: RunConfig) -> bool:
     may = config.privacy == "plain" and config.share_label_counts and config.early_features > 0
-    return config.method == "disue" and may and by_densities(config.teacher, config.proxy)
+    return config.method == "disue" and may and TEACHERS.looks_at_densities(config.teacher, config.proxy == "generator")
 
 
 WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
@@ -67,8 +67,8 @@ WHEN: dict[str, Callable[[RunConfig, int], bool]] = {
     "chosen": lambda config, round: chooses(config),
     "sketched": lambda config, round: config.method == "disue" and not describes(config),
     "`method=disue`": lambda config, round: config.method == "disue",
-    "described or told once": lambda config, round: describes(config) or tells(config),
-    "told once": lambda config, round: tells(config),
+    "described or told": lambda config, round: describes(config) or tells(config),
+    "told": lambda config, round: tells(config),
     "`method=ccvr`": lambda config, round: config.method == "ccvr",
     "personal": lambda config, round: config.method == "fedavg-ft" or round == config.num_server_rounds,
     "compared": lambda config, round: config.method == "disue" and config.initialisation == "learned",

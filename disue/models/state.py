@@ -33,8 +33,9 @@ def alike(state: State, like: State) -> bool:
 
 
 def get_state(model: nn.Module) -> State:
-    """Return a copy of the model's parameters on the CPU."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    """Return a copy of the model's parameters on the CPU, in the layout of parameters that are read from a file."""
+    copies = {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    return {name: tensor.contiguous() for name, tensor in copies.items()}
 
 
 def zeros_like(state: State) -> State:

@@ -12,7 +12,7 @@ from disue.objective import LocalLoss, LocalObjective
 from disue.source import client_hash
 from disue.tasks import ImageClassification
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The number of the protocol. The server says it in hello, and a client that has another one refuses to take part.
 
 Raise it by one when a message changes: a field or a kind of message is new, gone, renamed, or means something else. The

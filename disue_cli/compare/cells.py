@@ -189,6 +189,7 @@ def run_cell(cell: Cell) -> Summary | DisueError:
     """
     from disue_cli.engines.inline import run_inline
     from server_app.run_lock import in_use, is_held
+    from strategies.aggregation.store import give_back_freed_memory
 
     if is_held(cell.directory):  # by a command that goes on with this run alone
         return ConfigError(in_use(cell.directory, "--output"))
@@ -210,6 +211,8 @@ def run_cell(cell: Cell) -> Summary | DisueError:
         return error
     except Exception as error:  # one run that breaks, whatever the reason, must not cost the others
         return FederationError(f"{type(error).__name__}: {error}")
+    finally:
+        give_back_freed_memory()  # the next run needs other sizes
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

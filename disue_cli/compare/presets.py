@@ -80,6 +80,8 @@ PRESETS: dict[str, Preset] = {
             # heads as they were averaged and taught; the average without momentum
             "disue:calibration-epochs=0",
             "disue:universal-momentum=0",
+            # the universal expert of the last round alone
+            "disue:universal-mean=false",
             # what clients minimise
             "disue:local-loss=balanced",
             # where an expert is used

@@ -1,13 +1,15 @@
 """What clients told of early features: a discriminant in a feature space that stays (`disue.early`)."""
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from disue.covariance import from_triangle
-from disue.discriminant import Discriminant, shrunk
+from disue.discriminant import Discriminant, positive, shrunk
 from disue.early import num_early
 from disue.signature import Signature
 from strategies.aggregation.caps import Caps
@@ -19,12 +21,15 @@ from strategies.teams import Team
 from strategies.updates import ClientUpdate, Contribution
 
 Ask = Callable[[Collection[str], tuple[int, int], bool], Mapping[str, Signature]]
+Timed = Callable[[str], AbstractContextManager[None]]
 ENOUGH = 10
 """Examples for each feature: clients are asked for a covariance until it is of so many."""
 MOST_ASKED = 32
 """Clients that are asked for a covariance at once: it may be larger than a model."""
 LARGEST_SHARE = 0.2
 """Of what is enough: no client's covariance counts for more examples."""
+FEWEST = 3
+"""Clients whose covariances are known before any counts: each is bounded by the others."""
 
 
 @stored
@@ -41,15 +46,21 @@ class EarlyStatistics:
     within : (features, features) tensor or None
         How features vary within the strata of one client, on the mean over ``examples``.
     examples : float
-    varied : tuple of client
-        Those whose covariances are in that mean, each once. None can be taken out of it.
+    traces : mapping of client to float
+        Of the covariances that clients told, each client's first. None can be taken out of the mean.
+    waiting : mapping of client to (features, features) tensor
+        Covariances that are not in the mean, while there are fewer than `FEWEST`.
+    tried : tuple of client
+        Those who were asked for a covariance.
     """
 
     told: Mapping[str, Signature] = field(default_factory=dict)
     digests: Mapping[str, str | None] = field(default_factory=dict)
     within: Tensor | None = None
     examples: float = 0.0
-    varied: tuple[str, ...] = ()
+    traces: Mapping[str, float] = field(default_factory=dict)
+    waiting: Mapping[str, Tensor] = field(default_factory=dict)
+    tried: tuple[str, ...] = ()
 
     def to_ask(self, digests: Mapping[str, str | None], num_features: int) -> tuple[list[str], list[str]]:
         """Return those clients that are to be asked, first for a covariance, too, and then for counts and means alone.
@@ -59,10 +70,12 @@ class EarlyStatistics:
         digests : mapping of client to str or None
             Of the data of those who may be asked. Who told nothing yet, or of other data, is asked.
         num_features : int
-            As long as a covariance is of too few examples for so many, clients that told none are asked for theirs.
+            As long as a covariance is of too few examples for so many, clients that told none are asked for theirs,
+            those first who never were.
         """
         lacking = self.examples < ENOUGH * num_features
-        varying = [name for name in digests if name not in self.varied][:MOST_ASKED] if lacking else []
+        untold = sorted((name for name in digests if name not in self.traces), key=lambda name: name in self.tried)
+        varying = untold[:MOST_ASKED] if lacking else []
         others = [name for name, own in digests.items() if name not in self.told or own != self.digests[name]]
         return varying, [name for name in others if name not in varying]
 
@@ -78,27 +91,37 @@ class EarlyStatistics:
     ) -> "EarlyStatistics":
         """Return what is known after clients told something; of clients that are not among ``names``, nothing.
 
-        ``digests`` are of the data that those who told trained on. ``caps`` bound what they tell of how features vary
-        by each other, and how many examples it is of.
+        ``digests`` are of the data that those who told trained on. ``caps`` bound what clients tell of how features
+        vary by what all others told of it, in whichever round, and how many examples it is of.
         """
-        within, examples, varied = self.within, self.examples, self.varied
-        capped = with_capped_counts({**self.told, **told}, caps)
-        for name, own in caps.features({name: capped[name] for name in told}).items():
-            if own.covariance is None or name in varied:
-                continue
-            found = from_triangle(own.covariance.double())
-            count = min(float(own.label_counts.sum()), LARGEST_SHARE * ENOUGH * len(found))
-            within = found if within is None else within + (count / (examples + count)) * (found - within)
-            examples, varied = examples + count, (*varied, name)
+        new = {
+            name: positive(from_triangle(own.covariance.double()))
+            for name, own in told.items()
+            if own.covariance is not None and name not in self.traces
+        }
+        waiting = {**self.waiting, **new}
+        traces = {**self.traces, **{name: float(own.trace()) for name, own in new.items()}}
+        within, examples = self.within, self.examples
+        if len(traces) >= FEWEST:
+            capped, sizes = with_capped_counts({**self.told, **told}, caps), caps.variances(traces)
+            for name, own in waiting.items():
+                found = own * (sizes[name] / max(traces[name], 1e-300))
+                count = min(float(capped[name].label_counts.sum()), LARGEST_SHARE * ENOUGH * len(found))
+                within = found if within is None else within + (count / (examples + count)) * (found - within)
+                examples += count
+            waiting = {}
         means = {name: replace(own, covariance=None) for name, own in told.items()}
         known = {name: own for name, own in {**self.told, **means}.items() if name in names}
         of_data = {name: own for name, own in {**self.digests, **digests}.items() if name in known}
-        return EarlyStatistics(known, of_data, within, examples, varied)
+        return EarlyStatistics(known, of_data, within, examples, traces, waiting, self.tried)
 
     def discriminant(
         self, teams: Sequence[Team], clusters: Mapping[str, int], caps: Caps, limit: float
-    ) -> Discriminant | None:
-        """Return the discriminant of the clusters' clients; None: too little is known.
+    ) -> tuple[Sequence[Team], Discriminant | None]:
+        """Return the discriminant of the clusters' clients, and the teams that it is of.
+
+        Teams of a cluster of which nothing is known, or believed, are left out, if it is fewer than half of them. Else
+        there is no discriminant.
 
         Parameters
         ----------
@@ -106,20 +129,32 @@ class EarlyStatistics:
         clusters : mapping of client to cluster
         caps : Caps
         limit : float
-            See `believed`.
+            See `believed`. A client is compared with those of its cluster: others differ in kind.
         """
-        trusted = with_capped_counts(believed(self.told, caps, limit), caps)
-        told = [[own for name, own in trusted.items() if clusters[name] == team.cluster] for team in teams]
-        if self.within is None or not all(told):
-            return None
-        counts = torch.stack([sum_counts(own) for own in told])
-        means = torch.stack([mean_points(own) for own in told])
+        trusted: dict[str, Signature] = {}
+        for cluster in set(clusters.values()):
+            own = {name: signature for name, signature in self.told.items() if clusters[name] == cluster}
+            trusted |= believed(own, caps, limit)
+        told: dict[int, list[Signature]] = {}
+        for name, signature in with_capped_counts(trusted, caps).items():
+            told.setdefault(clusters[name], []).append(signature)
+        known = [team for team in teams if team.cluster in told]
+        if self.within is None or 2 * len(known) <= len(teams):
+            return teams, None
+        of_cluster = Counter(team.cluster for team in known)
+        counts = {cluster: sum_counts(told[cluster]) for cluster in of_cluster}
+        means = {cluster: mean_points(told[cluster]) for cluster in of_cluster}
         between = torch.zeros_like(self.within)
-        for mean, signatures in zip(means, told, strict=True):
-            for own in signatures:
-                between += scatter(own.label_counts, own.prototypes - mean).double()
-        pooled = self.within + between / float(counts.sum())
-        return Discriminant(counts, means, shrunk(pooled))
+        for cluster, mean in means.items():
+            for signature in told[cluster]:
+                between += scatter(signature.label_counts, signature.prototypes - mean).double()
+        pooled = self.within + between / float(torch.stack(list(counts.values())).sum())
+        return known, Discriminant(
+            torch.stack([counts[team.cluster] for team in known]),
+            torch.stack([means[team.cluster] for team in known]),
+            shrunk(pooled),
+            shares=torch.tensor([1.0 / of_cluster[team.cluster] for team in known]),
+        )
 
 
 @dataclass(frozen=True)
@@ -154,13 +189,16 @@ class EarlyFeatures:
         clusters: Mapping[str, int],
         caps: Caps,
         ask: Ask,
+        timed: Timed = lambda phase: nullcontext(),
     ) -> EarlyStatistics:
-        """Return what is known after clients are asked for what is not; ``ask`` is `Round.early`."""
+        """Return what is known after clients are asked for what is not; ``ask`` is `Round.early`, ``timed`` its own."""
         if not self.number:
             return known
         digests = {own.name: own.digest for own in updates if isinstance(own, ClientUpdate)}
         known, shape = known.without_changed(digests), (self.server.task.num_strata, self.number)
         varying, others = known.to_ask(digests, self.number)
+        known = replace(known, tried=(*known.tried, *(name for name in varying if name not in known.tried)))
         told = dict(ask(varying, shape, True)) if varying else {}
         told |= ask(others, shape, False) if others else {}
-        return known.with_told(told, {name: digests[name] for name in told}, clusters, caps)
+        with timed("clustering"):
+            return known.with_told(told, {name: digests[name] for name in told}, clusters, caps)

@@ -19,6 +19,8 @@ from disue.seeding import numpy_rng
 from disue.tasks import ImageShape, Task
 
 USUAL_SIZE = 2000
+MOST_BYTES = 2**28
+"""Of all views together."""
 MIN_SIZE = 10
 logger = logging.getLogger(LOGGER)
 
@@ -36,8 +38,9 @@ class ProxySettings(Settings):
         4000,
         ge=0,
         le=10**6,
-        description="about as many samples a student is trained on: the images of a fixed proxy set, and randomly "
-        "shifted copies of all of them, drawn anew in each round; no copies if there are as many images, or with 0",
+        description="about so many samples, of which a fifth is held out, teach a student: the images of a fixed proxy "
+        "set, and randomly shifted copies of all of them, drawn anew in each round; 256 MiB of copies at most, and no "
+        "copies if there are as many images, or with 0",
     )
     proxy_shift: float = Field(
         0.075,

@@ -8,6 +8,7 @@ cluster's label prior taken out if that is wished, plus that evidence.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -64,6 +65,8 @@ class TeacherInputs:
 
     def logits_of(self, asked: Tensor) -> Tensor:
         """Return what each expert says of the samples that it is asked for, (experts, samples, classes); else zeros."""
+        if "expert_logits" in vars(self):  # a teacher looked at them
+            return torch.where(asked.unsqueeze(2), self.expert_logits, 0.0)
         return self.expert_logits if bool(asked.all()) else self.find_logits(asked)
 
     @cached_property
@@ -117,8 +120,39 @@ class Weighing:
 
 Teacher = Callable[[TeacherInputs], Weighing]
 
-TEACHERS: Registry[Callable[..., Weighing]] = Registry("teacher")
-"""Name -> `Teacher`. One that is registered with settings takes them as its argument ``settings``, too."""
+Looks = Literal["never", "where classes are unknown", "always"]
+
+
+class Teachers(Registry[Callable[..., Weighing]]):
+    """Name -> `Teacher`. One that is registered with settings takes them as its argument ``settings``, too."""
+
+    def __init__(self) -> None:
+        super().__init__("teacher")
+        self._by_densities: dict[str, Looks] = {}
+
+    def register(
+        self, name: str, settings: type[Settings] | None = None, log_densities: Looks = "always"
+    ) -> Callable[[Callable[..., Weighing]], Callable[..., Weighing]]:
+        """Return a decorator that enters a teacher under ``name``; see `Registry.register`.
+
+        ``log_densities``: on which samples it looks at these. Clients are asked for what makes them better if it does.
+        """
+        enter = super().register(name, settings)
+
+        def entered(teacher: Callable[..., Weighing]) -> Callable[..., Weighing]:
+            teacher = enter(teacher)
+            self._by_densities[name] = log_densities
+            return teacher
+
+        return entered
+
+    def looks_at_densities(self, name: str, classes_known: bool) -> bool:
+        """Return whether a teacher looks at the densities of samples whose classes are known, or are not."""
+        looks = self._by_densities[name]
+        return looks == "always" or (looks == "where classes are unknown" and not classes_known)
+
+
+TEACHERS = Teachers()
 
 LEAST_PROBABILITY = 1e-6
 """Of a class, in a vote of probabilities."""
@@ -131,7 +165,7 @@ def by_prototypes(inputs: TeacherInputs, weights: Tensor) -> Weighing:
     return Weighing(weights, lambda: prototype_vote(inputs.distances))
 
 
-@TEACHERS.register("mean")
+@TEACHERS.register("mean", log_densities="never")
 def mean_teacher(inputs: TeacherInputs) -> Weighing:
     """Every expert counts the same (FedDF, Lin et al. 2020, eq. 3)."""
     experts, samples, _ = inputs.expert_logits.shape
@@ -149,13 +183,13 @@ def class_weights(label_counts: Tensor, expert_logits: Tensor, labels: Tensor | 
     return shares.unsqueeze(1).expand_as(expert_logits) if labels is None else shares[:, labels].unsqueeze(-1)
 
 
-@TEACHERS.register("class-weighted")
+@TEACHERS.register("class-weighted", log_densities="never")
 def class_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts for a class by its cluster's share of that class's examples."""
     return by_prototypes(inputs, class_weights(inputs.label_counts, inputs.expert_logits, inputs.labels))
 
 
-@TEACHERS.register("confidence")
+@TEACHERS.register("confidence", log_densities="never")
 def confidence_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how sure it is: softmax_k(-H_k(x)), H_k the entropy (nats) of its prediction."""
     log_probabilities = torch.log_softmax(inputs.expert_logits, dim=-1)
@@ -163,7 +197,7 @@ def confidence_teacher(inputs: TeacherInputs) -> Weighing:
     return by_prototypes(inputs, torch.softmax(-entropy, dim=0))
 
 
-@TEACHERS.register("prototype")
+@TEACHERS.register("prototype", log_densities="never")
 def prototype_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how near the sample lies to a prototype of one of its clients.
 
@@ -180,15 +214,10 @@ def discriminant_teacher(inputs: TeacherInputs) -> Weighing:
     return Weighing(gate_weights(densities), lambda: stratum_evidence(densities), of_probabilities=True)
 
 
-@TEACHERS.register("auto")
+@TEACHERS.register("auto", log_densities="where classes are unknown")
 def auto_teacher(inputs: TeacherInputs) -> Weighing:
     """`class_teacher` for samples whose class is known, else `discriminant_teacher`."""
     return discriminant_teacher(inputs) if inputs.labels is None else class_teacher(inputs)
-
-
-def by_densities(teacher: str, proxy: str) -> bool:
-    """Return whether a teacher, by its name, looks at the densities of samples from such a proxy set."""
-    return teacher == "discriminant" or (teacher == "auto" and proxy != "generator")
 
 
 def vote(

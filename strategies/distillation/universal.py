@@ -144,7 +144,7 @@ class UniversalDistillation:
             return drawn_only
         coverage = 1.0
         if self.foreign_proxy:
-            coverage = metrics["proxy_coverage"] = ensemble.coverage(ensemble.features(drawn.proxy.seen))
+            coverage = metrics["proxy_coverage"] = ensemble.coverage(ensemble.features(drawn.proxy.x))
         share = self.distiller.student_share * coverage if self.guarded else 1.0
         distiller = replace(self.distiller, student_share=share)
         believed = drawn.proxy.labels

@@ -42,7 +42,7 @@ from strategies.distillation.knowledge import Knowledge
 from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
-from strategies.distillation.teachers import by_densities, log_priors_of
+from strategies.distillation.teachers import TEACHERS, log_priors_of
 from strategies.distillation.universal import Lesson, UniversalDistillation
 from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
 from strategies.methods.declarations import Needs, Supports, Uses
@@ -58,6 +58,8 @@ LAST = 0
 """Stands for the round where what is known is kept after the last one."""
 ALL = -1
 """Stands for all clusters."""
+DECAY = 9
+"""Of the running mean over rounds: after t rounds that counts for as much as the last t / 10 of them."""
 
 
 class DisUESettings(PrototypeSettings, CalibrationSettings):
@@ -75,6 +77,11 @@ class DisUESettings(PrototypeSettings, CalibrationSettings):
         ge=0.0,
         lt=1.0,
         description="share of the last round's step of disue's average in the next one (server momentum)",
+    )
+    universal_mean: bool = Field(
+        True,
+        description="where a part of the clients is sampled, disue's universal expert is a running mean over rounds; "
+        "clients go on from the latest",
     )
     expert_memory: float = Field(
         0.5, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
@@ -156,6 +163,8 @@ class DisUEState(MethodState):
     ----------
     plain : mapping of architecture to State
         The universal experts before their heads were calibrated: clients go on from these.
+    means : mapping of architecture to State
+        The running means of ``plain`` over rounds.
     latest : mapping of Team to State
         The mean of the team's updates in the last round in which it was sampled.
     velocity : mapping of architecture to State
@@ -180,6 +189,7 @@ class DisUEState(MethodState):
     """
 
     plain: Mapping[str, State] = field(default_factory=dict)
+    means: Mapping[str, State] = field(default_factory=dict)
     latest: Mapping[Team, State] = field(default_factory=dict)
     velocity: Mapping[str, State] = field(default_factory=dict)
     knowledge: Knowledge = field(default_factory=Knowledge.nothing)
@@ -264,7 +274,7 @@ class DisUE(Method[DisUEState]):
             covariance=config.privacy != "dp",
             early=config.privacy == "plain"
             and config.share_label_counts
-            and by_densities(config.teacher, config.proxy),
+            and TEACHERS.looks_at_densities(config.teacher, classes_known=config.proxy == "generator"),
         )
         distillation = UniversalDistillation(
             parts.server,
@@ -318,7 +328,8 @@ class DisUE(Method[DisUEState]):
 
     def step(self, state: DisUEState, updates: Sequence[Contribution], round: Round) -> Step[DisUEState]:
         """Average each team into its expert, and distil the experts."""
-        state = replace(state, early=self.early.updated(state.early, updates, state.clusters, self.caps, round.early))
+        early = self.early.updated(state.early, updates, state.clusters, self.caps, round.early, round.timed)
+        state = replace(state, early=early)
         with round.timed("clustering"):
             state, averages = self._with_experts(state, updates, round)
             sampled = {state.clusters[update.name] for update in updates}
@@ -331,14 +342,16 @@ class DisUE(Method[DisUEState]):
             lesson = self.distillation.teach(ensemble, averages, state.priors, state.proxy, round.number)
         mixed, found = self._mixed(lesson, averages, round)
         with round.timed("distillation"):
+            means = self._over_rounds(state, mixed, updates, round)
             universals = {
                 model: self._calibrated(state, {ALL: own}, model, round, lesson.coverage, passed).get(ALL, own)
-                for model, own in mixed.items()
+                for model, own in means.items()
             }
         state = replace(
             state,
             universals={**state.universals, **universals},
             plain={**state.plain, **mixed},
+            means={**state.means, **means},
             priors=lesson.priors,
             proxy=lesson.memory,
             coverage=lesson.coverage,
@@ -413,9 +426,16 @@ class DisUE(Method[DisUEState]):
         pooled, limit = self.settings.prototypes == "cluster", self.settings.prototype_limit
         early = None
         if self.early.number and voters:
-            early = state.early.discriminant(list(voters), state.clusters, self.caps, limit)
+            teams, early = state.early.discriminant(list(voters), state.clusters, self.caps, limit)
+            silent = [team.label(self.main) for team in voters if team not in teams]
             if early is None:
-                log(WARNING, "early features were not told of every cluster; the universal expert's take their place")
+                log(
+                    WARNING, "too little is known, or believed, of early features: the universal expert's count instead"
+                )
+            elif silent:
+                what = "of cluster %s no early features are known, or believed; its expert does not teach"
+                log(WARNING, what, ", ".join(silent))
+            voters = {team: voters[team] for team in teams}
         return TeacherEnsemble(self.server, voters, told, state.knowledge, pooled, early)
 
     # --- details -------------------------------------------------------------------------------------
@@ -580,6 +600,22 @@ class DisUE(Method[DisUEState]):
         kept = lesson.metrics["guard_kept_average"] + sum(share == 0.0 for share in shares.values())
         found = {"guard_kept_average": kept, "student_share": sum(shares.values()) / len(shares)}
         return lesson.models | mixed, found
+
+    def _over_rounds(
+        self, state: DisUEState, latest: Mapping[str, State], updates: Sequence[Contribution], round: Round
+    ) -> dict[str, State]:
+        """Return the universal experts' running means over rounds.
+
+        What a round comes to depends on who was sampled. Means of models of several rounds depend on that less (Polyak
+        and Juditsky 1992), and decay as a polynomial, so that the first rounds are soon forgotten (Shamir and Zhang,
+        ICML 2013). The latest counts for at least the share of the clients that took part: with all of them, alone.
+        """
+        taking_part = sum(len(update.clients) for update in updates) / max(len(round.models), 1)
+        share = max(taking_part, (DECAY + 1.0) / (round.number + DECAY))
+        known = state.means if share < 1.0 and self.settings.universal_mean else {}
+        return {
+            model: interpolate(known[model], own, share) if model in known else own for model, own in latest.items()
+        }
 
     @property
     def _uses_client_priors(self) -> bool:

@@ -21,7 +21,7 @@ from strategies.clustering.estimators import CLUSTERERS, AtLeast, Clusterer
 from strategies.clustering.similarity import SIGNATURES, of_sketches
 from strategies.distillation.distiller import Distiller
 from strategies.distillation.generator import Generator, GeneratorOptions, GeneratorTrainer
-from strategies.distillation.proxy import USUAL_SIZE, ProxySettings, load_proxy, require_images
+from strategies.distillation.proxy import MOST_BYTES, USUAL_SIZE, ProxySettings, load_proxy, require_images
 from strategies.distillation.server import FixedProxy, GeneratedProxy, ProxySource, Server
 from strategies.distillation.teachers import TEACHERS, Teacher
 from strategies.methods.declarations import Supports, Uses
@@ -98,7 +98,7 @@ class Parts:
         """
         own = ProxySettings.of(self.config)
         x = load_proxy(self.config, self.data)
-        views = max(round(own.proxy_samples / len(x)) - 1, 0)
+        views = min(max(round(own.proxy_samples / len(x)) - 1, 0), MOST_BYTES // x.nbytes)
         return FixedProxy(x, self.data.task, views, own.proxy_shift, self.config.seed)
 
     def proxy(self) -> ProxySource:

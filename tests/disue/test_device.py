@@ -17,13 +17,16 @@ class Watched(nn.Conv2d):
         return super().to(*arguments, **options)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_model_is_moved_once(device: str) -> None:
+def test_a_model_is_moved_once(device: str, layout: torch.memory_format) -> None:
     model = Watched(3, 4, 3)
+    model.head = nn.Linear(4, 2)
     for _ in range(3):
-        place(model, torch.device(device))
-    assert model.moves == (device != "cpu")
-    assert model.weight.device.type == device
+        place(model, torch.device(device), layout)
+    assert model.moves == (device != "cpu" or layout == torch.channels_last)
+    assert model.weight.device.type == model.head.weight.device.type == device
+    assert model.weight.is_contiguous(memory_format=layout)
 
 
 def test_a_model_comes_back_from_another_layout() -> None:

@@ -31,6 +31,7 @@ from strategies.methods import METHODS
 ROOT = Path(__file__).parents[2]
 FILES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST"}
 SMALL = {"num-server-rounds": "2", "global-test-size": "100", "proxy-size": "60", "distill-steps": "5"}
+SMALL |= {"proxy-samples": "0", "calibration-epochs": "2"}
 
 
 def blank(name: str, train: int, test: int) -> Dataset:

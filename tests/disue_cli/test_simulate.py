@@ -17,7 +17,8 @@ from forked import Disue
 from disue_cli.main import main
 
 README = Path(__file__).parents[2] / "README.md"
-QUICK = ["--set", "model=mlp", "--set", "num-server-rounds=2", "--set", "distill-steps=10"]
+QUICK = ["model=mlp", "num-server-rounds=2", "distill-steps=10", "proxy-samples=0", "calibration-epochs=2"]
+QUICK = [word for setting in QUICK for word in ("--set", setting)]
 
 
 def disue(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

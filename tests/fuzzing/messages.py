@@ -73,7 +73,9 @@ def replies() -> dict[str, Message]:
         "evaluate": EvaluateReply(9, 0.5, 0.5, 0.5, 0.5, 2, 1.0, 1.0).to_message(message),
         "compare": CompareReply((0.6, 0.5, 0.4, 0.5, 0.6)).to_message(message),
         "features": FeaturesReply(replace(signature, covariance=torch.ones(3, full_size(64)))).to_message(message),
-        "early": EarlyReply(replace(signature, covariance=torch.ones(full_size(64)))).to_message(message),
+        "early": EarlyReply(
+            Signature(torch.ones(3), torch.full((3, 64), 0.1), torch.full((full_size(64),), 0.01))
+        ).to_message(message),
         "bundle": Message(
             bundle({0: RecordDict({"metrics": MetricRecord({"n": 1})}), 1: "it failed"}), reply_to=message
         ),

@@ -16,14 +16,15 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="CASE", help="default: all")
     parser.add_argument("--against", metavar="COMMIT", help="run that commit here, too, and compare bit by bit")
     parser.add_argument("--update", action="store_true", help="write the files, which changes results on purpose")
+    parser.add_argument("--add", action="store_true", help="write this machine's bits beside those of others")
     arguments = parser.parse_args()
     names = arguments.names or list(CASES)
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     key, found = recorded(names)
-    if arguments.update:
+    if arguments.update or arguments.add:
         for name in names:
-            keep(name, key, found[name])
+            keep(name, key, found[name], others_hold=arguments.add)
         return 0
     if arguments.against:
         others = _of_commit(arguments.against, names)

@@ -45,7 +45,7 @@ class Case:
 
 
 def _cases() -> dict[str, Case]:
-    quick = ("fedavg", "ifca", "cfl", "pacfl", "disue")
+    quick = ("fedavg", "ifca", "cfl", "disue")
     cases = {name: Case({"method": name}, quick=name in quick) for name in METHODS}
     for scenario in ("iid", "dirichlet", "rotation", "label-swap"):
         cases[f"disue-{scenario}"] = Case({"scenario": scenario}, quick=scenario == "rotation")
@@ -58,11 +58,11 @@ def _cases() -> dict[str, Case]:
     for aggregator in ("median", "trimmed-mean", "krum", "geometric-median"):
         cases[f"fedavg-{aggregator}"] = Case({"method": "fedavg", "aggregator": aggregator})
     return cases | {
-        "disue-robust": Case({"robust": "true"}, quick=True),
+        "disue-robust": Case({"robust": "true"}),
         # few steps: it is trained against a student, and after ten a last bit has become a hundredth
         "disue-generator": Case({"proxy": "generator", "generator-steps": "5"}, quick=True),
         "disue-foreign-proxy": Case({"proxy": "dataset:digits"}),
-        "disue-two-architectures": Case({"client-models": "mlp,lenet"}, quick=True),
+        "disue-two-architectures": Case({"client-models": "mlp,lenet"}),
         "disue-cnn": Case({"model": "cnn"}),
         "disue-sampled": Case({"fraction-train": "0.5", "fraction-evaluate": "0.5"}, clients=8),
         "disue-packed": Case({"clients-per-node": "3"}),

@@ -37,11 +37,15 @@ def kept(name: str) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.exists() else {}
 
 
-def keep(name: str, key: str, found: dict[str, Any]) -> None:
-    """Write what a case came to; hashes of other machines are dropped if the numbers changed."""
+def keep(name: str, key: str, found: dict[str, Any], others_hold: bool = False) -> None:
+    """Write what a case came to.
+
+    Hashes of other machines are dropped, unless ``others_hold``, and no number changed: here nobody can tell whether
+    bits are still the same there.
+    """
     before = kept(name)
     same = before and not list(_differing(before["numbers"], found["numbers"], "", TOLERANCE))
-    others = before["hashes"] if same else {}
+    others = before["hashes"] if same and others_hold else {}
     numbers = before["numbers"] if same else found["numbers"]
     FILES.mkdir(exist_ok=True)
     lines = {"numbers": numbers, "hashes": dict(sorted((others | {key: found["hashes"]}).items()))}

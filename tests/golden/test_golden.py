@@ -3,13 +3,15 @@
 import copy
 import re
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from strategies.methods import METHODS
+from tests.golden import compare
 from tests.golden.cases import CASES
-from tests.golden.compare import FILES, differences, kept, recorded
+from tests.golden.compare import FILES, differences, keep, kept, recorded
 
 QUICK = [name for name, case in CASES.items() if case.quick]
 
@@ -23,7 +25,7 @@ def check(names: list[str]) -> None:
         warnings.warn(f"only numbers were compared: no bits are kept for {key}", stacklevel=1)
 
 
-def test_a_dozen_runs_come_to_what_is_kept_of_them() -> None:
+def test_some_runs_come_to_what_is_kept_of_them() -> None:
     check(QUICK)
 
 
@@ -75,6 +77,20 @@ def test_on_another_machine_numbers_may_differ_a_little(by: float, seen: bool) -
     tensor = next(iter(other["models"]["universal.safetensors"].values()))
     tensor[1] *= 1.0 + by
     assert bool(differences(file, {"numbers": other, "hashes": {}}, "another machine")) == seen
+
+
+@pytest.mark.parametrize(
+    ("others_hold", "change", "machines"),
+    [(False, 1.0, {"this"}), (True, 1.0, {"this", "another"}), (True, 2.0, {"this"})],
+)
+def test_bits_of_other_machines_stay_where_somebody_says_that_they_hold(
+    others_hold: bool, change: float, machines: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare, "FILES", tmp_path)
+    keep("a", "another", {"numbers": {"loss": 1.0}, "hashes": {"messages": "0"}})
+    keep("a", "this", {"numbers": {"loss": change}, "hashes": {"messages": "1"}}, others_hold)
+    assert kept("a")["hashes"].keys() == machines
+    assert kept("a")["numbers"] == {"loss": change}
 
 
 def test_what_has_no_file_differs() -> None:

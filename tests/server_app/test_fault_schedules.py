@@ -98,6 +98,14 @@ def test_a_schedule_ends_well_or_clearly_and_can_go_on(number: int, tmp_path: Pa
     check_models(config, directory, attempts)
 
 
+def test_without_faults_all_that_clients_say_counts(tmp_path: Path, messages: list[str]) -> None:
+    values = SMALL | {"method": "disue", "num-clusters": 2, "output-dir": str(tmp_path / "run")}
+    config = RunConfig.from_flower(values)
+    execute(config, FaultyGrid(config, Schedule(0), faults=False))
+    assert not [line for line in messages if re.search("told nothing|rejected|failed|too little is known", line)]
+    assert not [row for row in rows_of(tmp_path / "run") if row["clients_failed"] or row["clients_rejected"]]
+
+
 def rows_of(directory: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
 

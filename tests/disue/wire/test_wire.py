@@ -1,10 +1,13 @@
+import json
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from fuzzing.messages import requests
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +42,7 @@ from disue.wire import (
 )
 from disue.wire.arrays import read_state, to_record
 from disue.wire.reading import PROTOCOL
+from disue.wire.table import fields_table
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -507,6 +511,16 @@ def test_other_source_code_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert said[1].startswith(f"this client runs other source code (01234567, protocol {PROTOCOL}) than the server (")
     assert all(servers in line and "\n" not in line for line in said)
+
+
+def test_the_number_of_the_protocol_goes_with_the_kinds_of_messages_and_their_fields() -> None:
+    """Raise `PROTOCOL` where this fails, and put here what it is now."""
+    fields = [line.split(" | ")[:4] for line in fields_table().splitlines()]
+    asked = {
+        kind: {record: sorted(own) for record, own in message.content.items()} for kind, message in requests().items()
+    }
+    held = sha256(json.dumps([fields, asked], sort_keys=True).encode()).hexdigest()[:16]
+    assert (PROTOCOL, held) == (2, "33f092f5683636da")
 
 
 @pytest.mark.parametrize(

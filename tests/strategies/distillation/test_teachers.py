@@ -1,6 +1,7 @@
 """Teachers against loops that follow the formulas one number at a time."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -248,16 +249,49 @@ def test_an_expert_that_counts_for_next_to_nothing_is_not_asked_and_the_vote_is_
     assert float((some.exp() - vote(logits, weighing).exp()).abs().max()) < K * LEAST_SHARE
 
 
-def test_all_are_asked_at_once_where_all_count() -> None:
+def test_nobody_computes_again_what_all_experts_said_of_all_samples() -> None:
     told: list[Tensor | None] = []
+    all_of_it = torch.randn(K, N, C)
 
     def find(asked: Tensor | None) -> Tensor:
         told.append(asked)
-        return torch.zeros(K, N, C)
+        return all_of_it if asked is None else torch.where(asked.unsqueeze(2), all_of_it, 0.0)
 
-    inputs = TeacherInputs(find, torch.ones(K, C), not_looked_at, not_looked_at)
-    asked = TEACHERS["mean"](inputs).asked
-    assert inputs.logits_of(asked) is inputs.expert_logits
+    asked = torch.ones(K, N, dtype=torch.bool)
+    assert torch.equal(inputs_of(find).logits_of(asked), all_of_it)
     asked[0, 0] = False
-    inputs.logits_of(asked)
-    assert [own is asked for own in told] == [False, True]
+    some = inputs_of(find).logits_of(asked)
+    assert [own is None for own in told] == [True, False]
+    inputs = inputs_of(find)
+    TEACHERS["confidence"](inputs)
+    assert torch.equal(inputs.logits_of(asked), some)
+    assert [own is None for own in told] == [True, False, True], "the teacher had looked at all"
+
+
+def inputs_of(find: Callable[[Tensor | None], Tensor]) -> TeacherInputs:
+    return TeacherInputs(find, torch.ones(K, C), not_looked_at, not_looked_at)
+
+
+@pytest.mark.parametrize("classes_known", [True, False])
+def test_a_teacher_says_whether_it_looks_at_densities(classes_known: bool) -> None:
+    """One that does not say so may look at them; those of the library look as they say."""
+    densities: list[Tensor] = []
+
+    def looked_at() -> Tensor:
+        densities.append(torch.zeros(K, N, C))
+        return densities[-1]
+
+    with TEACHERS.scope():
+
+        @TEACHERS.register("of somebody's own")
+        def own(inputs: TeacherInputs) -> Weighing:
+            return Weighing(torch.softmax(inputs.log_densities, dim=0))
+
+        for name in TEACHERS:
+            densities.clear()
+            labels = torch.zeros(N, dtype=torch.int64) if classes_known else None
+            inputs = TeacherInputs(
+                lambda asked: torch.zeros(K, N, C), torch.ones(K, C), lambda: torch.ones(K, N, C), looked_at, labels
+            )
+            TEACHERS[name](inputs)
+            assert bool(densities) == TEACHERS.looks_at_densities(name, classes_known), name

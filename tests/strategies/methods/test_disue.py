@@ -3,6 +3,7 @@
 import csv
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from tests_support import calls_of, numbered_classes
 
 from client_app.describe import make_signature
 from disue.data import build_federation, load_dataset
-from disue.models import build_model, get_state
+from disue.models import build_model, get_state, same_model
 from disue.signature import Signature
 from disue_cli.engines.inline import InlineGrid
 from strategies import flower
@@ -21,6 +22,7 @@ from strategies.clustering.assignment import Planted
 from strategies.clustering.probation import Probation
 from strategies.distillation.calibration import Calibrator
 from strategies.distillation.distiller import Distiller
+from strategies.distillation.early import EarlyStatistics
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import TEACHERS, Weighing, vote
@@ -637,3 +639,48 @@ def test_experts_are_asked_about_samples_of_their_own_clients_and_hardly_others(
     some = torch.rand(found.expert_logits.shape[:2], generator=torch.Generator().manual_seed(0)) < 0.3
     expected = torch.where(some.unsqueeze(2), found.expert_logits, 0.0)
     torch.testing.assert_close(found.find_logits(some), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_cluster_that_tells_no_early_features_does_not_teach_and_the_others_still_do(  # type: ignore[no-untyped-def]
+    run, monkeypatch: pytest.MonkeyPatch, messages: list[str]
+) -> None:
+    ensembles = calls_of(monkeypatch, TeacherEnsemble, "inputs")
+    asked = calls_of(monkeypatch, EarlyStatistics, "discriminant")
+    settings = {"clients": 9, "scenario": "rotation", "num_groups": 3, "num_clusters": 3, "num_server_rounds": 1}
+    run(**settings)
+    clusters = dict(asked[-1].given["clusters"])
+    silent = {name for name, cluster in clusters.items() if cluster == clusters["client-0"]}
+    told = flower.told_early
+
+    def less(*arguments: Any) -> dict[str, Signature]:
+        return {name: own for name, own in told(*arguments).items() if name not in silent}
+
+    monkeypatch.setattr(flower, "told_early", less)
+    ensembles.clear()
+    run(**settings)
+    (ensemble,) = (call.of for call in ensembles)
+    assert {team.cluster for team in ensemble.voters} == {*clusters.values()} - {clusters["client-0"]}
+    assert ensemble.early is not None
+    assert [line for line in messages if f"of cluster {clusters['client-0']} no early features are known" in line]
+
+
+@pytest.mark.parametrize(("fraction", "mean"), [(0.5, True), (0.5, False), (1.0, True)])
+def test_where_some_clients_are_sampled_the_universal_expert_is_a_running_mean_and_clients_go_on_from_the_latest(
+    run, monkeypatch: pytest.MonkeyPatch, fraction: float, mean: bool
+) -> None:  # type: ignore[no-untyped-def]
+    steps = calls_of(monkeypatch, DisUE, "step")
+    settings = {"num_clusters": 1, "num_server_rounds": 12, "calibration_epochs": 0, "distill_steps": 1}
+    run(clients=4, fraction_train=fraction, universal_mean=mean, **settings)
+    expected = None
+    for number, call in enumerate(steps, start=1):
+        latest = call.result.state.plain["mlp"]
+        share = max(fraction, 10 / (number + 9)) if mean else 1.0
+        if expected is None:
+            expected = latest
+        expected = {name: (1 - share) * expected[name] + share * latest[name] for name in latest}
+        found = call.result.state.universals["mlp"]
+        assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in latest)
+        if number > 1:
+            before = call.given["state"]
+            assert same_model(call.of.seen_under(before, "mlp"), before.plain["mlp"])
+    assert same_model(found, latest) == (fraction == 1.0 or not mean)
