@@ -15,6 +15,7 @@ from server_app.config import RunConfig
 from server_app.run import preflight
 from strategies.distillation.proxy import find_images, load_proxy, look_at_proxy, read_proxy
 from strategies.distillation.server import FixedProxy
+from strategies.methods import parts
 from strategies.methods.parts import Parts
 
 LABELS = torch.zeros(2, dtype=torch.int64)
@@ -74,6 +75,14 @@ def test_there_are_as_many_views_as_make_the_wanted_number_of_samples(size: int,
     config, made = federation(proxy_size=size, proxy_samples=samples)
     proxy = Parts(config, made, torch.device("cpu")).fixed_proxy()
     assert len(proxy.seen(1).views) == views
+
+
+def test_views_of_large_images_take_a_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, made = federation(proxy_size=100)
+    size = 100 * 8 * 8 * 4
+    monkeypatch.setattr(parts, "MOST_BYTES", 3 * size + 1)
+    seen = Parts(config, made, torch.device("cpu")).fixed_proxy().seen(1)
+    assert (seen.x.nbytes, len(seen.views)) == (size, 3)
 
 
 def test_another_dataset_is_resized_and_keeps_its_own_normalisation() -> None:
