@@ -105,7 +105,7 @@ class Signature:
             "part of the means from which the gate and the evidence are made, and around which features of its class "
             "are drawn to calibrate heads (not in `early`, where it is no longer than 1); each counts up to `max-fit` "
             "times the median length of the others' longest, and `prototype-limit` leaves out what lies far from the "
-            "others'",
+            "others' (in `early` those of its cluster)",
             record="signature",
             high=LARGEST_FEATURE,
             shape="(classes, features)",

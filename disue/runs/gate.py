@@ -1,5 +1,6 @@
 """What a run keeps so that an expert can be chosen afterwards, for an image or for a new client."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +130,9 @@ class Gate:
             else:
                 counts = torch.cat([own.label_counts for own in members])
                 points = torch.cat([own.points for own in members])
-                among = Discriminant(counts, points, space.covariance, space.background)
+                alike = Counter(own.cluster for own in members)
+                shares = torch.tensor([1.0 / alike[own.cluster] for own in members]) if space.early else None
+                among = Discriminant(counts, points, space.covariance, space.background, shares)
                 found[number] = among.log_densities(features if space.early else looked_at(features))
         rows = {number: iter(own) for number, own in found.items()}
         return torch.stack([next(rows[own.space]) for own in self.experts.values()])

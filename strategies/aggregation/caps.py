@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from logging import WARNING
 
@@ -126,9 +126,11 @@ class Caps:
         counted = capped(sizes, self.max_fit, usual=SMALLEST_GAP)
         return {name: math.copysign(size, said[name]) for name, size in counted.items()}
 
-    def variances(self, traces: Mapping[str, float]) -> dict[str, float]:
-        """Return traces of clients' covariances, each up to `max_fit` times the median of the others'."""
-        return self._logged("covariance", traces, capped(traces, self.max_fit))
+    def variances(self, traces: Mapping[str, float], names: Collection[str]) -> dict[str, float]:
+        """Return traces of these clients' covariances, each up to `max_fit` times the median of all others'."""
+        counted = capped(traces, self.max_fit)
+        said = {name: traces[name] for name in names}
+        return self._logged("covariance", said, {name: counted[name] for name in names})
 
     def features(self, told: Mapping[str, Signature]) -> dict[str, Signature]:
         """Return signatures that tell of features no larger than up to `max_fit` times the median of the others'.
@@ -151,7 +153,7 @@ class Caps:
         known = {name: _as_one(own.covariance) for name, own in told.items() if own.covariance is not None}
         traces = {name: _traces(own) for name, own in known.items()}
         means = {name: _mean(told[name].label_counts, own) for name, own in traces.items()}
-        counted = self.variances(means)
+        counted = self.variances(means, means)
         alike = {name: counted[name] / max(mean, 1e-300) for name, mean in means.items()}
         each = self._largest(
             "a stratum's covariance",

@@ -1,7 +1,7 @@
 """What clients told of early features: a discriminant in a feature space that stays (`disue.early`)."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -49,7 +49,7 @@ class EarlyStatistics:
     traces : mapping of client to float
         Of the covariances that clients told, each client's first. None can be taken out of the mean.
     waiting : mapping of client to (features, features) tensor
-        Covariances that are not in the mean, while there are fewer than `FEWEST`.
+        Covariances that are not in the mean, while there are fewer than `FEWEST`: of clients that are in ``told``.
     tried : tuple of client
         Those who were asked for a covariance.
     """
@@ -81,10 +81,7 @@ class EarlyStatistics:
 
     def without_changed(self, digests: Mapping[str, str | None]) -> "EarlyStatistics":
         """Return it without the counts and means that clients told of other data than they have now."""
-        told = {
-            name: own for name, own in self.told.items() if digests.get(name, self.digests[name]) == self.digests[name]
-        }
-        return replace(self, told=told, digests={name: self.digests[name] for name in told})
+        return self._only(name for name, own in self.digests.items() if digests.get(name, own) == own)
 
     def with_told(
         self, told: Mapping[str, Signature], digests: Mapping[str, str | None], names: Collection[str], caps: Caps
@@ -102,8 +99,8 @@ class EarlyStatistics:
         waiting = {**self.waiting, **new}
         traces = {**self.traces, **{name: float(own.trace()) for name, own in new.items()}}
         within, examples = self.within, self.examples
-        if len(traces) >= FEWEST:
-            capped, sizes = with_capped_counts({**self.told, **told}, caps), caps.variances(traces)
+        if waiting and len(traces) >= FEWEST:
+            capped, sizes = with_capped_counts({**self.told, **told}, caps), caps.variances(traces, waiting)
             for name, own in waiting.items():
                 found = own * (sizes[name] / max(traces[name], 1e-300))
                 count = min(float(capped[name].label_counts.sum()), LARGEST_SHARE * ENOUGH * len(found))
@@ -111,17 +108,26 @@ class EarlyStatistics:
                 examples += count
             waiting = {}
         means = {name: replace(own, covariance=None) for name, own in told.items()}
-        known = {name: own for name, own in {**self.told, **means}.items() if name in names}
-        of_data = {name: own for name, own in {**self.digests, **digests}.items() if name in known}
-        return EarlyStatistics(known, of_data, within, examples, traces, waiting, self.tried)
+        of_data = {**self.digests, **digests}
+        every = EarlyStatistics({**self.told, **means}, of_data, within, examples, traces, waiting, self.tried)
+        return every._only(name for name in every.told if name in names)
+
+    def _only(self, names: Iterable[str]) -> "EarlyStatistics":
+        """Return it without what other clients told, but for what is in the mean."""
+        told = {name: self.told[name] for name in names}
+        waiting = {name: own for name, own in self.waiting.items() if name in told}
+        forgotten = self.waiting.keys() - waiting.keys()
+        traces = {name: own for name, own in self.traces.items() if name not in forgotten}
+        digests = {name: self.digests[name] for name in told}
+        return replace(self, told=told, digests=digests, traces=traces, waiting=waiting)
 
     def discriminant(
         self, teams: Sequence[Team], clusters: Mapping[str, int], caps: Caps, limit: float
     ) -> tuple[Sequence[Team], Discriminant | None]:
         """Return the discriminant of the clusters' clients, and the teams that it is of.
 
-        Teams of a cluster of which nothing is known, or believed, are left out, if it is fewer than half of them. Else
-        there is no discriminant.
+        Teams of a cluster of which nothing is known, or believed, are left out, if such clusters are fewer than half.
+        Else there is no discriminant.
 
         Parameters
         ----------
@@ -139,9 +145,9 @@ class EarlyStatistics:
         for name, signature in with_capped_counts(trusted, caps).items():
             told.setdefault(clusters[name], []).append(signature)
         known = [team for team in teams if team.cluster in told]
-        if self.within is None or 2 * len(known) <= len(teams):
-            return teams, None
         of_cluster = Counter(team.cluster for team in known)
+        if self.within is None or 2 * len(of_cluster) <= len({team.cluster for team in teams}):
+            return teams, None
         counts = {cluster: sum_counts(told[cluster]) for cluster in of_cluster}
         means = {cluster: mean_points(told[cluster]) for cluster in of_cluster}
         between = torch.zeros_like(self.within)

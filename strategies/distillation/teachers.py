@@ -131,11 +131,12 @@ class Teachers(Registry[Callable[..., Weighing]]):
         self._by_densities: dict[str, Looks] = {}
 
     def register(
-        self, name: str, settings: type[Settings] | None = None, log_densities: Looks = "always"
+        self, name: str, settings: type[Settings] | None = None, log_densities: Looks = "never"
     ) -> Callable[[Callable[..., Weighing]], Callable[..., Weighing]]:
         """Return a decorator that enters a teacher under ``name``; see `Registry.register`.
 
-        ``log_densities``: on which samples it looks at these. Clients are asked for what makes them better if it does.
+        ``log_densities``: of which samples it looks at these. If it says so, clients may be asked for more, of which
+        better ones are made (early features). Where it looks without a word, they are of what clients tell anyhow.
         """
         enter = super().register(name, settings)
 
@@ -165,7 +166,7 @@ def by_prototypes(inputs: TeacherInputs, weights: Tensor) -> Weighing:
     return Weighing(weights, lambda: prototype_vote(inputs.distances))
 
 
-@TEACHERS.register("mean", log_densities="never")
+@TEACHERS.register("mean")
 def mean_teacher(inputs: TeacherInputs) -> Weighing:
     """Every expert counts the same (FedDF, Lin et al. 2020, eq. 3)."""
     experts, samples, _ = inputs.expert_logits.shape
@@ -183,13 +184,13 @@ def class_weights(label_counts: Tensor, expert_logits: Tensor, labels: Tensor | 
     return shares.unsqueeze(1).expand_as(expert_logits) if labels is None else shares[:, labels].unsqueeze(-1)
 
 
-@TEACHERS.register("class-weighted", log_densities="never")
+@TEACHERS.register("class-weighted")
 def class_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts for a class by its cluster's share of that class's examples."""
     return by_prototypes(inputs, class_weights(inputs.label_counts, inputs.expert_logits, inputs.labels))
 
 
-@TEACHERS.register("confidence", log_densities="never")
+@TEACHERS.register("confidence")
 def confidence_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how sure it is: softmax_k(-H_k(x)), H_k the entropy (nats) of its prediction."""
     log_probabilities = torch.log_softmax(inputs.expert_logits, dim=-1)
@@ -197,7 +198,7 @@ def confidence_teacher(inputs: TeacherInputs) -> Weighing:
     return by_prototypes(inputs, torch.softmax(-entropy, dim=0))
 
 
-@TEACHERS.register("prototype", log_densities="never")
+@TEACHERS.register("prototype")
 def prototype_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how near the sample lies to a prototype of one of its clients.
 
@@ -207,7 +208,7 @@ def prototype_teacher(inputs: TeacherInputs) -> Weighing:
     return by_prototypes(inputs, torch.softmax(-inputs.distances.amin(dim=2), dim=0).unsqueeze(-1))
 
 
-@TEACHERS.register("discriminant")
+@TEACHERS.register("discriminant", log_densities="always")
 def discriminant_teacher(inputs: TeacherInputs) -> Weighing:
     """An expert counts by how probable its cluster is; the probabilities of the classes are the evidence beside."""
     densities = inputs.log_densities

@@ -165,6 +165,8 @@ class DisUEState(MethodState):
         The universal experts before their heads were calibrated: clients go on from these.
     means : mapping of architecture to State
         The running means of ``plain`` over rounds.
+    rounds : mapping of architecture to int
+        Of how many rounds they are.
     latest : mapping of Team to State
         The mean of the team's updates in the last round in which it was sampled.
     velocity : mapping of architecture to State
@@ -190,6 +192,7 @@ class DisUEState(MethodState):
 
     plain: Mapping[str, State] = field(default_factory=dict)
     means: Mapping[str, State] = field(default_factory=dict)
+    rounds: Mapping[str, int] = field(default_factory=dict)
     latest: Mapping[Team, State] = field(default_factory=dict)
     velocity: Mapping[str, State] = field(default_factory=dict)
     knowledge: Knowledge = field(default_factory=Knowledge.nothing)
@@ -352,6 +355,7 @@ class DisUE(Method[DisUEState]):
             universals={**state.universals, **universals},
             plain={**state.plain, **mixed},
             means={**state.means, **means},
+            rounds={**state.rounds, **{model: state.rounds.get(model, 0) + 1 for model in means}},
             priors=lesson.priors,
             proxy=lesson.memory,
             coverage=lesson.coverage,
@@ -413,12 +417,16 @@ class DisUE(Method[DisUEState]):
     def gate(self, state: DisUEState, descriptions: Mapping[str, Tensor]) -> Gate:
         """Return what is known of clients and experts, the prototypes of the experts' clients included."""
         gate = super().gate(state, descriptions)
-        ensemble = self.ensemble(state, {team.cluster for team in state.experts})
+        ensemble = self.ensemble(state, {team.cluster for team in state.experts}, every=True)
         known = ensemble.gate(self.distillation.proxy.inputs(state.proxy, LAST), state.priors)
         return replace(gate, spaces=known.spaces, experts=known.experts)
 
-    def ensemble(self, state: DisUEState, clusters: Collection[int]) -> TeacherEnsemble:
-        """Return the experts of these clusters, with what is known of their clients."""
+    def ensemble(self, state: DisUEState, clusters: Collection[int], every: bool = False) -> TeacherEnsemble:
+        """Return the experts of these clusters, with what is known of their clients.
+
+        Those of a few clusters of which no early features are known are left out, so that the others are compared by
+        these. With ``every`` none is: then early features count if they are known of all.
+        """
         told: dict[Team, list[Signature]] = {}
         for name, signature in state.knowledge.told.items():
             told.setdefault(Team(state.clusters[name], state.knowledge.models[name]), []).append(signature)
@@ -427,15 +435,14 @@ class DisUE(Method[DisUEState]):
         early = None
         if self.early.number and voters:
             teams, early = state.early.discriminant(list(voters), state.clusters, self.caps, limit)
-            silent = [team.label(self.main) for team in voters if team not in teams]
-            if early is None:
-                log(
-                    WARNING, "too little is known, or believed, of early features: the universal expert's count instead"
-                )
+            silent = sorted({team.cluster for team in voters} - {team.cluster for team in teams})
+            if early is None or (silent and every):
+                early = None
+                log(WARNING, "too little is known, or believed, of early features; the universal expert's count")
             elif silent:
-                what = "of cluster %s no early features are known, or believed; its expert does not teach"
-                log(WARNING, what, ", ".join(silent))
-            voters = {team: voters[team] for team in teams}
+                what = "of cluster %s no early features are known, or believed; it does not teach"
+                log(WARNING, what, ", ".join(map(str, silent)))
+                voters = {team: voters[team] for team in teams}
         return TeacherEnsemble(self.server, voters, told, state.knowledge, pooled, early)
 
     # --- details -------------------------------------------------------------------------------------
@@ -608,14 +615,15 @@ class DisUE(Method[DisUEState]):
 
         What a round comes to depends on who was sampled. Means of models of several rounds depend on that less (Polyak
         and Juditsky 1992), and decay as a polynomial, so that the first rounds are soon forgotten (Shamir and Zhang,
-        ICML 2013). The latest counts for at least the share of the clients that took part: with all of them, alone.
+        ICML 2013). The latest counts for at least the share of clients there that took part: with all of them, alone.
         """
-        taking_part = sum(len(update.clients) for update in updates) / max(len(round.models), 1)
-        share = max(taking_part, (DECAY + 1.0) / (round.number + DECAY))
-        known = state.means if share < 1.0 and self.settings.universal_mean else {}
-        return {
-            model: interpolate(known[model], own, share) if model in known else own for model, own in latest.items()
-        }
+        taking_part = sum(len(update.clients) for update in updates) / max(len(round.groups), 1)
+
+        def mean(model: str, own: State) -> State:
+            share = max(taking_part, (DECAY + 1.0) / (state.rounds.get(model, 0) + 1 + DECAY))
+            return own if share >= 1.0 else interpolate(state.means[model], own, share)
+
+        return {model: mean(model, own) if self.settings.universal_mean else own for model, own in latest.items()}
 
     @property
     def _uses_client_priors(self) -> bool:

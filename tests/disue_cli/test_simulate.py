@@ -164,7 +164,7 @@ def test_a_signal_ends_a_simulation_after_its_round_with_status_0(tmp_path: Path
 
 
 IN_LITTLE_SPACE = """
-mount -t tmpfs -o size=400k none "$1" && cd "$1" && "$2" -c "from disue_cli.main import main; main()" simulate \\
+mount -t tmpfs -o size=800k none "$1" && cd "$1" && "$2" -c "from disue_cli.main import main; main()" simulate \\
     --engine inline --clients 4 --set model=mlp --set num-server-rounds=3 \\
     --set min-cluster-size=1 --set distill-steps=5 --output run
 status=$?

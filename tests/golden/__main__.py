@@ -16,15 +16,15 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="CASE", help="default: all")
     parser.add_argument("--against", metavar="COMMIT", help="run that commit here, too, and compare bit by bit")
     parser.add_argument("--update", action="store_true", help="write the files, which changes results on purpose")
-    parser.add_argument("--add", action="store_true", help="write this machine's bits beside those of others")
+    parser.add_argument("--add", action="store_true", help="keep this machine's bits, too, where numbers are as before")
     arguments = parser.parse_args()
     names = arguments.names or list(CASES)
     if unknown := [name for name in names if name not in CASES]:
         parser.error(f"no such case: {', '.join(unknown)}; there are {', '.join(CASES)}")
     key, found = recorded(names)
-    if arguments.update or arguments.add:
+    if arguments.update:
         for name in names:
-            keep(name, key, found[name], others_hold=arguments.add)
+            keep(name, key, found[name])
         return 0
     if arguments.against:
         others = _of_commit(arguments.against, names)
@@ -38,6 +38,8 @@ def main() -> int:
         print(f"{name}: {'differs' if lines else f'as before ({how})'}")
         for line in lines[:20]:
             print(f"    {line}")
+        if arguments.add and not lines:
+            keep(name, key, found[name], others_hold=True)
         status |= bool(lines)
     return status
 

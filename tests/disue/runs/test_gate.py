@@ -111,6 +111,18 @@ def test_in_early_features_there_is_no_other_projection_and_nothing_is_taken_off
             np.testing.assert_allclose(difference, difference[0], atol=0.02)
 
 
+def test_experts_of_a_cluster_count_together_for_as_much_as_one_would() -> None:
+    """Of early features they are told the same."""
+    gate = early_gate()
+    first, second = gate.experts.values()
+    three = replace(gate, experts={"0": first, "0-mlp": first, "1": second})
+    x = torch.rand(50, *TASK.shape, generator=torch.Generator().manual_seed(1))
+    expected, found = gate.weights(x, TASK), three.weights(x, TASK)
+    torch.testing.assert_close(found[:, :2].sum(dim=1), expected[:, 0])
+    torch.testing.assert_close(found[:, 2], expected[:, 1])
+    assert three.choose(x, TASK) == gate.choose(x, TASK)
+
+
 @pytest.mark.parametrize("early", [[-1], [1.5], ["many"], [True], [], [31], 32], ids=str)
 def test_a_number_of_early_features_that_is_none_is_damage(tmp_path: Path, early: object) -> None:
     early_gate().save(tmp_path)

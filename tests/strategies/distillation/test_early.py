@@ -10,7 +10,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tests_support import numbered_classes
 from torch import Tensor
 
-from disue.covariance import triangle
+from disue.covariance import from_triangle, triangle
 from disue.signature import Signature
 from disue.tasks import ImageClassification
 from strategies.aggregation.caps import Caps
@@ -173,6 +173,44 @@ def test_one_client_cannot_stand_for_nearly_all_examples() -> None:
     lied = heard(EarlyStatistics(), told | {"client-0": far}).discriminant(TEAMS, CLUSTERS, CAPS, 0.0)[1]
     assert lied is not None
     assert (lied.means[0] - far.prototypes).norm(dim=1).min() > 0.1, "the cluster's means are not the liar's"
+
+
+def test_a_client_that_waits_and_has_other_data_is_asked_again_and_stops_nobody() -> None:
+    told = {name: told_of(*own) for name, own in DATA.items()}
+    waiting = heard(EarlyStatistics(), {"client-0": told["client-0"]})
+    silent = waiting.without_changed({"client-0": "other"})
+    gone = heard(waiting, {}, set(CLUSTERS) - {"client-0"})
+    for known in (silent, gone):
+        assert (known.told, known.waiting, known.traces) == ({}, {}, {})
+        assert known.to_ask({"client-0": "other"}, FEATURES) == (["client-0"], [])
+    rest = heard(silent, {name: told[name] for name in ("client-1", "client-2", "client-3")})
+    assert rest.within is not None
+    assert rest.traces.keys() == {"client-1", "client-2", "client-3"}
+
+
+def test_nobody_is_said_to_be_bounded_whose_covariance_is_in_the_mean_as_it_was_told(messages: list[str]) -> None:
+    told = {name: told_of(*own) for name, own in DATA.items()}
+
+    def sized(name: str, trace: float) -> Signature:
+        own = told[name].covariance
+        assert own is not None
+        return replace(told[name], covariance=own * trace / float(from_triangle(own).trace()))
+
+    caps = Caps(max_weight=10.0)
+    first = {f"client-{i}": sized(f"client-{i}", trace) for i, trace in enumerate((0.1, 0.1, 0.19))}
+    known = EarlyStatistics().with_told(first, dict.fromkeys(first), CLUSTERS, caps)
+    later = {name: sized(name, 0.05) for name in ("client-3", "client-4", "client-5")}
+    known.with_told(later, dict.fromkeys(later), CLUSTERS, caps)
+    assert messages == []
+    liar = {"client-5": sized("client-5", 0.9)}
+    known.with_told(liar, dict.fromkeys(liar), CLUSTERS, caps)
+    assert messages == ["client-5 says covariance of 0.9; it counts as 0.2, bounded by the other clients'"]
+
+
+def test_clusters_count_and_not_their_architectures_where_few_told() -> None:
+    known = heard(EarlyStatistics(), {name: told_of(*DATA[name]) for name in ("client-0", "client-2", "client-4")})
+    teams = [Team(0, "cnn"), *TEAMS]
+    assert known.discriminant(teams, CLUSTERS, CAPS, 0.0) == (teams, None)
 
 
 def test_who_tells_again_is_not_in_the_covariance_twice() -> None:

@@ -274,7 +274,7 @@ def inputs_of(find: Callable[[Tensor | None], Tensor]) -> TeacherInputs:
 
 @pytest.mark.parametrize("classes_known", [True, False])
 def test_a_teacher_says_whether_it_looks_at_densities(classes_known: bool) -> None:
-    """One that does not say so may look at them; those of the library look as they say."""
+    """All look as they say."""
     densities: list[Tensor] = []
 
     def looked_at() -> Tensor:
@@ -283,7 +283,7 @@ def test_a_teacher_says_whether_it_looks_at_densities(classes_known: bool) -> No
 
     with TEACHERS.scope():
 
-        @TEACHERS.register("of somebody's own")
+        @TEACHERS.register("of somebody's own", log_densities="always")
         def own(inputs: TeacherInputs) -> Weighing:
             return Weighing(torch.softmax(inputs.log_densities, dim=0))
 

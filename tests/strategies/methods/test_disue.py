@@ -646,6 +646,7 @@ def test_a_cluster_that_tells_no_early_features_does_not_teach_and_the_others_st
 ) -> None:
     ensembles = calls_of(monkeypatch, TeacherEnsemble, "inputs")
     asked = calls_of(monkeypatch, EarlyStatistics, "discriminant")
+    gates = calls_of(monkeypatch, DisUE, "gate")
     settings = {"clients": 9, "scenario": "rotation", "num_groups": 3, "num_clusters": 3, "num_server_rounds": 1}
     run(**settings)
     clusters = dict(asked[-1].given["clusters"])
@@ -661,6 +662,8 @@ def test_a_cluster_that_tells_no_early_features_does_not_teach_and_the_others_st
     (ensemble,) = (call.of for call in ensembles)
     assert {team.cluster for team in ensemble.voters} == {*clusters.values()} - {clusters["client-0"]}
     assert ensemble.early is not None
+    assert [[space.early > 0 for space in call.result.spaces] for call in gates] == [[True], [False]]
+    assert [len(call.result.experts) for call in gates] == [3, 3], "each expert can be chosen"
     assert [line for line in messages if f"of cluster {clusters['client-0']} no early features are known" in line]
 
 
@@ -668,8 +671,9 @@ def test_a_cluster_that_tells_no_early_features_does_not_teach_and_the_others_st
 def test_where_some_clients_are_sampled_the_universal_expert_is_a_running_mean_and_clients_go_on_from_the_latest(
     run, monkeypatch: pytest.MonkeyPatch, fraction: float, mean: bool
 ) -> None:  # type: ignore[no-untyped-def]
-    steps = calls_of(monkeypatch, DisUE, "step")
+    steps, begun = (calls_of(monkeypatch, DisUE, name) for name in ("step", "starts"))
     settings = {"num_clusters": 1, "num_server_rounds": 12, "calibration_epochs": 0, "distill_steps": 1}
+    settings |= {"initialisation": "universal"}
     run(clients=4, fraction_train=fraction, universal_mean=mean, **settings)
     expected = None
     for number, call in enumerate(steps, start=1):
@@ -680,7 +684,6 @@ def test_where_some_clients_are_sampled_the_universal_expert_is_a_running_mean_a
         expected = {name: (1 - share) * expected[name] + share * latest[name] for name in latest}
         found = call.result.state.universals["mlp"]
         assert all(torch.allclose(found[name], expected[name], atol=1e-5) for name in latest)
-        if number > 1:
-            before = call.given["state"]
-            assert same_model(call.of.seen_under(before, "mlp"), before.plain["mlp"])
+        if number < len(steps):
+            assert all(same_model(start, latest) for start in begun[number].result.values())
     assert same_model(found, latest) == (fraction == 1.0 or not mean)
