@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FAST
+from common import FAST
 from PIL import Image
 from scipy.stats import t
 from tests_support import numbered_classes

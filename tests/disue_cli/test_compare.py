@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from conftest import FAST
+from common import FAST
 from PIL import Image
 
 from disue.assignments import parse_assignments

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST
+from common import FAST
 from resuming import left_by
 
 from disue.errors import DataError, DiskError

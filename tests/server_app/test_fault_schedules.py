@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAST
+from common import FAST
 from fault_schedules import Attempt, FaultyGrid, Killed, Schedule
 
 from disue.errors import DisueError, TooFewUpdates

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import FAST
+from common import FAST
 from scipy.optimize import brentq
 from scipy.stats import norm
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAST
+from common import FAST
 from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from pydantic import Field

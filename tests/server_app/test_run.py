@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST
+from common import FAST
 from flwr.app import Context, RecordDict
 from resuming import left_by
 from safetensors import safe_open

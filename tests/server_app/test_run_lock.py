@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST
+from common import FAST
 from flwr.app import Message, MessageType
 from resuming import left_by
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FAST
+from common import FAST
 from flwr.app import Error, Message, MessageType
 from flwr.common.constant import ErrorCode
 from PIL import Image
