@@ -79,6 +79,7 @@ PRESETS: dict[str, Preset] = {
             "disue:proxy-samples=0",
             # heads as they were averaged and taught; the average without momentum
             "disue:calibration-epochs=0",
+            "disue:head-share=1",
             "disue:universal-momentum=0",
             # the universal expert of the last round alone
             "disue:universal-mean=false",

@@ -34,7 +34,7 @@ class Heads:
         clients: Mapping[int, Sequence[str]],
         inputs: Tensor | None,
         server_round: int,
-        coverage: float,
+        share: float,
     ) -> dict[int, State]:
         """Return models with calibrated heads; those are left out whose clients did not all tell axes of each class.
 
@@ -50,8 +50,8 @@ class Heads:
         inputs : (samples, *shape) tensor or None
             On which feature spaces can be compared; None: there are none, and no head is calibrated.
         server_round : int
-        coverage : float
-            A head is so far from the old to the new one: inputs that cover little tell little of how features move.
+        share : float
+            Of the new head in what is returned; the rest is the old one.
         """
         if not self.calibrator or inputs is None or not self.server.task.scores_strata:
             return {}
@@ -62,6 +62,6 @@ class Heads:
         told = knowledge.under(self.server, own, model, [clients[number] for number in there], inputs)
         rngs = [torch_rng(self.server.seed, "virtual features", server_round, model, number) for number in there]
         heads = self.calibrator.calibrated(own, told, rngs)
-        if coverage < 1.0:
-            heads = [interpolate(before, after, coverage) for before, after in zip(own, heads, strict=True)]
+        if share < 1.0:
+            heads = [interpolate(before, after, share) for before, after in zip(own, heads, strict=True)]
         return dict(zip(there, heads, strict=True))

@@ -127,6 +127,12 @@ class DisUESettings(PrototypeSettings, CalibrationSettings):
         description="share of the student in disue's universal expert, where clients do not say which is best; the "
         "rest is the average",
     )
+    head_share: float = Field(
+        0.75,
+        ge=0.0,
+        le=1.0,
+        description="share of the calibrated head in disue's universal expert; the rest is the head as it was taught",
+    )
 
     @property
     def expert_share(self) -> float:
@@ -346,8 +352,9 @@ class DisUE(Method[DisUEState]):
         mixed, found = self._mixed(lesson, averages, round)
         with round.timed("distillation"):
             means = self._over_rounds(state, mixed, updates, round)
+            share = self.settings.head_share * lesson.coverage
             universals = {
-                model: self._calibrated(state, {ALL: own}, model, round, lesson.coverage, passed).get(ALL, own)
+                model: self._calibrated(state, {ALL: own}, model, round, share, passed).get(ALL, own)
                 for model, own in means.items()
             }
         state = replace(
@@ -506,18 +513,18 @@ class DisUE(Method[DisUEState]):
         models: Mapping[int, State],
         model: str,
         round: Round,
-        coverage: float,
+        share: float,
         trusted: Collection[int] = (),
     ) -> dict[int, State]:
-        """Return models of one architecture, each of a cluster or of `ALL`, with calibrated heads (`Heads`).
+        """Return models of one architecture, each of a cluster or of `ALL`, with so large a share of calibrated heads.
 
-        What the cluster's clients told counts, of `ALL` those of the trusted clusters.
+        See `Heads`. What the cluster's clients told counts, of `ALL` those of the trusted clusters.
         """
         names = [name for name, own in state.knowledge.models.items() if own == model]
         groups = {cluster: set(trusted) if cluster == ALL else {cluster} for cluster in models}
         clients = {cluster: [n for n in names if state.clusters[n] in own] for cluster, own in groups.items()}
         inputs = self.distillation.proxy.inputs(state.proxy, round.number)
-        return self.heads.calibrated(state.knowledge, models, model, clients, inputs, round.number, coverage)
+        return self.heads.calibrated(state.knowledge, models, model, clients, inputs, round.number, share)
 
     def _known(
         self, state: DisUEState, updates: Sequence[Contribution], told: Mapping[str, Signature], round: Round

@@ -566,7 +566,7 @@ def test_of_every_expert_and_of_the_universal_expert_the_head_is_calibrated_on_w
 ) -> None:  # type: ignore[no-untyped-def]
     """In their own features; the universal expert last, on what all told. No label prior is left in them."""
     calls, steps = calls_of(monkeypatch, Calibrator, "calibrated"), calls_of(monkeypatch, DisUE, "step")
-    run(clients=8, num_clusters=2, num_groups=2, num_server_rounds=1)
+    run(clients=8, num_clusters=2, num_groups=2, num_server_rounds=1, head_share=1.0)
     (step,) = steps
     state = step.result.state
     members = {k: sum(own == k for own in state.clusters.values()) for k in (0, 1)}
@@ -610,14 +610,28 @@ def test_heads_are_calibrated_as_far_as_the_proxy_set_covers_the_data(
     for i, image in enumerate(grey):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     calls, steps = calls_of(monkeypatch, Calibrator, "calibrated"), calls_of(monkeypatch, DisUE, "step")
-    run(clients=6, num_clusters=2, num_groups=2, num_server_rounds=2, proxy=f"path:{tmp_path}")
+    run(clients=6, num_clusters=2, num_groups=2, num_server_rounds=2, proxy=f"path:{tmp_path}", head_share=0.5)
     first, second = (step.result.state for step in steps)
     assert 0.0 < second.coverage < 0.5
     kept = [*second.experts.values()], [second.universals["mlp"]]
-    for call, models, coverage in zip(calls[2:], kept, (first.coverage, second.coverage), strict=True):
+    for call, models, share in zip(calls[2:], kept, (first.coverage, 0.5 * second.coverage), strict=True):
         for before, after, own in zip(call.given["models"], call.result, models, strict=True):
             for name, tensor in own.items():
-                torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], coverage))
+                torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], share))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
+def test_the_universal_expert_has_the_share_of_its_calibrated_head_that_is_asked_for(
+    run, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:  # type: ignore[no-untyped-def]
+    """Experts have theirs whole."""
+    calls, steps = calls_of(monkeypatch, Calibrator, "calibrated"), calls_of(monkeypatch, DisUE, "step")
+    run(clients=6, num_clusters=2, num_groups=2, num_server_rounds=1, head_share=share)
+    (step,), (experts, universal) = steps, calls
+    assert experts.result == [*step.result.state.experts.values()]
+    (before,), (after,) = universal.given["models"], universal.result
+    for name, tensor in step.result.state.universals["mlp"].items():
+        torch.testing.assert_close(tensor, torch.lerp(before[name], after[name], share))
 
 
 def test_a_cluster_on_probation_has_no_part_in_the_head_of_the_universal_expert(
