@@ -39,7 +39,9 @@ from strategies.aggregation.caps import Caps
 from strategies.distillation.server import ProxySet
 from strategies.distillation.teachers import discriminant_teacher, vote
 from strategies.methods.base import METHODS, Step
-from strategies.methods.disue import DisUE, DisUESettings, DisUEState
+from strategies.methods.disue import DisUE
+from strategies.methods.disue_settings import DisUESettings
+from strategies.methods.disue_state import DisUEState
 from strategies.rounds.round import Round
 from strategies.updates import Contribution
 

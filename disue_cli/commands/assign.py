@@ -30,7 +30,7 @@ from strategies.clustering.assignment import nearest_clusters
 from strategies.clustering.landmarks import embedding
 from strategies.clustering.similarity import SIGNATURES, of_sketches
 from strategies.methods.chosen import Chosen
-from strategies.methods.disue import DisUESettings
+from strategies.methods.disue_settings import DisUESettings
 from strategies.methods.settings import ObjectiveSettings, StrategyConfig
 
 CPU = torch.device("cpu")

@@ -1,14 +1,18 @@
-"""The mean of what updates change, added to a model, with momentum."""
+"""A model from round to round: the mean of what updates change is added to it, with momentum; and its running mean."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Self, TypeVar
 
-from disue.models import State
+from disue.models import State, interpolate
 from strategies.aggregation.average import mean_of
 from strategies.aggregation.robust import Aggregator
+from strategies.stored import stored
 from strategies.updates import Contribution
 
 K = TypeVar("K", bound=Hashable)
+DECAY = 9
+"""Of a running mean: after t rounds it counts for as much as the last t / 10 of them."""
 
 
 def stepped(
@@ -44,3 +48,29 @@ def stepped(
         step = {name: own + momentum * velocity[name] for name, own in step.items()}
     moved = {name: (tensor.double() + step[name]).to(tensor.dtype) for name, tensor in universal.items()}
     return models, moved, {name: own.to(universal[name].dtype) for name, own in step.items()}
+
+
+@stored
+@dataclass(frozen=True)
+class RunningMean:
+    """The mean of what a model was after each of some rounds.
+
+    What a round comes to depends on who was sampled. Means of models of several rounds depend on that less (Polyak and
+    Juditsky 1992). They decay as a polynomial, so that the first rounds are soon forgotten (Shamir and Zhang, ICML
+    2013).
+
+    Attributes
+    ----------
+    state : State
+    rounds : int
+        Of how many rounds.
+    """
+
+    state: State
+    rounds: int = 1
+
+    def followed_by(self, latest: State, least: float) -> Self:
+        """Return the mean with one round more, whose model counts for at least so much."""
+        share = max(least, (DECAY + 1.0) / (self.rounds + 1 + DECAY))
+        mean = latest if share >= 1.0 else interpolate(self.state, latest, share)
+        return type(self)(mean, self.rounds + 1)

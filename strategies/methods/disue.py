@@ -11,13 +11,12 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from logging import WARNING
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from flwr.common.logger import log
-from pydantic import Field
 from torch import Tensor
 
 from disue.errors import ConfigError
@@ -28,29 +27,28 @@ from disue.signature import Signature
 from disue.wire import EvaluateReply
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator
-from strategies.aggregation.steps import stepped
+from strategies.aggregation.steps import RunningMean, stepped
 from strategies.clustering.assignment import ClusterAssigner, Single
 from strategies.clustering.probation import Probation
 from strategies.clustering.similarity import SignatureBook
 from strategies.distillation.belief import believed
-from strategies.distillation.calibration import CalibrationSettings, Calibrator
-from strategies.distillation.early import EarlyFeatures, EarlyStatistics
+from strategies.distillation.calibration import Calibrator
+from strategies.distillation.early import EarlyFeatures
 from strategies.distillation.ensemble import TeacherEnsemble
-from strategies.distillation.generator import GeneratorState
 from strategies.distillation.heads import Heads
 from strategies.distillation.knowledge import Knowledge
-from strategies.distillation.prototypes import PrototypeSettings
 from strategies.distillation.proxy import is_foreign
 from strategies.distillation.server import FixedProxy
 from strategies.distillation.teachers import TEACHERS, log_priors_of
 from strategies.distillation.universal import Lesson, UniversalDistillation
-from strategies.methods.base import METHODS, Evaluated, Method, MethodState, Step
+from strategies.methods.base import METHODS, Evaluated, Method, Step
 from strategies.methods.declarations import Needs, Supports, Uses
+from strategies.methods.disue_settings import ClientsTell, DisUESettings
+from strategies.methods.disue_state import DisUEState
 from strategies.methods.parts import Parts
 from strategies.methods.settings import StrategyConfig
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
-from strategies.stored import stored
 from strategies.teams import Team, members_of, renew, teams_of
 from strategies.updates import Contribution, GroupSum
 
@@ -58,158 +56,6 @@ LAST = 0
 """Stands for the round where what is known is kept after the last one."""
 ALL = -1
 """Stands for all clusters."""
-DECAY = 9
-"""Of the running mean over rounds: after t rounds that counts for as much as the last t / 10 of them."""
-
-
-class DisUESettings(PrototypeSettings, CalibrationSettings):
-    """Method `disue`."""
-
-    initialisation: Literal["universal", "expert", "blend", "learned"] = Field(
-        "learned",
-        description="what a client starts a round from; learned: a blend whose share is learnt for each cluster",
-    )
-    blend: float = Field(
-        0.5, ge=0.0, le=1.0, description="share of the own expert when initialisation=blend, and at first when learned"
-    )
-    universal_momentum: float = Field(
-        0.5,
-        ge=0.0,
-        lt=1.0,
-        description="share of the last round's step of disue's average in the next one (server momentum)",
-    )
-    universal_mean: bool = Field(
-        True,
-        description="where a part of the clients is sampled, disue's universal expert is a running mean over rounds; "
-        "clients go on from the latest",
-    )
-    expert_memory: float = Field(
-        0.5, ge=0.0, lt=1.0, description="share of the past in disue's experts; 0: the last round's updates alone"
-    )
-    expert_prior: Literal["cluster", "client"] = Field(
-        "client",
-        description="label prior with which a client of disue uses its expert: as it was trained, or the client's own "
-        "in its place; with local-loss=balanced always the client's own",
-    )
-    probation_rounds: int = Field(
-        0,
-        ge=0,
-        le=10**6,
-        description="rounds in which a cluster of disue with less than half the usual number of clients must have "
-        "taken part before it teaches",
-    )
-    prior_correction: bool = Field(
-        True,
-        description="take each cluster's label prior out of its expert's logits; with local-loss=balanced none is in",
-    )
-    prototypes: Literal["client", "cluster"] = Field(
-        "client",
-        description="class prototypes that samples are compared with: of each client, or the mean of a cluster's; "
-        "there is no more than the latter with privacy=secure",
-    )
-    prototype_weight: float = Field(
-        1.0,
-        ge=0.0,
-        le=1e6,
-        description="weight in the vote of what the clients' class prototypes say; the experts have 1 together",
-    )
-    early_features: int = Field(
-        512,
-        ge=0,
-        le=4096,
-        description="most features of an early layer of the initial model by which disue tells samples apart, where "
-        "clients may tell of them; 0: it does so by the universal expert's",
-    )
-    student_share: float = Field(
-        0.5,
-        ge=1e-6,
-        le=1.0,
-        description="share of the student in disue's universal expert, where clients do not say which is best; the "
-        "rest is the average",
-    )
-    head_share: float = Field(
-        0.75,
-        ge=0.0,
-        le=1.0,
-        description="share of the calibrated head in disue's universal expert; the rest is the head as it was taught",
-    )
-
-    @property
-    def expert_share(self) -> float:
-        """Share of the own expert in what clients start from, as long as none is learnt."""
-        return {"universal": 0.0, "expert": 1.0}.get(self.initialisation, self.blend)
-
-
-@dataclass(frozen=True)
-class ClientsTell:
-    """What clients may tell of their data, beside updates and prototypes.
-
-    Attributes
-    ----------
-    comparison : bool
-        Some of them, which mixture of student and average fits their data best. If not, that is ``student-share``, and
-        the proxy set tells whether the average is kept: it has the same evidence as the teacher.
-    covariance : bool
-        How their features vary. If not, that is taken from the proxy set.
-    early : bool
-        What early features are like, each by itself.
-    """
-
-    comparison: bool = False
-    covariance: bool = True
-    early: bool = False
-
-
-@stored
-@dataclass(frozen=True)
-class DisUEState(MethodState):
-    """What DisUE knows after a round. `experts` are running means of ``latest``.
-
-    Attributes
-    ----------
-    plain : mapping of architecture to State
-        The universal experts before their heads were calibrated: clients go on from these.
-    means : mapping of architecture to State
-        The running means of ``plain`` over rounds.
-    rounds : mapping of architecture to int
-        Of how many rounds they are.
-    latest : mapping of Team to State
-        The mean of the team's updates in the last round in which it was sampled.
-    velocity : mapping of architecture to State
-        The step of its average in the last round in which one of its clients was sampled.
-    knowledge : Knowledge
-        What clients told of their data.
-    early : EarlyStatistics
-        What they told of early features of them.
-    priors : mapping of Team to (classes,) tensor
-        Log label shares of the team's clients, in a task that scores classes; where they are not told, as they were
-        last estimated.
-    expert_shares : mapping of Team to float
-        What was learnt of them.
-    coverage : float
-        Of the round's proxy set, if that is foreign, and else 1: it makes the shares that are learnt smaller.
-    rounds_in : mapping of cluster to int
-        In how many rounds a cluster took part; see `Probation`.
-    assigner, proxy
-        What the `ClusterAssigner` and the `ProxySource` remember.
-    warned : bool
-        Whether it was said that experts are used with the priors that they were trained with.
-    """
-
-    plain: Mapping[str, State] = field(default_factory=dict)
-    means: Mapping[str, State] = field(default_factory=dict)
-    rounds: Mapping[str, int] = field(default_factory=dict)
-    latest: Mapping[Team, State] = field(default_factory=dict)
-    velocity: Mapping[str, State] = field(default_factory=dict)
-    knowledge: Knowledge = field(default_factory=Knowledge.nothing)
-    early: EarlyStatistics = field(default_factory=EarlyStatistics)
-    priors: Mapping[Team, Tensor] = field(default_factory=dict)
-    expert_shares: Mapping[Team, float] = field(default_factory=dict)
-    coverage: float = 1.0
-    rounds_in: Mapping[int, int] = field(default_factory=dict)
-    assigner: Any = None
-    proxy: GeneratorState | None = None
-    warned: bool = False
 
 
 @METHODS.register("disue", DisUESettings)
@@ -245,7 +91,7 @@ class DisUE(Method[DisUEState]):
         objective: LocalObjective = PLAIN,
         aggregator: Aggregator | None = None,
         caps: Caps | None = None,
-        clients_tell: ClientsTell = ClientsTell(),
+        clients_tell: ClientsTell | None = None,
     ) -> None:
         self.distillation = distillation
         self.server = distillation.server
@@ -253,9 +99,9 @@ class DisUE(Method[DisUEState]):
         self.assigner = assigner
         self.settings = settings
         self.caps = caps or Caps()
-        self.clients_tell = clients_tell
-        learns, varies = settings.initialisation == "learned", clients_tell.covariance
-        self.early = EarlyFeatures.of(self.server, settings.early_features if clients_tell.early else 0)
+        self.clients_tell = clients_tell or ClientsTell()
+        learns, varies = settings.initialisation == "learned", self.clients_tell.covariance
+        self.early = EarlyFeatures.of(self.server, settings.early_features if self.clients_tell.early else 0)
         self.needs = replace(
             self.needs,
             covariance=varies,
@@ -354,15 +200,14 @@ class DisUE(Method[DisUEState]):
             means = self._over_rounds(state, mixed, updates, round)
             share = self.settings.head_share * lesson.coverage
             universals = {
-                model: self._calibrated(state, {ALL: own}, model, round, share, passed).get(ALL, own)
-                for model, own in means.items()
+                model: self._calibrated(state, {ALL: mean.state}, model, round, share, passed).get(ALL, mean.state)
+                for model, mean in means.items()
             }
         state = replace(
             state,
             universals={**state.universals, **universals},
             plain={**state.plain, **mixed},
             means={**state.means, **means},
-            rounds={**state.rounds, **{model: state.rounds.get(model, 0) + 1 for model in means}},
             priors=lesson.priors,
             proxy=lesson.memory,
             coverage=lesson.coverage,
@@ -617,20 +462,17 @@ class DisUE(Method[DisUEState]):
 
     def _over_rounds(
         self, state: DisUEState, latest: Mapping[str, State], updates: Sequence[Contribution], round: Round
-    ) -> dict[str, State]:
-        """Return the universal experts' running means over rounds.
+    ) -> dict[str, RunningMean]:
+        """Return the universal experts' running means over rounds; ``universal-mean=false``: of the latest alone.
 
-        What a round comes to depends on who was sampled. Means of models of several rounds depend on that less (Polyak
-        and Juditsky 1992), and decay as a polynomial, so that the first rounds are soon forgotten (Shamir and Zhang,
-        ICML 2013). The latest counts for at least the share of clients there that took part: with all of them, alone.
+        The latest counts for at least the share of clients that took part: with all of them, alone.
         """
-        taking_part = sum(len(update.clients) for update in updates) / max(len(round.groups), 1)
-
-        def mean(model: str, own: State) -> State:
-            share = max(taking_part, (DECAY + 1.0) / (state.rounds.get(model, 0) + 1 + DECAY))
-            return own if share >= 1.0 else interpolate(state.means[model], own, share)
-
-        return {model: mean(model, own) if self.settings.universal_mean else own for model, own in latest.items()}
+        took_part = sum(len(update.clients) for update in updates) / max(len(round.groups), 1)
+        least = took_part if self.settings.universal_mean else 1.0
+        return {
+            model: state.means[model].followed_by(own, least) if model in state.means else RunningMean(own)
+            for model, own in latest.items()
+        }
 
     @property
     def _uses_client_priors(self) -> bool:

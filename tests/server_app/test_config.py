@@ -36,7 +36,7 @@ from strategies.methods import METHODS
 from strategies.methods.base import Method, MethodState, Step
 from strategies.methods.cfl import CFLSettings
 from strategies.methods.declarations import Supports
-from strategies.methods.disue import DisUESettings
+from strategies.methods.disue_settings import DisUESettings
 from strategies.methods.parts import ASSIGNERS, Parts, by_signature
 from strategies.methods.settings import StrategyConfig
 from strategies.rounds.round import Round

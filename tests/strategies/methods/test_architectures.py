@@ -25,7 +25,8 @@ from strategies import flower
 from strategies.distillation.discriminant import discriminant_of
 from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import Server
-from strategies.methods.disue import DisUE, DisUEState
+from strategies.methods.disue import DisUE
+from strategies.methods.disue_state import DisUEState
 from strategies.rounds.comparing import best_shares
 from strategies.rounds.registry import ClientRegistry
 from strategies.teams import Team

@@ -27,7 +27,8 @@ from strategies.distillation.ensemble import TeacherEnsemble
 from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import TEACHERS, Weighing, vote
 from strategies.distillation.universal import UniversalDistillation
-from strategies.methods.disue import DisUE, DisUESettings
+from strategies.methods.disue import DisUE
+from strategies.methods.disue_settings import DisUESettings
 from strategies.rounds.registry import Client
 from strategies.rounds.round import Round
 from strategies.teams import Team

@@ -30,7 +30,9 @@ from strategies.distillation.server import FixedProxy, Server
 from strategies.distillation.teachers import LEAST_SHARE, TEACHERS
 from strategies.distillation.universal import UniversalDistillation
 from strategies.methods.base import Step
-from strategies.methods.disue import ClientsTell, DisUE, DisUESettings, DisUEState
+from strategies.methods.disue import DisUE
+from strategies.methods.disue_settings import ClientsTell, DisUESettings
+from strategies.methods.disue_state import DisUEState
 from strategies.methods.parts import Parts
 from strategies.rounds.collecting import PlainCollector
 from strategies.rounds.registry import ClientRegistry
