@@ -150,7 +150,7 @@ def honest_accuracies(directory: Path, liars: Iterable[int] = (0,)) -> Accuracie
     groups = [planted.client(i).group for i in clients]
 
     def accuracy(path: Path, test: Examples, shift: torch.Tensor | None = None) -> float:
-        model = filled_model(config.model, task.shape, task.num_classes, load_file(path))
+        model = filled_model(config.model, task.shape, task.num_classes, load_file(path), config.seed)
         found = evaluate(task, model, test, torch.device("cpu"), shift).metrics["accuracy"]
         assert found is not None
         return found

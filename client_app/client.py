@@ -18,7 +18,7 @@ from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import prepare_device
 from disue.metrics import Evaluation, evaluate
-from disue.models import MODELS, Classifier, State, build_model, fill
+from disue.models import MODELS, Build, Classifier, State, build_model, fill
 from disue.nodes import NodeConfig
 from disue.objective import LocalObjective
 from disue.seeding import torch_rng
@@ -42,7 +42,8 @@ class LocalClient:
 
     def model(self, state: State) -> Classifier:
         """Return a model of the client's own architecture with these parameters, until the next call."""
-        model = _workpiece(self.model_name, self.task.shape, self.task.num_outputs)
+        name, task = self.model_name, self.task
+        model = workpiece(name, MODELS[name], task.shape, task.num_outputs, self.config.seed)
         fill(model, state)
         return model
 
@@ -118,9 +119,12 @@ class LocalClient:
 
 
 @lru_cache(maxsize=4)
-def _workpiece(model: str, shape: Shape, num_outputs: int) -> Classifier:
-    """Return a model to be filled: to build one for each message takes as long as a training step."""
-    return build_model(model, shape, num_outputs)
+def workpiece(name: str, build: Build, shape: Shape, num_outputs: int, seed: int) -> Classifier:
+    """Return a model to be filled: to build one for each message takes as long as a training step.
+
+    ``build`` is what the name stands for now.
+    """
+    return build_model(name, shape, num_outputs, seed)
 
 
 @lru_cache(maxsize=8)

@@ -13,7 +13,7 @@ from disue.data import Examples
 from disue.device import place
 from disue.early import early_features
 from disue.metrics import predict_logits
-from disue.models import Classifier, flatten, num_parameters
+from disue.models import Classifier, flatten, num_parameters, travelling
 from disue.registry import Registry
 from disue.signature import CovarianceOf, Signature
 from disue.tasks import Task
@@ -57,7 +57,7 @@ def make_signature(
     found: Tensor | None = None
     if covariance == "each":
         found = covariances_of_strata(features, strata, means)
-    elif covariance == "axes" and (count := num_axes(len(means), means.shape[1], num_parameters(model.state_dict()))):
+    elif covariance == "axes" and (count := num_axes(len(means), means.shape[1], num_parameters(travelling(model)))):
         found = axes_of_strata(features, strata, means, count)
     elif covariance:
         found = covariance_within(features, strata, means)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from disue.errors import WireError, quoted_value
 from disue.gradients import mean_gradient
-from disue.models import State, head_of
+from disue.models import State, head_of, trained
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,10 @@ class ControlVariate(Memory):
     option II. The server shares the variate of all, c, and the client keeps its own, c_i. With momentum, which the
     paper's clients have none of, (x - y_i) / (K eta) is `mean_gradient` in its general form.
     """
+
+    def part(self, model: State) -> State:
+        """Return the parameters, each of which has a gradient."""
+        return trained(model)
 
     def prepare(self, start: State, kept: State | None, shared: State) -> Prepared:
         """Return the start, and c - c_i."""

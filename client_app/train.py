@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from disue.batches import batches
 from disue.config import ClientConfig
 from disue.data import Examples
 from disue.device import memory_format, mixed_precision, place
 from disue.errors import ConfigError
-from disue.models import HEAD, State
+from disue.models import HEAD, Classifier, State
 from disue.objective import LocalObjective
 from disue.tasks import Task
 
@@ -45,7 +46,7 @@ def output_shift(task: Task, objective: LocalObjective, targets: Tensor) -> Tens
 
 
 def train(
-    model: nn.Module,
+    model: Classifier,
     examples: Examples,
     config: ClientConfig,
     objective: LocalObjective,
@@ -59,7 +60,7 @@ def train(
 
     Parameters
     ----------
-    model : nn.Module
+    model : Classifier
         Its present parameters are also the anchor of the proximal term, unless there is another.
     examples : Examples
         The client's training data.
@@ -95,7 +96,8 @@ def train(
         drifts = [] if drift is None else [drift[name].to(device) for name in names]
         for _ in range(epochs):
             losses.clear()
-            for batch in torch.randperm(len(y), generator=generator).to(device).split(config.batch_size):
+            order = torch.randperm(len(y), generator=generator).to(device)
+            for batch in batches(order, config.batch_size, model.least_batch):
                 with mixed_precision(device, config.mixed_precision):
                     outputs = model(x[batch])
                 outputs = outputs.float()

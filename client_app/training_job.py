@@ -11,7 +11,7 @@ from client_app.memory import Prepared, memory_of
 from client_app.store import ClientStore
 from client_app.train import TrainingResult
 from client_app.train_batched import train_batched
-from disue.models import State, get_state
+from disue.models import State, get_state, trained
 from disue.wire import TrainReply, TrainRequest
 
 Trained = tuple[State, TrainingResult]
@@ -60,8 +60,12 @@ class TrainingJob:
 
     @property
     def plain(self) -> bool:
-        """Whether the start is all that there is to say of the training, so that others can take it together."""
-        return self.prepared.plain and not self.request.objective.head_epochs
+        """Whether the start is all that there is to say of the training, so that others can take it together.
+
+        Not of a model with statistics: an example that fills a batch up would be in them.
+        """
+        told = self.prepared.plain and not self.request.objective.head_epochs
+        return told and trained(self.start).keys() == self.start.keys()
 
     def run_second(self) -> Trained | None:
         """Return what a second model came to, which is held near the start of the first; None: there is none.

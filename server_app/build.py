@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from disue.data import RunData
 from disue.device import prepare_device
-from disue.models import build_model
+from disue.models import build_model, num_parameters, trained, travelling
 from disue.models.check import check_networks
 from disue.signature import NOTHING, SignatureParts, told_beside_updates
 from server_app.callbacks.base import Callback, RunContext
@@ -84,7 +84,8 @@ def make_strategy(
     ConfigError
         If the method cannot work with the clients' models.
     """
-    check_task = partial(check_networks, shape=data.task.shape, num_outputs=data.task.num_outputs)
+    task, noisy = data.task, config.privacy == "dp"
+    check_task = partial(check_networks, shape=task.shape, num_outputs=task.num_outputs, noisy=noisy)
     check_task({config.model, *(client.model for client in registry.known)})
     check_name = registry.check_model
 
@@ -117,7 +118,7 @@ def _described_as(config: RunConfig, data: RunData, signature: str) -> tuple[int
         return 1, config.sketch_size
     shape, task = SIGNATURES[signature].shape, data.task
     model = build_model(config.model, task.shape, task.num_outputs, config.seed)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parameters = num_parameters(trained(travelling(model)))
     return shape and shape(task.num_strata, model.head.in_features, math.prod(task.shape), parameters)
 
 

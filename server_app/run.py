@@ -78,7 +78,8 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
-        check_networks(config.models_of_clients, federation.task.shape, federation.task.num_outputs)
+        task, noisy = federation.task, config.privacy == "dp"
+        check_networks(config.models_of_clients, task.shape, task.num_outputs, noisy)
         if config.proxy != "generator":
             look_at_proxy(config, federation)  # what there is to tell belongs into the run's own log
 

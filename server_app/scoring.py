@@ -8,7 +8,7 @@ import torch
 
 from disue.data import Examples
 from disue.metrics import Evaluation, evaluate
-from disue.models import Classifier, State, same_model
+from disue.models import Classifier, State, fill, same_model
 from disue.tasks import Task
 from disue.wire import EvaluateReply
 from strategies.aggregation.caps import Caps
@@ -53,7 +53,7 @@ def on_test_set(
 
     def score(state: State, name: str) -> Evaluation:
         model = build(name)
-        model.load_state_dict(state)
+        fill(model, state)
         return evaluate(task, model, test, device)
 
     universal = score(universals[main], main)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,8 @@ class Gate:
         That signature of each client.
     clusters : dict of client to cluster
         Of the clients in ``descriptions``.
+    seed : int
+        The run seed.
     """
 
     spaces: list[Space] = field(default_factory=list)
@@ -107,6 +109,7 @@ class Gate:
     signature: str = ""
     descriptions: dict[str, Tensor] = field(default_factory=dict)
     clusters: dict[str, int] = field(default_factory=dict)
+    seed: int = 0
 
     def log_densities(self, x: Tensor, task: Task) -> Tensor:
         """Return how likely inputs are as one of each class of each expert's clients, (experts, samples, classes).
@@ -165,7 +168,8 @@ class Gate:
 
     def network(self, space: int, task: Task) -> Classifier:
         """Return the model whose features one of the spaces is of."""
-        return filled_model(self.spaces[space].model, task.shape, task.num_outputs, self.spaces[space].state)
+        own = self.spaces[space]
+        return filled_model(own.model, task.shape, task.num_outputs, own.state, self.seed)
 
     def _unit(self, space: int) -> float:
         members = [own for own in self.experts.values() if own.space == space]
@@ -198,8 +202,8 @@ class Gate:
         write_tensors(directory / GATE, tensors, about)
 
     @classmethod
-    def load(cls, directory: Path, task: Task) -> "Gate | None":
-        """Read ``gate.safetensors``; None: the run has none.
+    def load(cls, directory: Path, task: Task, seed: int) -> "Gate | None":
+        """Read ``gate.safetensors`` of a run with this seed; None: it has none.
 
         Raises
         ------
@@ -211,7 +215,7 @@ class Gate:
             return None
         tensors, about = read_tensors(path)
         try:
-            gate = _parse(tensors, about)
+            gate = replace(_parse(tensors, about), seed=seed)
             gate._check(task)
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None

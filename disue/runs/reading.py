@@ -183,7 +183,7 @@ class Run:
     def _load(self, name: str, path: Path) -> Model:
         state, about = read_tensors(path)
         try:
-            network = filled_model(about["model"], self.task.shape, self.task.num_classes, state)
+            network = filled_model(about["model"], self.task.shape, self.task.num_classes, state, self.config.seed)
         except DataError as error:
             raise DataError(f"'{path}': {error}") from None
         except OtherParametersError as error:
@@ -230,7 +230,7 @@ def load_run(directory: str | Path) -> Run:
         clusters=read_text(place / "clients.csv", _clusters),
         universals=_names(place, f"{UNIVERSAL}*.safetensors", r"(universal(?:-[\w.-]+)?)"),
         experts=_names(place, f"experts/{EXPERT}*.safetensors", r"expert-([0-9]{1,9}(?:-[\w.-]+)?)"),
-        gate=Gate.load(place, task),
+        gate=Gate.load(place, task, config.seed),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from disue.data import Federation, RunData
 from disue.files import append, write_whole
 from disue.metrics import confusion
+from disue.models import fill
 from disue.naming import by_name, client_name
 from server_app.callbacks.base import Callback, RunContext, RunEnd
 from server_app.rows import Row
@@ -99,7 +100,7 @@ class ReportData(Callback):
             names |= {"labels": list(labels), "labels-source": source}
         if run.test is not None and task.scores_strata:
             model = run.model(run.config.model)
-            model.load_state_dict(end.state.universals[run.config.model])
+            fill(model, end.state.universals[run.config.model])
             tensors["confusion"] = confusion(model, run.test, run.device)
         # In this order: who reads a run that goes on looks for the tensors first, and then for whose they are.
         write_whole(run.directory / NAMES, json.dumps(names, indent=1) + "\n")

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from disue.config import Settings
-from disue.models import State
+from disue.models import State, trained
 from strategies.stored import stored
 
 
@@ -100,11 +100,11 @@ class ServerOptimizer:
             Of the clients' models.
         """
         means, squares, model = dict[str, Tensor](), dict[str, Tensor](), dict[str, Tensor]()
-        for name, start in before.items():
+        for name, start in trained(before).items():
             change = average[name] - start
             first = torch.full_like(start, self.adaptivity**2)
             mean = (1.0 - self.momentum) * change
             means[name] = mean + self.momentum * state.means[name] if name in state.means else mean
             squares[name] = self.rule(state.squares.get(name, first), change, self.decay)
             model[name] = start + self.learning_rate * means[name] / (squares[name].sqrt() + self.adaptivity)
-        return model, ServerOptimizerState(means, squares)
+        return {name: model.get(name, average[name]) for name in before}, ServerOptimizerState(means, squares)

@@ -4,7 +4,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeVar
 
-from disue.models import State, interpolate
+from disue.models import State, interpolate, trained
 from strategies.aggregation.average import mean_of
 from strategies.aggregation.robust import Aggregator
 from strategies.stored import stored
@@ -43,11 +43,12 @@ def stepped(
     """
     models, average = aggregator.of_groups(updates, groups)
     start = mean_of([(update.start, aggregator.weight(update)) for update in updates])
-    step = {name: average[name].double() - start[name].double() for name in universal}
+    step = {name: average[name].double() - start[name].double() for name in trained(universal)}
     if velocity is not None:
         step = {name: own + momentum * velocity[name] for name, own in step.items()}
-    moved = {name: (tensor.double() + step[name]).to(tensor.dtype) for name, tensor in universal.items()}
-    return models, moved, {name: own.to(universal[name].dtype) for name, own in step.items()}
+    moved = {name: (universal[name].double() + own).to(universal[name].dtype) for name, own in step.items()}
+    own_steps = {name: own.to(universal[name].dtype) for name, own in step.items()}
+    return models, {name: moved.get(name, average[name]) for name in universal}, own_steps
 
 
 @stored

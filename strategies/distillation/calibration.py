@@ -189,8 +189,11 @@ def trained_heads(
     epochs : int
     learning_rate : float
     """
-    heads = torch.stack([torch.cat([model[WEIGHT], model[BIAS].unsqueeze(1)], dim=1) for model in models])
-    inputs = F.pad(torch.stack([features for features, _ in samples]), (0, 1), value=1.0)
+    inputs, heads = torch.stack([features for features, _ in samples]), torch.stack([model[WEIGHT] for model in models])
+    has_bias = BIAS in models[0]
+    if has_bias:
+        inputs = F.pad(inputs, (0, 1), value=1.0)
+        heads = torch.cat([heads, torch.stack([model[BIAS] for model in models]).unsqueeze(2)], dim=2)
     truth = torch.stack([F.one_hot(labels, heads.shape[1]).to(inputs.dtype) for _, labels in samples])
     batches = list(zip(inputs.split(BATCH, dim=1), truth.split(BATCH, dim=1), strict=True))
     velocity = torch.zeros_like(heads)
@@ -198,4 +201,6 @@ def trained_heads(
         errors = torch.softmax(x @ heads.mT, dim=2) - y
         velocity = torch.baddbmm(velocity, errors.mT, x, beta=MOMENTUM, alpha=1.0 / x.shape[1])
         heads = heads.sub(velocity, alpha=rate)
+    if not has_bias:
+        return [{WEIGHT: head.contiguous()} for head in heads]
     return [{WEIGHT: head[:, :-1].contiguous(), BIAS: head[:, -1].contiguous()} for head in heads]

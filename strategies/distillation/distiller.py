@@ -1,15 +1,17 @@
 """Universal distillation: a student that starts from the average learns the experts' vote on the proxy set."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
+from disue.batches import batches
 from disue.config import Settings
 from disue.device import memory_format, mixed_precision
 from disue.metrics import predict_logits
-from disue.models import State, get_state, interpolate
+from disue.models import Classifier, State, fill, get_state, interpolate
 from disue.tasks import Task
 from strategies.distillation.adam import Adam, cosine
 
@@ -97,7 +99,7 @@ class Distiller:
     def distil(
         self,
         task: Task,
-        student: nn.Module,
+        student: Classifier,
         x: Tensor,
         targets: Tensor,
         generator: torch.Generator,
@@ -111,7 +113,7 @@ class Distiller:
         ----------
         task : Task
             Says what the student minimises, and which stratum outputs speak for.
-        student : nn.Module
+        student : Classifier
             Holds the weighted average; it is trained in place.
         x : (samples, *shape) tensor
             The proxy set.
@@ -146,14 +148,14 @@ class Distiller:
         if self.steps and len(used):
             layout = memory_format(x, device, mixed=False)
             inputs, teacher = x[used].to(device, memory_format=layout), targets[used].to(device)
-            optimizer = Adam(student.parameters())
+            optimizer = Adam([parameter for parameter in student.parameters() if parameter.requires_grad])
             learning_rates = cosine(self.learning_rate, self.steps)
             looks_left = self.patience
-            batches = iter(_endless_batches(len(used), self.batch_size, generator))
+            stream = _endless_batches(len(used), self.batch_size, student.least_batch, generator)
             while taken < self.steps and looks_left:
                 student.train()
                 for _ in range(min(self.check_every, self.steps - taken)):
-                    batch = next(batches).to(device)
+                    batch = next(stream).to(device)
                     with mixed_precision(device):
                         outputs = student(inputs[batch])
                     loss = task.divergence(outputs.float(), teacher[batch], self.temperature)
@@ -169,7 +171,7 @@ class Distiller:
         result, result_outputs = best_state, best_outputs
         if self.student_share < 1.0:
             result = interpolate(average, best_state, self.student_share)
-            student.load_state_dict(result)
+            fill(student, result)
             result_outputs = predict_logits(student, x[held_out], device)
         result_evidence = agreement(result_outputs)
         kept_average = not best_loss < average_loss or result_evidence < average_evidence
@@ -185,6 +187,6 @@ class Distiller:
         )
 
 
-def _endless_batches(size: int, batch_size: int, generator: torch.Generator):  # type: ignore[no-untyped-def]
+def _endless_batches(count: int, size: int, least: int, generator: torch.Generator) -> Iterator[Tensor]:
     while True:
-        yield from torch.randperm(size, generator=generator).split(batch_size)
+        yield from batches(torch.randperm(count, generator=generator), size, least)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from disue.config import Settings
 from disue.covariance import looked_at
-from disue.models import Classifier, Shape, State, get_state
+from disue.models import Classifier, Shape, State, for_torch, get_state
 from strategies.distillation.adam import Adam
 from strategies.distillation.teachers import Weighing, class_weights, vote
 from strategies.stored import stored
@@ -173,12 +173,13 @@ class Network:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return logits, (samples, classes)."""
-        logits: Tensor = functional_call(self.model, self.state, (x,))
+        logits: Tensor = functional_call(self.model, for_torch(self.state), (x,))
         return logits
 
     def features(self, x: Tensor) -> Tensor:
         """Return the body's features, (samples, features)."""
-        own = {name.removeprefix("body."): tensor for name, tensor in self.state.items() if name.startswith("body.")}
+        parts = for_torch(self.state).items()
+        own = {name.removeprefix("body."): tensor for name, tensor in parts if name.startswith("body.")}
         features: Tensor = functional_call(self.model.body, own, (x,))
         return features
 

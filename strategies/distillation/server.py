@@ -184,7 +184,7 @@ class Server:
 
     def logits(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return what a model says of inputs, (samples, outputs)."""
-        return F.linear(self.features(state, x, model), state[f"{HEAD}weight"], state[f"{HEAD}bias"])
+        return F.linear(self.features(state, x, model), state[f"{HEAD}weight"], state.get(f"{HEAD}bias"))
 
     def features(self, state: State, x: Tensor, model: str = "") -> Tensor:
         """Return the features of inputs under a model, (samples, features).

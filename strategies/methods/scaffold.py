@@ -14,7 +14,7 @@ from functools import partial
 from typing import Self
 
 from disue.gradients import mean_gradient
-from disue.models import State, interpolate, zeros_like
+from disue.models import State, interpolate, trained, with_statistics, zeros_like
 from disue.objective import PLAIN, LocalObjective
 from strategies.aggregation.caps import Caps
 from strategies.aggregation.robust import Aggregator, flat
@@ -78,7 +78,7 @@ class Scaffold(Method[ScaffoldState]):
 
     def begin(self, initial: State) -> ScaffoldState:
         """Return the state before the first round, with a variate of zeros."""
-        return replace(super().begin(initial), variate=zeros_like(initial))
+        return replace(super().begin(initial), variate=zeros_like(trained(initial)))
 
     def shared(self, state: ScaffoldState) -> State:
         """Return c."""
@@ -91,7 +91,7 @@ class Scaffold(Method[ScaffoldState]):
         """
         average, before = self.aggregator(updates), state.universals[self.main]
         directions = self._directions([update for update in updates if isinstance(update, ClientUpdate)])
-        model = interpolate(before, average, self.learning_rate)
+        model = with_statistics(interpolate(before, average, self.learning_rate), average)
         share = len(directions) / len(round.models)
         variate = interpolate(state.variate, self.aggregator(directions), share)
         return Step(replace(state, universals={self.main: model}, variate=variate), averages={self.main: average})

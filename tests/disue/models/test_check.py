@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from disue.config import ClientConfig
+from disue.data import build_federation
 from disue.errors import ConfigError, DataError
 from disue.models import MODELS, Classifier, Shape, filled_model
 from disue.models.check import check_networks
@@ -33,13 +36,59 @@ def changed(change: Callable[[Classifier], object]) -> Build:
 class Other(nn.Module):
     """A head by another name."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: nn.Module | None = None) -> None:
         super().__init__()
-        self.body = nn.Flatten()
-        self.classifier = nn.Linear(64, CLASSES)
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True))
+        self.classifier = head or nn.Linear(8, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.body(x))  # type: ignore[no-any-return]
+        return self.classifier(self.hidden(x))  # type: ignore[no-any-return]
+
+
+class Scaled(Other):
+    """What is returned is computed from logits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2.0
+
+
+class Two(Other):
+    """Two outputs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x), super().forward(x)  # type: ignore[return-value]
+
+
+class Twice(nn.Sequential):
+    """A layer that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(64, 64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[0](self[0](x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class Answer(Other):
+    """Logits are an attribute of what is returned."""
+
+    def forward(self, x: Tensor) -> Any:
+        return SimpleNamespace(logits=super().forward(x))
+
+
+class Adapted(nn.Module):
+    """A frozen layer beside one of low rank that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(64, 64).requires_grad_(False)
+        self.down, self.up = nn.Linear(64, 2, bias=False), nn.Linear(2, 64, bias=False)
+        self.norm = nn.BatchNorm1d(64).requires_grad_(False)
+        self.last = nn.Linear(64, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return self.last(self.norm(self.frozen(x) + self.up(self.down(x))))  # type: ignore[no-any-return]
 
 
 class Tied(nn.Module):
@@ -107,34 +156,40 @@ def raises(_shape: Shape, _classes: int) -> Classifier:
 
 numbers = iter(range(1000))
 BAD: dict[str, tuple[Build, str]] = {
-    "batch norm": (lambda *_: of(nn.BatchNorm1d(8)), "the buffer 'body.2.running_mean' (float32)"),
-    "integer buffer": (
-        changed(lambda m: m.body.register_buffer("steps", torch.zeros((), dtype=torch.int64))),
-        "the buffer 'body.steps' (int64)",
-    ),
-    "kept constant": (lambda *_: of(Constant(kept=True)), "the buffer 'body.2.scale' (float32)"),
     "of a batch": (
         lambda *_: of(nn.BatchNorm1d(8, track_running_stats=False)),
         "(ValueError: Expected more than 1 value",
     ),
-    "of the batch": (lambda *_: of(Centred()), "by the others of its batch; use GroupNorm in place of BatchNorm"),
-    "frozen": (changed(lambda m: m.body[1].weight.requires_grad_(False)), "'body.1.weight' with requires_grad=False"),
+    "of the batch": (lambda *_: of(Centred()), "by the others of its batch, not only in training; use GroupNorm"),
+    "frozen head": (
+        changed(lambda m: m.head.weight.requires_grad_(False)),
+        "'head.weight' with requires_grad=False; the last layer must be trained",
+    ),
     "double": (changed(lambda m: m.head.double()), "the parameter 'head.weight' of type torch.float64"),
     "half": (changed(lambda m: m.half()), "the parameter 'body.1.weight' of type torch.float16"),
-    "tied": (lambda *_: of(Tied()), "under two names, 'body.2.first.weight' and 'body.2.second.weight'"),
+    "tied head": (
+        changed(lambda m: m.body.append(nn.Linear(8, 10)) and setattr(m.body[2], "weight", m.head.weight)),
+        "the weight of its last layer under the name 'body.2.weight', too",
+    ),
     "lazy": (
         lambda *_: Classifier(nn.Sequential(nn.Flatten(), nn.LazyLinear(8)), 8, CLASSES),
         "whose shape is not known",
     ),
     "outside": (changed(lambda m: m.register_parameter("scale", nn.Parameter(torch.ones(1)))), "'scale' outside of"),
     "not finite": (changed(lambda m: nn.init.constant_(m.head.bias, torch.inf)), "'head.bias' with initial values"),
-    "other head": (lambda *_: Other(), "has no module 'head'; build a disue.models.Classifier"),
-    "no body": (lambda *_: nn.Linear(64, CLASSES), "has no module 'body'"),
-    "conv head": (changed(lambda m: setattr(m, "head", nn.Conv2d(8, 10, 1))), "has a head that is a Conv2d"),
-    "no bias": (
-        changed(lambda m: setattr(m, "head", nn.Linear(8, 10, bias=False))),
-        "use a torch.nn.Linear with a bias",
+    "softmax": (
+        lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.Softmax(dim=1)),
+        "ends in a Softmax ('2'); return logits, as a torch.nn.Linear gives them",
     ),
+    "relu in place": (
+        lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.ReLU(inplace=True)),
+        "ends in a ReLU ('2')",
+    ),
+    "temperature": (lambda *_: Scaled(), "computes on what its last layer gives; return the outputs of a torch.nn"),
+    "two heads": (lambda *_: Two(), "returns a tuple; return one tensor, or what has it as `logits`"),
+    "twice": (lambda *_: Twice(), "calls its last layer '0' more than once"),
+    "unflattened": (lambda *_: nn.Linear(64, CLASSES), "cannot be built for inputs 1x8x8 and 10 outputs (RuntimeError"),
+    "conv head": (changed(lambda m: setattr(m, "head", nn.Conv2d(8, 10, 1))), "has a head that is a Conv2d"),
     "wide": (lambda *_: of(outputs=7), "has a head of 7 outputs; the task has 10"),
     "narrow": (lambda *_: of(nn.Linear(8, 5)), "(RuntimeError: "),
     "flat": (
@@ -148,14 +203,24 @@ BAD: dict[str, tuple[Build, str]] = {
     "raises": (raises, "cannot be built for inputs 1x8x8 and 10 outputs (RuntimeError: no such layer)"),
     "no module": (lambda *_: "a text", "is a str; build a torch.nn.Module"),  # type: ignore[return-value, dict-item]
     "other weights": (changed(lambda m: nn.init.constant_(m.head.bias, next(numbers))), "from other weights each time"),
-    "hidden": (lambda *_: of(Hidden()), "cannot be trained on inputs 1x8x8 ("),
 }
 GOOD: dict[str, Build] = {
     "constant": lambda *_: of(Constant()),
+    "kept-constant": lambda *_: of(Constant(kept=True)),
+    "hidden": lambda *_: of(Hidden()),
     "dropout": lambda *_: of(nn.Dropout(0.5)),
     "unused": lambda *_: of(Unused()),
     "layer-norm": lambda *_: of(nn.LayerNorm(8)),
     "weight.norm": lambda *_: of(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))),
+    "batch-norm": lambda *_: of(nn.BatchNorm1d(8), nn.ReLU()),
+    "tied": lambda *_: of(Tied()),
+    "other-head": lambda *_: Other(),
+    "no-bias": lambda *_: Other(nn.Linear(8, CLASSES, bias=False)),
+    "logits": lambda *_: Answer(),
+    "adapted": lambda *_: Adapted(),
+    "sequence": lambda *_: nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
+    ),
 }
 
 
@@ -189,11 +254,11 @@ def test_the_models_that_there_are_can_work(name: str) -> None:
     check_networks([name], SHAPE, CLASSES)
 
 
-@pytest.mark.parametrize("kind", ["batch norm", "frozen", "other head"])
+@pytest.mark.parametrize("kind", ["softmax", "frozen head", "wide"])
 @pytest.mark.parametrize("others", [{}, {"client_models": "mlp,mine"}])
 def test_it_is_refused_before_the_first_round(register, run, tmp_path: Path, kind: str, others: dict[str, str]) -> None:  # type: ignore[no-untyped-def]
     register("mine", BAD[kind][0])
-    with pytest.raises(ConfigError, match="model: 'mine' has "):
+    with pytest.raises(ConfigError, match="model: 'mine' (has|ends in) "):
         run(clients=4, model="mine" if not others else "mlp", **others)
     assert list(tmp_path.iterdir()) == []
 
@@ -208,6 +273,10 @@ def test_what_can_work_does_so_to_the_end(register, run, name: str) -> None:  # 
     assert loaded.universals == ["universal", "universal-mlp"]
     assert any(expert.endswith("-mlp") for expert in loaded.experts)
     assert loaded.gate is not None
+    federation = build_federation(result.config, 4)
+    pixels, test = federation.dataset.test.x[federation.test_indices].float() / 16.0, federation.global_test()
+    right = loaded.universal(pixels.numpy()).argmax(dim=1) == test.y
+    assert float(right.double().mean()) == pytest.approx(result.summary["universal_accuracy"]), "as in the run"
     x = torch.rand(2, 1, 8, 8).numpy()
     assert loaded.universal(x).shape == (2, 10)
     assert all(loaded.expert(expert)(x).shape == (2, 10) for expert in loaded.choose(x))
@@ -235,6 +304,6 @@ def test_a_run_whose_model_is_not_registered_says_so_and_blames_no_file(register
 def test_what_is_read_has_its_constants(register) -> None:  # type: ignore[no-untyped-def]
     register("mine", GOOD["constant"])
     state = of(Constant()).state_dict()
-    model = filled_model("mine", SHAPE, CLASSES, state)
+    model = filled_model("mine", SHAPE, CLASSES, state, seed=0)
     assert not any(buffer.is_meta for buffer in model.buffers())
     assert ClientConfig(model="mine").models_of_clients == ["mine"]

@@ -99,7 +99,7 @@ def test_an_image_goes_where_it_is_most_probable_relative_to_images_of_any_kind(
 
 def test_in_early_features_there_is_no_other_projection_and_nothing_is_taken_off(tmp_path: Path) -> None:
     early_gate().save(tmp_path)
-    gate, x = Gate.load(tmp_path, TASK), some_images()
+    gate, x = Gate.load(tmp_path, TASK, 0), some_images()
     assert gate is not None
     network = build_model("cnn", TASK.shape, 3, 5).eval()
     features = early_features(network, x, torch.device("cpu"), 32).double().numpy()
@@ -129,7 +129,7 @@ def test_a_number_of_early_features_that_is_none_is_damage(tmp_path: Path, early
     tensors, about = read_tensors(tmp_path / GATE)
     write_tensors(tmp_path / GATE, tensors, about | {"early": early})
     with pytest.raises(DataError, match=GATE):
-        Gate.load(tmp_path, TASK)
+        Gate.load(tmp_path, TASK, 0)
 
 
 def test_of_runs_of_format_1_the_nearest_prototype_that_a_client_has_decides() -> None:
@@ -172,7 +172,7 @@ def test_spread_is_the_variance_of_the_examples() -> None:
 def test_it_is_the_same_after_a_file(gate: Gate, tmp_path: Path) -> None:
     gate.save(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [GATE]
-    again = Gate.load(tmp_path, TASK)
+    again = Gate.load(tmp_path, TASK, 0)
     assert again is not None
     assert again.experts.keys() == gate.experts.keys()
     assert (again.signature, again.clusters) == (gate.signature, gate.clusters)
@@ -203,15 +203,15 @@ def test_a_damaged_one_is_refused_in_one_line(key: str, tensor: torch.Tensor | N
     tensors.pop(key)
     write_tensors(tmp_path / GATE, tensors | ({} if tensor is None else {key: tensor}), about)
     with pytest.raises(DataError, match=f"gate.safetensors' is damaged .*{said}") as caught:
-        Gate.load(tmp_path, TASK)
+        Gate.load(tmp_path, TASK, 0)
     assert "\n" not in str(caught.value)
 
 
 def test_what_does_not_fit_the_task_is_damaged(tmp_path: Path) -> None:
     some_gate().save(tmp_path)
     with pytest.raises(DataError, match=r"gate.safetensors' does not fit \(.* of model '.*' as it is here\); restore"):
-        Gate.load(tmp_path, ImageClassification(TASK.class_names, (3, 8, 8), (0.5,) * 3, (0.2,) * 3))
-    assert Gate.load(tmp_path / "elsewhere", TASK) is None
+        Gate.load(tmp_path, ImageClassification(TASK.class_names, (3, 8, 8), (0.5,) * 3, (0.2,) * 3), 0)
+    assert Gate.load(tmp_path / "elsewhere", TASK, 0) is None
 
 
 def test_a_cluster_is_as_probable_as_its_experts_of_all_architectures_together() -> None:
