@@ -7,6 +7,7 @@ from client_app.client import LocalClient, own_model
 from client_app.data import introduce
 from client_app.describe import DESCRIPTIONS
 from client_app.memory import Prepared
+from client_app.node import this_node
 from client_app.packing import answer_for_all
 from client_app.release import choose_policy, withhold_errors
 from client_app.secagg import mask, share_out, unmask
@@ -16,7 +17,6 @@ from disue.config import ClientConfig
 from disue.errors import FederationError
 from disue.metrics import Evaluation, evaluate
 from disue.models import interpolate
-from disue.nodes import NodeConfig
 from disue.wire import (
     CompareReply,
     CompareRequest,
@@ -44,7 +44,7 @@ app = ClientApp(mods=[answer_for_all])
 def hello(message: Message, context: Context) -> Message:
     """Say who this is."""
     asked = HelloRequest.from_message(message)
-    config, node = ClientConfig.from_flower(context.run_config), NodeConfig.from_flower(context.node_config)
+    config, node = ClientConfig.from_flower(context.run_config), this_node(context)
     check_state_path(node)
     reply = introduce(config, node, own_model(node, config))
     return choose_policy(config, node, "hello").hello(reply, asked).to_message(message)
@@ -76,7 +76,7 @@ def train_locally(message: Message, context: Context) -> Message:
 @withhold_errors
 def share_secrets(message: Message, context: Context) -> Message:
     """Secure aggregation: share secrets out among the members of a sum."""
-    name = NodeConfig.from_flower(context.node_config).client
+    name = this_node(context).client
     return share_out(ShareRequest.from_message(message), name, context).to_message(message)
 
 
@@ -84,7 +84,7 @@ def share_secrets(message: Message, context: Context) -> Message:
 @withhold_errors
 def mask_vector(message: Message, context: Context) -> Message:
     """Secure aggregation: send what was trained, under masks."""
-    name = NodeConfig.from_flower(context.node_config).client
+    name = this_node(context).client
     return mask(Parcels.from_request(message), name, context).to_message(message)
 
 
@@ -132,7 +132,7 @@ def early(message: Message, context: Context) -> Message:
 @withhold_errors
 def forget(message: Message, context: Context) -> Message:
     """Delete what was kept for a run that is over."""
-    request, node = ForgetRequest.from_message(message), NodeConfig.from_flower(context.node_config)
+    request, node = ForgetRequest.from_message(message), this_node(context)
     ClientStore(context, node.client, request.run, node.state_path).forget()
     return Message(RecordDict(), reply_to=message)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from client_app.data import open_data
 from client_app.memory import Prepared, memory_of
+from client_app.node import this_node
 from client_app.release import ReleasePolicy, choose_policy
 from client_app.store import ClientStore
 from client_app.train import TrainingResult, output_shift, train
@@ -32,7 +33,7 @@ class LocalClient:
 
     def __init__(self, context: Context, task: ImageClassification | None) -> None:
         self.config = _checked(json.dumps(context.run_config))
-        node = NodeConfig.from_flower(context.node_config)
+        node = this_node(context)
         self.context = context
         self.name = node.client
         self.node = node

@@ -63,7 +63,7 @@ def cli(
 def simulate(
     clients: Annotated[
         int | None,
-        typer.Option(min=1, help="Number of simulated clients. [default: 12; with --resume as it was]"),
+        typer.Option(min=1, help="Number of simulated clients. [default: 12; as --resume or --data has them]"),
     ] = None,
     engine: Annotated[
         Engine,
@@ -76,6 +76,14 @@ def simulate(
     assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a run config key; may be given often."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Images of your own: for each client, by its name, a folder of images per class or an .npz file; or "
+            "one such folder or file that the scenario divides.",
+        ),
     ] = None,
     output: Annotated[
         Path | None,
@@ -92,6 +100,9 @@ def simulate(
 ) -> None:
     """Simulate a federation on this machine, and print how it went and where its files are.
 
+    With a folder of clients in --data it is the rehearsal of a deployment: clients of the same names and data come to
+    the same models there.
+
     A baseline has the same clients, data, seed and settings, runs after the run itself, and is kept in the run
     directory's `baselines/`. The table, the report and the model card then compare with it by name. With --resume, one
     that is there goes on up to the run's last round.
@@ -103,6 +114,8 @@ def simulate(
     - disue simulate --engine inline --clients 20 --set dataset=fashion-mnist
 
     - disue simulate --engine inline --baseline fedavg
+
+    - disue simulate --data hospitals/ --set input-shape=3x64x64 --set proxy=path:srv/proxy
 
     - disue simulate --set method=fedavg --set seed=7 --output runs/fedavg-7
 
@@ -117,7 +130,7 @@ def simulate(
     """
     from disue_cli.commands.simulate import simulate as run
 
-    run(clients, engine.value, gpus_per_client, assignments or [], output, resume, baseline or [])
+    run(clients, engine.value, gpus_per_client, assignments or [], data, output, resume, baseline or [])
 
 
 @app.command()

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from disue.data import DATASETS, OWN, SCENARIOS, RunData
+from disue.data.pool import POOL
 from disue.errors import ConfigError
 from disue.models import MODELS
 from disue.privacy.dp import COVERED_DESCRIPTIONS
@@ -30,7 +31,9 @@ PROXIES = {"holdout": "holdout", "dataset": "dataset:NAME", "path": "path:DIR", 
 def check_names(config: RunConfig) -> None:
     """Raise `ConfigError` for the first value that names a part which does not exist, or does not fit another."""
     for registry in REGISTRIES:
-        registry[getattr(config, registry.key)]
+        name = getattr(config, registry.key)
+        if registry is not DATASETS or not name.startswith(POOL):
+            registry[name]
     for model in config.models_of_clients:
         check_model(config, model, "client-models")
     if config.clusterer in CLUSTERERS:

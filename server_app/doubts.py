@@ -2,7 +2,7 @@
 
 from disue.config.data import DataSettings
 from disue.data import Federation
-from disue.data.federation import MIN_TRAIN_EXAMPLES
+from disue.data.client_data import MIN_TRAIN_EXAMPLES
 from disue.data.scenarios import ONE_GROUP, USE_ALPHA
 from server_app.config import RunConfig
 from strategies.methods.chosen import Chosen

@@ -10,7 +10,7 @@ from flwr.common.logger import log
 from flwr.serverapp import Grid
 from flwr.superlink.grid.http_grid import HttpGrid
 
-from disue.data import OWN, build_federation, load_dataset
+from disue.data import OWN, build_federation
 from disue.device import prepare_device
 from disue.errors import ConfigError, DiskError
 from disue.files import disk_errors
@@ -59,9 +59,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
         One line that names the key, the value and what is allowed.
     """
     check_names(config)
-    if num_clients is not None and config.dataset == OWN:
-        load_dataset(OWN)  # raises: a simulation has none
-    check_own_data(config)
+    check_own_data(config, num_clients)
     if config.tensorboard:
         check_tensorboard()
     if config.privacy == "dp":
@@ -76,6 +74,7 @@ def preflight(config: RunConfig, num_clients: int | None = None) -> None:
     if num_clients is not None:
         check_sizes(config, num_clients)
         check_main_model(config, (config.client_model(i, num_clients) for i in range(num_clients)))
+    if num_clients is not None and config.dataset != OWN:
         federation = build_federation(config, num_clients)
         check_groups(config, federation)
         task, noisy = federation.task, config.privacy == "dp"

@@ -8,6 +8,7 @@ from flwr.common.logger import log
 from torch import Tensor
 
 from disue.data import OWN, Examples, RunData, build_federation, load_dataset
+from disue.data.rehearsal import clients_below
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.naming import quoted
@@ -44,10 +45,19 @@ class AgreedData:
         raise ConfigError(NO_HOLDOUT)
 
 
-def check_own_data(config: RunConfig) -> None:
-    """Raise `ConfigError` or `DataError` where the config does not go with clients that have data of their own."""
+def check_own_data(config: RunConfig, num_clients: int | None) -> None:
+    """Raise `ConfigError` or `DataError` where the config does not go with clients that have data of their own.
+
+    ``num_clients``: in a simulation; None: clients are on machines of their own.
+    """
     if config.dataset != OWN:
+        if config.own_data:
+            raise ConfigError(
+                f"own-data: got '{config.own_data}'; the dataset is '{config.dataset}', use dataset={OWN}"
+            )
         return
+    if num_clients is not None:
+        _check_rehearsal(config, num_clients)
     if config.client_models:
         raise ConfigError(
             f"client-models: got '{config.client_models}'; with dataset '{OWN}' leave it empty, "
@@ -62,6 +72,14 @@ def check_own_data(config: RunConfig) -> None:
         find_images(user_path(where, "proxy"))
     elif kind == "dataset":
         load_dataset(where, config.data_dir)
+
+
+def _check_rehearsal(config: RunConfig, num_clients: int) -> None:
+    if not config.own_data:
+        load_dataset(OWN)  # raises: a simulation has none
+    there = len(clients_below(config.own_data))
+    if there != num_clients:
+        raise ConfigError(f"own-data: '{config.own_data}' has {there} clients' data; got {num_clients}, use {there}")
 
 
 def check_summary(config: RunConfig, summary: DataSummary | None, task: ImageClassification | None) -> None:

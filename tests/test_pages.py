@@ -104,6 +104,9 @@ def place(finished: Path, tmp_path: Path, _no_download: None, monkeypatch: pytes
         Image.new("L", (16, 16), 90).save(tmp_path / name)
     for name in ("scans.npz", "hospital-c.npz"):
         np.savez(tmp_path / name, x=np.zeros((2, 8, 8), np.float32), y=np.arange(2))
+    np.savez(tmp_path / "pictures.npz", x=np.zeros((300, 8, 8), np.uint8), y=np.arange(300) % 3)
+    for name in ("north", "south"):
+        (tmp_path / "hospitals" / name).mkdir(parents=True)
     engines = ("engines.inline.run_inline", "engines.ray.run_ray")
     others = ("compare.run_cells", "executor.executor", "export.write_model", "run.copy_app")
     for started in (*engines, *(f"commands.{other}" for other in others)):

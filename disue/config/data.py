@@ -16,10 +16,14 @@ class DataSettings(Settings):
 
     shared: ClassVar[bool] = True
 
-    dataset: str = Field("digits", description="task data")
+    dataset: str = Field(
+        "digits",
+        description="task data: the name of a dataset; `path:DIR` or `path:FILE`, images of your own (a folder of "
+        "images per class, or an .npz file) that the scenario divides; or `own`, what each client has",
+    )
     input_shape: str = Field(
         "1x28x28",
-        description="with dataset=own: channels x height x width that all clients convert their images to",
+        description="with images of your own: channels x height x width that they are converted to",
     )
     classes: str = Field(
         "",
@@ -27,10 +31,15 @@ class DataSettings(Settings):
         "those that the clients have at the start, sorted by name",
     )
     test_fraction: float = Field(
-        0.2, ge=1e-6, lt=1.0, description="with dataset=own: share of its data that a client holds out to test on"
+        0.2, ge=1e-6, lt=1.0, description="with images of your own: share of them that is held out to test on"
     )
     data_dir: Changeable[str] = Field(
         "", description="where dataset files are looked for first; empty: the usual places"
+    )
+    own_data: Changeable[str] = Field(
+        "",
+        description="with dataset=own, in a simulation: a folder that has, for each client and by its name, a folder "
+        "of images per class or an .npz file; empty: clients are on machines of their own, where data-path says",
     )
     scenario: str = Field("label-groups", description="how clients differ")
     num_groups: int = Field(3, ge=1, le=1000, description="planted groups, in scenarios that have them")

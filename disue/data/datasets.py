@@ -36,7 +36,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Raw images (uint8) with the numbers that normalise them.
+    """Raw images with the numbers that normalise them.
 
     ``mean`` and ``std`` are per channel, of pixel values divided by ``maximum``.
     """
@@ -139,8 +139,8 @@ def missing_from(name: str, data_dir: str = "") -> list[Path]:
 @DATASETS.register(OWN)
 def _own(_data_dir: Path | None) -> Dataset:
     raise DataError(
-        f"dataset: got '{OWN}'; that is what clients on real machines have, where data-path in their node config says, "
-        "and neither a server nor a simulation has it"
+        f"dataset: got '{OWN}'; that is what clients on real machines have, where data-path in their node config says; "
+        "a simulation has none, unless own-data names a folder of them"
     )
 
 

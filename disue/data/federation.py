@@ -1,48 +1,24 @@
 """The data of a simulated federation: who holds what, the global test set, and the proxy set."""
 
-import hashlib
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from disue.config import ClientConfig
+from disue.data.client_data import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
 from disue.data.datasets import Dataset, Examples, load_dataset
+from disue.data.pool import POOL, load_pool
 from disue.data.scenarios import NO_GROUP, SCENARIOS, IntArray, Scenario, ScenarioInput, split_by_shares
 from disue.errors import ConfigError, DataError
 from disue.seeding import derive_seed, numpy_rng
-from disue.tasks import ImageClassification, Task
+from disue.tasks import ImageClassification, ImageShape, Task
 
-MIN_TRAIN_EXAMPLES = 2
-MIN_TEST_EXAMPLES = 1
 MIN_PROXY_SIZE = 10
 KEPT_BYTES = 2**28
 """Clients' data are kept for the next round, in each process, as long as all of them, if like the last, fit into it."""
-
-
-@dataclass(frozen=True)
-class ClientData:
-    """One client's own data, normalised, and the planted group it comes from (-1: none)."""
-
-    train: Examples
-    test: Examples
-    group: int
-
-    @property
-    def nbytes(self) -> int:
-        """What they take in memory, in bytes."""
-        return sum(tensor.nbytes for part in (self.train, self.test) for tensor in (part.x, part.y))
-
-    @cached_property
-    def train_hash(self) -> bytes:
-        """The SHA-256 of the training examples, in their order."""
-        found = hashlib.sha256()
-        for tensor in (self.train.x, self.train.y):
-            found.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            found.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-        return found.digest()
 
 
 class RunData(Protocol):
@@ -149,6 +125,8 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
     return federation_of(
         config.dataset,
         config.data_dir,
+        config.shape,
+        config.test_fraction,
         config.scenario,
         config.num_groups,
         config.alpha,
@@ -166,6 +144,8 @@ def build_federation(config: ClientConfig, num_clients: int) -> Federation:
 def federation_of(
     dataset_name: str,
     data_dir: str,
+    shape: ImageShape,
+    test_fraction: float,
     scenario_name: str,
     num_groups: int,
     alpha: float,
@@ -179,7 +159,10 @@ def federation_of(
 ) -> Federation:
     """Return what `build_federation` returns; kept in memory for the next caller in this process."""
     make_scenario = SCENARIOS[scenario_name]
-    dataset = load_dataset(dataset_name, data_dir)
+    if dataset_name.startswith(POOL):
+        dataset = load_pool(dataset_name.removeprefix(POOL), shape, test_fraction)
+    else:
+        dataset = load_dataset(dataset_name, data_dir)
     train_labels, test_labels = dataset.train.y.numpy(), dataset.test.y.numpy()
     if 0 < train_examples < MIN_TRAIN_EXAMPLES:
         raise DataError(f"train-examples: got {train_examples}; use 0 (all) or at least {MIN_TRAIN_EXAMPLES}")

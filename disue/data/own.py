@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from disue.data.client_data import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
 from disue.data.datasets import Examples
-from disue.data.federation import MIN_TEST_EXAMPLES, MIN_TRAIN_EXAMPLES, ClientData
 from disue.data.folders import images_below, search
 from disue.data.image_files import from_array, read_arrays, read_images, tell_of_others
 from disue.data.scenarios import NO_GROUP
@@ -69,7 +69,9 @@ class OwnSplit:
         return ClientData(train, test, NO_GROUP)
 
 
-def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name: str) -> OwnSplit:
+def open_own(
+    data_path: str, shape: Shape, test_fraction: float, seed: int, name: str, what: str = "data-path"
+) -> OwnSplit:
     """Return a client's own data, converted and split; kept in memory until the files change.
 
     Parameters
@@ -85,6 +87,8 @@ def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name
         The run seed.
     name : str
         The client's name; with the seed it decides which examples are held out.
+    what : str (default: "data-path")
+        What errors call the place.
 
     Raises
     ------
@@ -94,26 +98,28 @@ def open_own(data_path: str, shape: Shape, test_fraction: float, seed: int, name
     """
     try:
         root = Path(data_path).expanduser()
-        fingerprint = _fingerprint(root)
+        fingerprint = _fingerprint(root, what)
     except (OSError, RuntimeError) as error:
-        raise DataError(f"data-path cannot be read ({_why(error)})") from None
-    return _open(root, fingerprint, shape, test_fraction, seed, name)
+        raise DataError(f"{what} cannot be read ({_why(error)})") from None
+    return _open(root, fingerprint, shape, test_fraction, seed, name, what)
 
 
 @lru_cache(maxsize=KEPT)
-def _open(root: Path, _fingerprint: Fingerprint, shape: Shape, test_fraction: float, seed: int, name: str) -> OwnSplit:
-    data = read_own(root, shape)
+def _open(
+    root: Path, _fingerprint: Fingerprint, shape: Shape, test_fraction: float, seed: int, name: str, what: str
+) -> OwnSplit:
+    data = read_own(root, shape, what)
     if doubt := doubts(len(data.class_names), len(data.y)):
         logger.warning("%s: %s", name, doubt)
     return OwnSplit(data, *split(data.y, test_fraction, seed, name))
 
 
-def read_own(root: Path, shape: Shape) -> OwnData:
+def read_own(root: Path, shape: Shape, what: str = "data-path") -> OwnData:
     """Return all images of a folder of classes, or of an ``.npz`` file; see `open_own`."""
-    return _read_folder(root, shape) if root.is_dir() else _read_npz(root, shape)
+    return _read_folder(root, shape, what) if root.is_dir() else _read_npz(root, shape)
 
 
-def _fingerprint(root: Path) -> Fingerprint:
+def _fingerprint(root: Path, what: str) -> Fingerprint:
     """Return what is known of the files without reading them; when it changes, they are read anew.
 
     Two files may be as large as each other and have the time of one archive that both are from. The other time, which
@@ -121,7 +127,7 @@ def _fingerprint(root: Path) -> Fingerprint:
     """
     if not root.is_dir():
         if root.suffix.lower() != ".npz" or not root.is_file():
-            raise DataError("data-path is neither a folder nor an .npz file; is it mounted, and readable to this user?")
+            raise DataError(f"{what} is neither a folder nor an .npz file; is it mounted, and readable to this user?")
         files = [root]
     else:
         files = images_below(root)
@@ -133,7 +139,7 @@ def _why(error: Exception) -> str:
     return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
 
 
-def _read_folder(root: Path, shape: Shape) -> OwnData:
+def _read_folder(root: Path, shape: Shape, what: str) -> OwnData:
     found = search(root)
     for pair in found.twice:
         if len({normal_name(name.parts[0]) for name in pair}) > 1:
@@ -145,7 +151,7 @@ def _read_folder(root: Path, shape: Shape) -> OwnData:
         if len(name.parts) == 1:
             raise DataError(f"'{name}' is in no class; expected a folder of images for each class")
     if not found.paths:
-        raise DataError(f"data-path has no images; expected a folder of images for each class{found.excuse}")
+        raise DataError(f"{what} has no images; expected a folder of images for each class{found.excuse}")
     found.tell()
     classes = [normal_name(name.parts[0]) for name in names]
     class_names = tuple(sorted(set(classes)))

@@ -108,7 +108,7 @@ def read_new(run: Run, data: Path) -> NewData:
     if not _has_labels(data):
         return NewData(task.normalise(read_inputs([data], task.shape).pixels), None)
     try:
-        own = read_own(data, task.shape)
+        own = read_own(data, task.shape, "it")
     except DataError as error:
         named = str(error).removeprefix(f"'{data.name}'").removeprefix(": ")
         raise DataError(f"'{data}'{'' if named.startswith(' ') else ': '}{named}") from None

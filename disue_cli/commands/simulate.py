@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from disue.assignments import parse_assignments
-from disue.errors import ConfigError
-from disue.files import inside
+from disue.data import OWN
+from disue.data.rehearsal import clients_below, is_pool
+from disue.errors import ConfigError, DataError
+from disue.files import inside, user_path
 from disue_cli.views import is_live, number, told_through, view_of
 from disue_cli.watching import followed
 from server_app.config import RunConfig
@@ -29,6 +31,7 @@ def simulate(
     engine: str,
     gpus_per_client: float,
     assignments: list[str],
+    data: Path | None,
     output: Path | None,
     resume: Path | None,
     baselines: list[str],
@@ -48,6 +51,8 @@ def simulate(
     for key, place in (("output-dir", output), ("resume-from", resume)):
         if place is not None:
             values[key] = str(place)
+    if data is not None:
+        values |= _own_data(data, values)
     config = RunConfig.from_flower(values)
 
     from disue_cli.engines.inline import nodes_for
@@ -57,14 +62,18 @@ def simulate(
     done, over = 0, False
     if config.resume_from:
         config, clients, done, over = _resumed(values, clients, bool(baselines))
+    if config.own_data:
+        clients = clients or len(clients_below(config.own_data))
     clients = clients or USUAL_CLIENTS
     _check_gpus(config, engine, gpus_per_client)
     places = {"output_dir": str(default_directory(config))}
-    if config.data_dir:
-        places["data_dir"] = os.path.abspath(os.path.expanduser(config.data_dir))  # the engine runs elsewhere
-    kind, _, where = config.proxy.partition(":")
-    if kind == "path":
-        places["proxy"] = f"path:{os.path.abspath(os.path.expanduser(where))}"
+    for key in ("data_dir", "own_data"):
+        if where := getattr(config, key):
+            places[key] = os.path.abspath(os.path.expanduser(where))  # the engine runs elsewhere
+    for key in ("dataset", "proxy"):
+        kind, _, where = getattr(config, key).partition(":")
+        if kind == "path":
+            places[key] = f"path:{os.path.abspath(os.path.expanduser(where))}"
     config = config.model_copy(update=places)
     nodes_for(config, clients)
     if not over:
@@ -85,6 +94,26 @@ def simulate(
         words = ["disue", "simulate", "--engine", engine, "--resume", config.output_dir]
         words += [word for method in dict.fromkeys(baselines) for word in ("--baseline", method)]
         console.print(f"{stopped}; to go on: {shlex.join(words)}", soft_wrap=True)
+
+
+def _own_data(data: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--data`` stands for: a folder of clients, or a pool that the scenario divides.
+
+    Raises
+    ------
+    ConfigError
+        If another dataset is named, too.
+    DataError
+        If the place cannot be read.
+    """
+    place = user_path(data, "--data")
+    try:
+        found = {"dataset": f"path:{data}"} if is_pool(place) else {"dataset": OWN, "own-data": str(data)}
+    except OSError as error:
+        raise DataError(f"--data: '{data}' cannot be read ({error.strerror})") from None
+    if values.get("dataset", found["dataset"]) != found["dataset"]:
+        raise ConfigError(f"dataset: got '{values['dataset']}' beside --data, which is dataset={found['dataset']}")
+    return found
 
 
 def _baselines(config: RunConfig, clients: int, methods: list[str]) -> list[tuple[RunConfig, int]]:
@@ -134,7 +163,7 @@ def _carry_out(
     from server_app.stopping import signals_stop
 
     console.print(
-        f"{config.method} on {config.dataset}, scenario {config.scenario}: {clients} clients, "
+        f"{config.method} on {config.dataset}, scenario {config.scenario_name}: {clients} clients, "
         f"{config.num_server_rounds} rounds, seed {config.seed}, engine {engine}"
         + (f", going on after round {done}" if done else ""),
         soft_wrap=True,
@@ -198,6 +227,8 @@ def _partitions(config: RunConfig, clients: int | None) -> int:
     from server_app.resume import read_settings
 
     _, partitions = read_settings(Path(config.resume_from))
+    if config.own_data:
+        partitions = len(clients_below(config.own_data))
     if not partitions:
         raise ConfigError(f"resume-from: the run in '{config.resume_from}' is no simulation; use disue run")
     if clients not in (None, partitions):

@@ -52,7 +52,7 @@ class Cell:
     @property
     def name(self) -> str:
         """The name of the run directory."""
-        return f"{self.dataset}-{for_files(self.scenario)}-{for_files(self.label)}-seed{self.seed}"
+        return f"{for_files(self.dataset)}-{for_files(self.scenario)}-{for_files(self.label)}-seed{self.seed}"
 
     @property
     def directory(self) -> Path:
@@ -91,7 +91,7 @@ class Cell:
 
 
 def for_files(label: str) -> str:
-    """Return a method or a scenario with its own settings as names of files have it.
+    """Return a dataset, or a method or a scenario with its own settings, as names of files have it.
 
     Examples
     --------

@@ -46,7 +46,7 @@ def write_plots(finished: Finished, directory: Path) -> list[Path]:
         ):
             figure = draw(runs)
             figure.suptitle(f"{dataset}, {scenario}", x=0.01, ha="left", fontweight="bold")
-            paths.append(directory / f"{name}-{dataset}-{for_files(scenario)}.png")
+            paths.append(directory / f"{name}-{for_files(dataset)}-{for_files(scenario)}.png")
             write_whole(paths[-1], partial(figure.savefig, dpi=110, format="png"))
     return paths
 

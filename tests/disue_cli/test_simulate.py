@@ -10,10 +10,13 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forked import Disue
+from PIL import Image
 
+from disue.data import load_dataset
 from disue_cli.main import main
 
 README = Path(__file__).parents[2] / "README.md"
@@ -125,6 +128,70 @@ def test_a_run_is_resumed_from_anywhere_with_as_many_clients_as_it_had(
     assert "fedavg on digits, scenario label-groups: 6 clients" in out
     assert f"artefacts: {run_directory}" in out
     assert json.loads((run_directory / "summary.json").read_text())["clients"] == 6
+
+
+@pytest.fixture
+def clinics(tmp_path: Path) -> Path:
+    """A folder of the data of three clients."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "clinics").mkdir()
+    for name in ("north", "south", "west"):
+        x, y = rng.integers(0, 256, (12, 8, 8), dtype=np.uint8), np.arange(12) % 3
+        np.savez(tmp_path / "clinics" / f"{name}.npz", x=x, y=y)
+    return tmp_path
+
+
+def test_a_rehearsal_has_the_clients_whose_data_are_there_and_goes_on_with_them(
+    clinics: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(clinics)
+    keys = ["--set", "input-shape=1x8x8", "--set", "method=fedavg", *QUICK, "--output", "out"]
+    out, _ = said("simulate", "--engine", "inline", "--data", "clinics", *keys)
+    assert "fedavg on own, scenario own-data: 3 clients, 2 rounds" in out
+    settings = tomllib.loads((clinics / "out" / "config.toml").read_text())["run"]
+    assert settings["own-data"] == str(clinics / "clinics")
+    (clinics / "clinics").rename(clinics / "moved")
+    again = ["--resume", "out", "--data", "moved", "--set", "num-server-rounds=3"]
+    out, _ = said("simulate", "--engine", "inline", *again)
+    assert "3 clients, 3 rounds, seed 0, engine inline, going on after round 2" in out
+    assert json.loads((clinics / "out" / "summary.json").read_text())["clients"] == 3
+
+
+def test_a_pool_of_images_is_divided_by_the_scenario(clinics: Path, monkeypatch: pytest.MonkeyPatch, said) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(clinics)
+    digits = load_dataset("digits")
+    np.savez("pool.npz", x=digits.train.x.numpy() * 15, y=digits.train.y.numpy())
+    for i, image in enumerate(digits.train.x[:200, 0].numpy() * 15):
+        place = clinics / "pool" / str(int(digits.train.y[i]))
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(place / f"{i}.png")
+    for pool, clients in (("pool.npz", 6), ("pool", 3)):
+        keys = ["--set", "input-shape=1x8x8", "--clients", clients, *QUICK, "--output", f"{pool}-run"]
+        out, _ = said("simulate", "--engine", "inline", "--data", pool, *keys)
+        assert f"disue on path:{pool}, scenario label-groups: {clients} clients" in out.replace(f"{clinics}/", "")
+        summary = json.loads((clinics / f"{pool}-run" / "summary.json").read_text())
+        assert summary["universal_accuracy"] > 0.15
+        assert summary["ari"] is not None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "clinics", "--clients", "4"], "own-data: 'clinics' has 3 clients' data; got 4, use 3"),
+        (["--data", "nowhere"], "own-data: 'nowhere' cannot be read (No such file or directory)"),
+        (["--data", "clinics", "--set", "dataset=digits"], "dataset: got 'digits' beside --data, which is dataset=own"),
+        (["--data", "clinics/north.npz", "--clients", "9"], "has 9 training examples for 9 clients; use fewer clients"),
+        (["--data", "clinics/east.npz"], "dataset: 'clinics/east.npz' is neither a folder nor an .npz file"),
+        (["--set", "dataset=own"], "a simulation has none, unless own-data names a folder of them"),
+        (["--data", "clinics", "--set", "clients-per-node=2"], "clients-per-node: got 2; 3 clients cannot fill"),
+    ],
+)
+def test_a_rehearsal_that_cannot_be_is_one_line(
+    clinics: Path, monkeypatch: pytest.MonkeyPatch, refused, arguments: list[str], words: str
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(clinics)
+    quick = ["--set", "method=fedavg", "--set", "input-shape=1x8x8"]
+    assert words in refused("simulate", "--engine", "inline", *quick, *arguments).replace(f"{clinics}/", "")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -38,7 +38,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    with deployed(tmp_path_factory.mktemp("plain"), "data", "plain", "trial") as deployment:
+    with deployed(tmp_path_factory.mktemp("plain"), "data", "rehearsal", "plain", "trial") as deployment:
         yield deployment
 
 
@@ -49,6 +49,12 @@ def without_seconds(row: dict[str, Any]) -> dict[str, Any]:
 def test_the_blocks_of_the_page_give_what_a_simulation_gives(deployment: Deployment, tmp_path: Path) -> None:
     assert "finished:completed" in (deployment.work / "blocks.log").read_text()
     check_run_directory(deployment.work / "runs" / "plain", 1, simulate(tmp_path / "run"))
+
+
+def test_what_was_rehearsed_is_what_comes_of_it(deployment: Deployment) -> None:
+    runs = deployment.work / "runs"
+    rehearsed, real = ((runs / name / "universal.safetensors").read_bytes() for name in ("rehearsal", "plain"))
+    assert rehearsed == real
 
 
 def test_a_node_that_is_killed_between_two_rounds_has_what_it_kept_when_it_is_restarted(

@@ -19,6 +19,7 @@ from client_app.app import app as client_app
 from disue.data import load_dataset
 from disue.data.own import open_own
 from disue.errors import ConfigError, DataError, FederationError
+from disue_cli.engines.inline import run_inline
 from server_app.config import RunConfig
 from server_app.resume import resumed_config
 from server_app.run import check_timeout, execute, preflight
@@ -338,8 +339,43 @@ def test_bad_values_of_the_keys_are_refused(key: str, value: object) -> None:
 
 def test_a_simulation_has_no_own_data(tmp_path: Path) -> None:
     for proxy in ("holdout", "dataset:digits"):
-        with pytest.raises(DataError, match="^dataset: got 'own'; .* neither a server nor a simulation has it$"):
+        with pytest.raises(DataError, match="^dataset: got 'own'; .* a simulation has none, unless own-data names"):
             preflight(make_config(tmp_path / "r", proxy=proxy), 4)
+
+
+def test_a_simulation_of_own_data_is_what_comes_of_machines_of_their_own(
+    tmp_path: Path, nodes: list[dict[str, object]]
+) -> None:
+    """The rehearsal of a deployment: the same bits."""
+    for name in "abcd":
+        (tmp_path / "data" / f"hospital-{name}").symlink_to(tmp_path / "data" / name) if name in "ab" else (
+            tmp_path / "data" / f"{name}.npz"
+        ).rename(tmp_path / "data" / f"hospital-{name}.npz")
+    for node in nodes[2:]:
+        node["data-path"] = str(tmp_path / "data" / f"{node['name']}.npz")
+    execute(make_config(tmp_path / "machines"), Watched(make_config(tmp_path / "machines"), nodes))
+    for name in "ab":
+        (tmp_path / "data" / f"hospital-{name}").unlink()
+        (tmp_path / "data" / name).rename(tmp_path / "data" / f"hospital-{name}")
+    config = make_config(tmp_path / "rehearsal", own_data=str(tmp_path / "data"))
+    preflight(config, 4)
+    summary = run_inline(config, 4)
+    assert summary["scenario"] == "own-data"
+    universals = [(tmp_path / run / "universal.safetensors").read_bytes() for run in ("machines", "rehearsal")]
+    assert universals[0] == universals[1]
+    assert table(tmp_path / "machines") == table(tmp_path / "rehearsal")
+
+
+def test_a_rehearsal_has_as_many_clients_as_there_are_data(tmp_path: Path, nodes: list[dict[str, object]]) -> None:
+    there = str(tmp_path / "data")
+    with pytest.raises(ConfigError, match="^own-data: '.*/data' has 4 clients' data; got 5, use 4$"):
+        preflight(make_config(tmp_path / "r", own_data=there), 5)
+    with pytest.raises(ConfigError, match="^own-data: got '.*/data'; the dataset is 'digits', use dataset=own$"):
+        preflight(make_config(tmp_path / "r", own_data=there, dataset="digits"), 4)
+    with pytest.raises(
+        FederationError, match="'.*/data' has 4 clients' data; the simulation has 5 clients, use as many"
+    ):
+        run_inline(make_config(tmp_path / "r", own_data=there), 5)
 
 
 def test_a_timeout_in_which_no_reply_can_come_is_refused_where_there_is_a_network() -> None:
