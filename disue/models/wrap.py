@@ -144,12 +144,13 @@ def _found_head(network: nn.Module, shape: Shape) -> tuple[str, bool]:
     if not isinstance(logits, Tensor):
         raise UnfitNetworkError(f"returns a {type(output).__name__}; return one tensor, or what has it as `logits`")
     there = [(name, module) for name, module, own, then in finished if _same(own, then, logits)]
+    for last, layer in there:  # dropout, too, which does nothing as long as nobody trains
+        if not isinstance(layer, nn.Linear | nn.Identity) and not any(True for _ in layer.children()):
+            what = type(layer).__name__
+            raise UnfitNetworkError(f"ends in a {what} ('{last}'); return logits, as a torch.nn.Linear gives them")
     name, head = there[0] if there else ("", network)
-    if not isinstance(head, nn.Linear) and any(True for _ in head.children()):  # it is what a container computes itself
-        raise UnfitNetworkError("computes on what its last layer gives; return the outputs of a torch.nn.Linear")
     if not isinstance(head, nn.Linear):
-        what = type(head).__name__
-        raise UnfitNetworkError(f"ends in a {what} ('{name}'); return logits, as a torch.nn.Linear gives them")
+        raise UnfitNetworkError("computes on what its last layer gives; return the outputs of a torch.nn.Linear")
     if sum(other is head for _, other, _, _ in finished) > 1:
         raise UnfitNetworkError(f"calls its last layer '{name}' more than once; give its outputs a layer of their own")
     return name, not isinstance(output, Tensor)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from disue.config import ClientConfig
 from disue.data import build_federation
 from disue.errors import ConfigError, DataError
-from disue.models import MODELS, Classifier, Shape, filled_model
+from disue.models import MODELS, Classifier, Shape, build_model, filled_model, get_state
 from disue.models.check import check_networks
 from disue.runs.reading import load_run
 
@@ -150,6 +150,14 @@ class Unused(nn.Module):
         return x
 
 
+class Everything(Answer):
+    """Constants, hidden ones too, tied layers, statistics, a head without bias, and logits as an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(8, CLASSES, bias=False))
+        self.hidden.extend([Constant(kept=True), Hidden(), Tied(), nn.BatchNorm1d(8)])
+
+
 def raises(_shape: Shape, _classes: int) -> Classifier:
     raise RuntimeError("no such\nlayer")
 
@@ -180,6 +188,10 @@ BAD: dict[str, tuple[Build, str]] = {
     "softmax": (
         lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.Softmax(dim=1)),
         "ends in a Softmax ('2'); return logits, as a torch.nn.Linear gives them",
+    ),
+    "dropout of logits": (
+        lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.Dropout(0.5)),
+        "ends in a Dropout ('2')",
     ),
     "relu in place": (
         lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.ReLU(inplace=True)),
@@ -218,6 +230,7 @@ GOOD: dict[str, Build] = {
     "no-bias": lambda *_: Other(nn.Linear(8, CLASSES, bias=False)),
     "logits": lambda *_: Answer(),
     "adapted": lambda *_: Adapted(),
+    "everything": lambda *_: Everything(),
     "sequence": lambda *_: nn.Sequential(
         nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, CLASSES)
     ),
@@ -264,6 +277,21 @@ def test_it_is_refused_before_the_first_round(register, run, tmp_path: Path, kin
 
 
 @pytest.mark.parametrize("name", GOOD)
+def test_what_can_work_is_taken_and_read_again_as_it_was(register, name: str) -> None:  # type: ignore[no-untyped-def]
+    register(name, GOOD[name])
+    check_networks([name], SHAPE, CLASSES)
+    model = build_model(name, SHAPE, CLASSES, seed=3)
+    with torch.random.fork_rng(devices=[]):
+        model.train()(torch.randn(5, *SHAPE)).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter -= 0.1 * parameter.grad
+        again, x = filled_model(name, SHAPE, CLASSES, get_state(model), seed=3).eval(), torch.randn(2, *SHAPE)
+        assert torch.equal(again(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("name", ["dropout", "weight.norm", "adapted", "everything"])
 def test_what_can_work_does_so_to_the_end(register, run, name: str) -> None:  # type: ignore[no-untyped-def]
     register(name, GOOD[name])
     settings = {"num_server_rounds": 1, "train_examples": 20, "global_test_size": 100, "num_clusters": 2}

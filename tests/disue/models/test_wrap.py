@@ -70,7 +70,7 @@ def register() -> Iterator[Callable[..., object]]:
     [
         (lambda: torchvision().models.resnet18(num_classes=CLASSES), "fc"),
         (lambda: torchvision().models.mobilenet_v3_small(num_classes=CLASSES), "classifier.3"),
-        (lambda: torchvision().models.vit_b_16(num_classes=CLASSES, image_size=32), "heads.head"),
+        (lambda: torchvision().models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=CLASSES), "heads.head"),
     ],
     ids=["resnet18", "mobilenet", "vit"],
 )
@@ -171,6 +171,17 @@ def test_a_run_with_statistics_keeps_variances(register, run, settings: dict[str
     variance = load_run(result.directory).universal.module.network.get_buffer("body.2.running_var")
     assert float(variance.min()) > 0.0
     assert not torch.equal(variance, torch.ones(16))
+
+
+def test_a_secure_sum_has_statistics_in_it(register, run) -> None:  # type: ignore[no-untyped-def]
+    register("mine", with_batch_norm)
+    secure, plain = (
+        run(clients=4, model="mine", method="fedavg", num_server_rounds=1, **settings)
+        for settings in ({"privacy": "secure"}, {})
+    )
+    first, second = (load_run(own.directory).universal.module.state_dict() for own in (secure, plain))
+    for name, tensor in first.items():
+        torch.testing.assert_close(tensor, second[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.e2e
