@@ -46,9 +46,7 @@ def test_clients_and_server_have_disjoint_parts_as_of_any_dataset(pool: Path, sc
 
 def test_what_cannot_be_divided_is_one_line(tmp_path: Path) -> None:
     np.savez(tmp_path / "one.npz", x=np.zeros((9, 8, 8), np.uint8), y=np.zeros(9, np.int64))
-    with pytest.raises(
-        ConfigError, match=r"^dataset: got 'path:.*one.npz', which has one class; at least 2 are"
-    ):
+    with pytest.raises(ConfigError, match=r"^dataset: got 'path:.*one.npz', which has one class; at least 2 are"):
         load_pool(str(tmp_path / "one.npz"), (1, 8, 8), 0.2)
     (tmp_path / "empty").mkdir()
     for name, why in (("empty", "has no images"), ("nowhere", "is neither a folder nor an .npz file")):
