@@ -155,7 +155,7 @@ def evaluate_locally(message: Message, context: Context) -> Message:
     personal_accuracy, personal_steps = None, 0
     if request.personalise:
         rng = client.rng("personalise", request.server_round)
-        personal, result = client.train(Prepared(expert), request.objective, rng)
+        personal, result = client.train(Prepared(expert), request.objective, rng, request.server_round)
         personal_steps = result.steps
         shift = client.own_prior(request.objective)
         personal_accuracy = _accuracy(evaluate(client.task, personal, test, client.device, shift))

@@ -53,11 +53,12 @@ class LocalClient:
         return evaluate(self.task, self.model(state), examples, self.device, shift)
 
     def train(
-        self, begun: Prepared, objective: LocalObjective, rng: torch.Generator
+        self, begun: Prepared, objective: LocalObjective, rng: torch.Generator, server_round: int
     ) -> tuple[Classifier, TrainingResult]:
         """Return what comes of a model when it is trained on this client's data."""
         model, data, config = self.model(begun.start), self.data.train, self.config
-        return model, train(model, data, config, objective, rng, self.device, self.task, begun.drift, begun.anchor)
+        more = begun.drift, begun.anchor, server_round
+        return model, train(model, data, config, objective, rng, self.device, self.task, *more)
 
     def own_expert(self, request: EvaluateRequest) -> State:
         """Return the client's own expert: the one that it was sent, with what it kept of its own."""

@@ -1,15 +1,10 @@
-"""Local training: plain mini-batch SGD over tensors in memory.
-
-By the functional form of `torch.optim.SGD`: with the first optimizer object that is made, all of PyTorch's compiler is
-imported, which takes a client's process as long again as importing PyTorch.
-"""
+"""Local training in mini-batches, over tensors in memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.optim.sgd import sgd
+from torch import Tensor
 
 from disue.batches import batches
 from disue.config import ClientConfig
@@ -18,6 +13,7 @@ from disue.device import memory_format, mixed_precision, place
 from disue.errors import ConfigError
 from disue.models import HEAD, Classifier, State
 from disue.objective import LocalObjective
+from disue.optimizers import clipped, make_optimizer
 from disue.tasks import Task
 
 
@@ -55,6 +51,7 @@ def train(
     task: Task,
     drift: State | None = None,
     anchor: State | None = None,
+    server_round: int = 1,
 ) -> TrainingResult:
     """Train ``model`` in place on a client's examples, starting and staying near where it is.
 
@@ -65,7 +62,7 @@ def train(
     examples : Examples
         The client's training data.
     config : ClientConfig
-        ``local-epochs``, ``batch-size``, ``learning-rate``, ``momentum``, ``weight-decay``, ``mixed-precision``.
+        The keys of `TrainingSettings`.
     objective : LocalObjective
         What is minimised, as the server's method wants it.
     generator : torch.Generator
@@ -77,7 +74,10 @@ def train(
         What is added to every gradient, by parameter.
     anchor : State, optional
         What the proximal term holds the model near, by parameter.
+    server_round : int (default: 1)
+        Says what the learning rate is.
     """
+    learning_rate = config.learning_rate_in(server_round)
     layout = memory_format(examples.x, device, config.mixed_precision)
     place(model, device, layout)
     model.train()
@@ -91,7 +91,7 @@ def train(
     steps = 0
     for names, epochs in _phases(list(named), config.local_epochs, objective.head_epochs):
         parameters = [named[name] for name in names]
-        momenta: list[Tensor | None] = [None] * len(parameters)
+        optimizer = make_optimizer(config.optimizer, parameters, config.momentum, config.weight_decay)
         anchors = [] if anchor is None else [anchor[name].to(device) for name in names]
         drifts = [] if drift is None else [drift[name].to(device) for name in names]
         for _ in range(epochs):
@@ -107,7 +107,9 @@ def train(
                     gradients = _with_proximal_gradient(gradients, parameters, anchors, objective.prox_mu)
                 if drifts:
                     gradients = tuple(gradient + own for gradient, own in zip(gradients, drifts, strict=True))
-                _step(parameters, gradients, momenta, config)
+                if config.clip_gradients:
+                    gradients = tuple(clipped(gradients, config.clip_gradients))
+                optimizer.step(gradients, learning_rate)
                 losses.append(loss.detach() * len(batch))
                 steps += 1
     return TrainingResult(loss=float(torch.stack(losses).sum()) / len(y), steps=steps)
@@ -127,22 +129,3 @@ def _with_proximal_gradient(
 ) -> tuple[Tensor, ...]:
     triples = zip(gradients, parameters, anchors, strict=True)
     return tuple(torch.add(gradient, parameter - anchor, alpha=mu) for gradient, parameter, anchor in triples)
-
-
-@torch.no_grad()
-def _step(
-    parameters: list[nn.Parameter], gradients: Sequence[Tensor], momenta: list[Tensor | None], config: ClientConfig
-) -> None:
-    """Take a step in place; the momenta, None before the first, are renewed."""
-    sgd(
-        list(parameters),
-        list(gradients),
-        momenta,
-        foreach=True,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        lr=config.learning_rate,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-    )

@@ -29,6 +29,7 @@ def train_batched(
     generators: Sequence[torch.Generator],
     device: torch.device,
     task: Task,
+    server_round: int = 1,
 ) -> list[tuple[State, TrainingResult]]:
     """Return what comes of each start when it is trained on each client's examples; see `client_app.train.train`.
 
@@ -37,9 +38,12 @@ def train_batched(
     model : nn.Module
         Of the architecture of all; its parameters are of no account. It must compute each example by itself, as all
         of ours do: with BatchNorm, examples that fill a batch up would count.
+    config : ClientConfig
+        Its steps are of plain SGD.
     starts : sequence of State
         One for each client, and so are ``examples`` and ``generators``.
     """
+    learning_rate = config.learning_rate_in(server_round)
     model.to(device).train()
     parameters = {name: torch.stack([start[name] for start in starts]).to(device) for name in starts[0]}
     anchors = dict(parameters) if objective.prox_mu > 0.0 else None
@@ -71,7 +75,7 @@ def train_batched(
             momentum = config.momentum * momenta[name] + step
             trains = active.view(-1, *[1] * (tensor.dim() - 1))
             momenta[name] = torch.where(trains, momentum, momenta[name])
-            parameters[name] = torch.where(trains, tensor - config.learning_rate * momentum, tensor)
+            parameters[name] = torch.where(trains, tensor - learning_rate * momentum, tensor)
     stacked = {name: tensor.cpu() for name, tensor in parameters.items()}
     return [
         (

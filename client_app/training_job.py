@@ -55,7 +55,7 @@ class TrainingJob:
 
     def run(self) -> Trained:
         """Return what the start came to."""
-        model, result = self.client.train(self.prepared, self.request.objective, self.rng)
+        model, result = self.client.train(self.prepared, self.request.objective, self.rng, self.request.server_round)
         return get_state(model), result
 
     @property
@@ -64,7 +64,7 @@ class TrainingJob:
 
         Not of a model with statistics: an example that fills a batch up would be in them.
         """
-        told = self.prepared.plain and not self.request.objective.head_epochs
+        told = self.prepared.plain and not self.request.objective.head_epochs and self.client.config.plain_sgd
         return told and trained(self.start).keys() == self.start.keys()
 
     def run_second(self) -> Trained | None:
@@ -79,7 +79,8 @@ class TrainingJob:
             return None
         objective = replace(self.request.objective, prox_mu=self.request.objective.second_mu)
         rng = self.client.rng(SECOND, self.request.server_round)
-        model, result = self.client.train(Prepared(second, anchor=self.start), objective, rng)
+        begun = Prepared(second, anchor=self.start)
+        model, result = self.client.train(begun, objective, rng, self.request.server_round)
         return get_state(model), result
 
     def remember(self, trained: Trained, second: Trained | None) -> State:
@@ -89,7 +90,8 @@ class TrainingJob:
             return state
         to_keep, result = second or trained
         config = self.client.config
-        own = memory.Trained(to_keep, result.steps, config.learning_rate, config.momentum)
+        learning_rate = config.learning_rate_in(self.request.server_round)
+        own = memory.Trained(to_keep, result.steps, learning_rate, config.momentum)
         kept = self.memory.keep(self.start, own, self.kept, self.request.shared)
         if all(bool(tensor.isfinite().all()) for tensor in kept.values()):  # else the server refuses the model, too
             self._store().write(self.request.memory, self.request.server_round, kept)
@@ -152,4 +154,5 @@ def _train_as_one(jobs: Sequence[TrainingJob]) -> list[Trained]:
         [job.rng for job in jobs],
         client.device,
         client.task,
+        jobs[0].request.server_round,
     )

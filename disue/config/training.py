@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, field_validator
 
 from disue.config.settings import Changeable, Settings, words
+from disue.optimizers import OptimizerName
 
 
 class ModelSettings(Settings):
@@ -46,12 +47,30 @@ class TrainingSettings(Settings):
 
     local_epochs: int = Field(2, ge=1, le=10000, description="epochs of local training per round")
     batch_size: int = Field(32, ge=1, le=10**6, description="mini-batch of local training")
-    learning_rate: float = Field(0.03, ge=1e-9, le=1e30, description="SGD learning rate of local training")
-    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="SGD momentum")
-    weight_decay: float = Field(0.0, ge=0.0, le=1e3, description="SGD weight decay")
+    optimizer: OptimizerName = Field(
+        "sgd", description="optimiser of local training; what it remembers begins anew in each round"
+    )
+    learning_rate: float = Field(0.03, ge=1e-9, le=1e30, description="learning rate of local training")
+    learning_rate_decay: float = Field(
+        1.0, gt=0.0, le=1.0, description="in each round the learning rate is so many times that of the round before"
+    )
+    momentum: float = Field(0.9, ge=0.0, lt=1.0, description="momentum of `sgd`")
+    weight_decay: float = Field(0.0, ge=0.0, le=1e3, description="weight decay of local training")
+    clip_gradients: float = Field(
+        0.0, ge=0.0, le=1e30, description="the gradients of a step are together no longer than that; 0: off"
+    )
     mixed_precision: bool = Field(
         False, description="clients train in bfloat16 where that is safe (autocast); quicker on a GPU with large models"
     )
+
+    def learning_rate_in(self, server_round: int) -> float:
+        """Return the learning rate of a round, of which the first is 1."""
+        return self.learning_rate * self.learning_rate_decay ** (server_round - 1)
+
+    @property
+    def plain_sgd(self) -> bool:
+        """Whether a step is that of SGD, with or without momentum, and nothing else."""
+        return self.optimizer == "sgd" and not self.clip_gradients
 
 
 class DeviceSettings(Settings):

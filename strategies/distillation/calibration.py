@@ -18,8 +18,8 @@ from disue.config import Settings
 from disue.covariance import from_triangle
 from disue.discriminant import positive
 from disue.models import HEAD, State
+from disue.optimizers import cosine
 from disue.signature import Signature
-from strategies.distillation.adam import cosine
 from strategies.distillation.discriminant import mean_points, sum_counts
 
 WEIGHT, BIAS = f"{HEAD}weight", f"{HEAD}bias"

@@ -12,8 +12,8 @@ from disue.config import Settings
 from disue.device import memory_format, mixed_precision
 from disue.metrics import predict_logits
 from disue.models import Classifier, State, fill, get_state, interpolate
+from disue.optimizers import Adam, cosine
 from disue.tasks import Task
-from strategies.distillation.adam import Adam, cosine
 
 
 class DistillerSettings(Settings):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from disue.config import Settings
 from disue.covariance import looked_at
 from disue.models import Classifier, Shape, State, for_torch, get_state
-from strategies.distillation.adam import Adam
+from disue.optimizers import Adam
 from strategies.distillation.teachers import Weighing, class_weights, vote
 from strategies.stored import stored
 

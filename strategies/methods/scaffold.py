@@ -10,9 +10,9 @@ weights neither. Its clients have no momentum; see `disue.gradients` for what mo
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Self
 
+from disue.errors import ConfigError
 from disue.gradients import mean_gradient
 from disue.models import State, interpolate, trained, with_statistics, zeros_like
 from disue.objective import PLAIN, LocalObjective
@@ -22,6 +22,7 @@ from strategies.aggregation.server_optimizer import ServerStepSettings
 from strategies.methods.base import METHODS, Method, MethodState, Step
 from strategies.methods.declarations import Needs
 from strategies.methods.parts import Parts
+from strategies.methods.settings import StrategyConfig
 from strategies.rounds.round import Round
 from strategies.stored import stored
 from strategies.updates import ClientUpdate, Contribution, WeightedModel
@@ -44,7 +45,7 @@ class Scaffold(Method[ScaffoldState]):
     main, objective, aggregator
         See `Method`.
     gradient : callable
-        From a client's start, its end and its number of steps to the mean gradient that it followed.
+        From a client's start, its end, its number of steps and the round to the mean gradient that it followed.
     learning_rate : float (default: 1.0)
         The server's.
     caps : Caps
@@ -57,7 +58,7 @@ class Scaffold(Method[ScaffoldState]):
     def __init__(
         self,
         main: str,
-        gradient: Callable[[State, State, int], State],
+        gradient: Callable[[State, State, int, int], State],
         learning_rate: float = 1.0,
         caps: Caps | None = None,
         objective: LocalObjective = PLAIN,
@@ -69,11 +70,24 @@ class Scaffold(Method[ScaffoldState]):
         self.caps = caps or Caps()
 
     @classmethod
+    def check(cls, config: StrategyConfig) -> None:
+        """Refuse steps of which no gradient can be told."""
+        for key, value, use in (
+            ("optimizer", config.optimizer, "sgd"),
+            ("clip-gradients", config.clip_gradients, 0.0),
+        ):
+            if value != use:
+                raise ConfigError(f"{key}: got {value!r}; method 'scaffold' goes by the steps of plain SGD, use {use}")
+
+    @classmethod
     def build(cls, parts: Parts) -> Self:
         """Return the method as a run's settings have it."""
         config = parts.config
         rate = ServerStepSettings.of(config).server_learning_rate or 1.0
-        gradient = partial(mean_gradient, learning_rate=config.learning_rate, momentum=config.momentum)
+
+        def gradient(start: State, end: State, steps: int, server_round: int) -> State:
+            return mean_gradient(start, end, steps, config.learning_rate_in(server_round), config.momentum)
+
         return cls(parts.main, gradient, rate, parts.caps, parts.objective(), parts.aggregator)
 
     def begin(self, initial: State) -> ScaffoldState:
@@ -90,18 +104,18 @@ class Scaffold(Method[ScaffoldState]):
         Where (x - y_i) / (K eta) is the direction of client i, the change of its variate is that less c.
         """
         average, before = self.aggregator(updates), state.universals[self.main]
-        directions = self._directions([update for update in updates if isinstance(update, ClientUpdate)])
+        directions = self._directions([own for own in updates if isinstance(own, ClientUpdate)], round.number)
         model = with_statistics(interpolate(before, average, self.learning_rate), average)
         share = len(directions) / len(round.models)
         variate = interpolate(state.variate, self.aggregator(directions), share)
         return Step(replace(state, universals={self.main: model}, variate=variate), averages={self.main: average})
 
-    def _directions(self, updates: Sequence[ClientUpdate]) -> list[WeightedModel]:
+    def _directions(self, updates: Sequence[ClientUpdate], server_round: int) -> list[WeightedModel]:
         """Return the mean gradient that each client followed, none much longer than the others'.
 
         A client says how many steps it took, and one says of few that they were long.
         """
-        found = {update.name: self.gradient(update.start, update.state, max(update.steps, 1)) for update in updates}
+        found = {own.name: self.gradient(own.start, own.state, max(own.steps, 1), server_round) for own in updates}
         lengths = {name: float(flat(gradient).norm()) for name, gradient in found.items()}
         allowed = self.caps.gradients(lengths)
         shares = {name: allowed[name] / (length or 1.0) for name, length in lengths.items()}

@@ -1,7 +1,7 @@
 """SCAFFOLD against a plain loop, and what it does beyond the paper."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,13 @@ from strategies.methods.scaffold import Scaffold, ScaffoldState
 from strategies.rounds.round import Round
 from strategies.updates import ClientUpdate
 
-WHOLE = partial(mean_gradient, learning_rate=1.0)
+
+def with_rate(learning_rate: float) -> Callable[[State, State, int, int], State]:
+    """Return what `Scaffold` takes, for a learning rate that is the same in all rounds."""
+    return lambda start, end, steps, server_round: mean_gradient(start, end, steps, learning_rate)
+
+
+WHOLE = with_rate(1.0)
 
 
 def by_a_loop(rate: float) -> tuple[State, State]:
@@ -50,9 +56,7 @@ def test_it_is_the_papers_in_one_go_packed_and_after_breaks(
     tmp_path: Path, rounds: tuple[int, ...], per_node: int, rate: float
 ) -> None:
     place = tmp_path if len(rounds) > 1 else None
-    state = carried_out(
-        Scaffold("mlp", partial(mean_gradient, learning_rate=RATE), learning_rate=rate), rounds, per_node, place
-    ).reached()
+    state = carried_out(Scaffold("mlp", with_rate(RATE), learning_rate=rate), rounds, per_node, place).reached()
     assert isinstance(state, ScaffoldState)
     model, variate = by_a_loop(rate)
     for name in model:
