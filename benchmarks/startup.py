@@ -33,11 +33,12 @@ import client_app.app
 from client_app.client import LocalClient
 from client_app.memory import Prepared
 from disue.config import ClientConfig
+from disue.models import get_state
 from disue.objective import PLAIN
 from flwr.app import Context, RecordDict
 node = {{"partition-id": 0, "num-partitions": 12}}
 client = LocalClient(Context(1, 1, node, RecordDict(), ClientConfig().to_flower()), None)
-client.train(Prepared(client.initial_model().state_dict()), PLAIN, client.rng("train", 1))
+client.train(Prepared(get_state(client.initial_model())), PLAIN, client.rng("train", 1), 1)
 """
 COMMANDS = {
     "imports": ["import torch, flwr.serverapp, flwr.clientapp"],

@@ -19,8 +19,11 @@ def this_node(context: Context) -> NodeConfig:
     DataError
         If there are no such data.
     """
-    node, config = NodeConfig.from_flower(context.node_config), DataSettings.from_flower(context.run_config)
-    if config.dataset != OWN or not config.own_data or node.partition_id is None:
+    node = NodeConfig.from_flower(context.node_config)
+    if context.run_config.get("dataset") != OWN or node.partition_id is None:
+        return node
+    config = DataSettings.from_flower(context.run_config)
+    if not config.own_data:
         return node
     clients = list(clients_below(config.own_data).items())
     if node.num_partitions != len(clients):
