@@ -324,7 +324,7 @@ class DisUE(Method[DisUEState]):
             priors = {team: prior for team, prior in state.priors.items() if team in teams.values()}
         renewed = replace(
             state,
-            experts=renew(state.experts, self._remembered(state, fresh), teams, before),
+            experts=renew(state.experts, self._remembered(state, fresh, set(teams.values())), teams, before),
             latest=renew(state.latest, fresh, teams, before),
             velocity=velocity,
             knowledge=self._known(state, updates, told, round),
@@ -421,10 +421,13 @@ class DisUE(Method[DisUEState]):
                 fresh |= models
         return {team: fresh[team] for team in members}, averages, velocity
 
-    def _remembered(self, state: DisUEState, fresh: Mapping[Team, State]) -> dict[Team, State]:
-        """Return the running means of the teams' models; of a new team, and of the only one, the last model itself."""
+    def _remembered(self, state: DisUEState, fresh: Mapping[Team, State], teams: Collection[Team]) -> dict[Team, State]:
+        """Return the running means of the teams' models; of a new team, and of the only one, the last model itself.
+
+        ``teams``: all there are, those of which no client was sampled included.
+        """
         memory = self.settings.expert_memory
-        alone = {team for team in fresh if all(other == team or other.model != team.model for other in fresh)}
+        alone = {team for team in fresh if all(other == team or other.model != team.model for other in teams)}
         return {
             team: model
             if memory == 0.0 or team in alone or team not in state.experts

@@ -383,6 +383,19 @@ def in_rounds(steps: int = 0) -> DisUE:
     return DisUE(Planted(), distillation, DisUESettings())
 
 
+def test_an_expert_is_a_running_mean_too_in_a_round_in_which_no_other_cluster_was_sampled(make_updates) -> None:  # type: ignore[no-untyped-def]
+    method = in_rounds()
+    updates = [replace(update, signature=some_told(1.0)) for update in make_updates(4)]
+    models = {update.name: "mlp" for update in updates}
+    clusters = dict(zip(models, (0, 0, 1, 1), strict=True))
+    state = replace(method.begin(updates[0].start), clusters=clusters)
+    first = method.step(state, updates, Round(1, models)).state
+    before = first.experts[Team(0, "mlp")]["head.weight"]
+    second = method.step(first, updates[:1], Round(2, models, clusters)).state
+    expected = torch.lerp(updates[0].state["head.weight"], before, 0.5)
+    torch.testing.assert_close(second.experts[Team(0, "mlp")]["head.weight"], expected)
+
+
 def test_a_sum_replaces_what_its_cluster_told_before(make_updates) -> None:  # type: ignore[no-untyped-def]
     """Whichever of the clients its name is of; what another cluster told stays."""
     method, state = in_rounds(), make_updates(1)[0].state
