@@ -9,12 +9,12 @@ from disue.data.own import open_own
 from disue.errors import ConfigError, DataError
 from disue.files import user_path
 from disue.tasks import ImageShape
+from disue.tasks.agreement import SMALLEST_STD
 
 POOL = "path:"
 """What the config value begins with that names one."""
 SPLIT_SEED = 0
 """The test part is the same in all runs, as that of every dataset is."""
-SMALLEST_STD = 1e-3
 
 
 @lru_cache(maxsize=2)

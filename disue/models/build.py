@@ -5,7 +5,7 @@ import torch
 from disue.errors import DataError
 from disue.models.classifier import Classifier
 from disue.models.state import State, alike, fill, travelling
-from disue.models.wrap import Build, as_classifier
+from disue.models.wrap import Build, UnfitNetworkError, as_classifier
 from disue.registry import Registry, suggestion
 from disue.seeding import derive_seed
 from disue.tasks import Shape
@@ -77,7 +77,10 @@ def filled_model(name: str, shape: Shape, num_outputs: int, state: State, seed: 
     other = OtherParametersError(f"its parameters are not those of model '{name}' as it is here")
     if _surely_unlike(state, named_model(name), shape, num_outputs):
         raise other
-    model = build_model(name, shape, num_outputs, seed)
+    try:
+        model = build_model(name, shape, num_outputs, seed)
+    except UnfitNetworkError:
+        raise other from None
     if not alike(state, travelling(model)):
         raise other
     fill(model, state)

@@ -11,6 +11,9 @@ STATISTICS = "statistics."
 """What the names of statistics begin with: floats that are no parameters, and change in training. They are averaged,
 and no optimiser may go on beyond an average of them: a variance would be negative."""
 
+VARIANCE = "running_var"
+"""What PyTorch calls a statistic that is never negative."""
+
 
 @torch.no_grad()
 def fill(model: nn.Module, state: State) -> None:
@@ -49,6 +52,12 @@ def travelling(model: nn.Module) -> State:
 def for_torch(state: State) -> State:
     """Return a state with the names that PyTorch has, as `torch.func.functional_call` takes it."""
     return {name.removeprefix(STATISTICS): tensor for name, tensor in state.items()}
+
+
+def negative_variance(state: State) -> str:
+    """Return the name of a variance that is negative somewhere; empty: there is none."""
+    named = ((name, tensor) for name, tensor in state.items() if name.startswith(STATISTICS))
+    return next((name for name, tensor in named if name.endswith(VARIANCE) and bool((tensor < 0).any())), "")
 
 
 def with_statistics(state: State, of: State) -> State:

@@ -8,7 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricReco
 
 from disue.errors import WireError, quoted_value
 from disue.fields import LARGEST_LOSS, LARGEST_PARAMETER, MOST_EXAMPLES, MOST_STEPS, Arrays, Real, Whole, fields_of
-from disue.models import State, flatten
+from disue.models import State, flatten, negative_variance
 from disue.objective import PLAIN, LocalObjective
 from disue.signature import Signature, SignatureParts
 from disue.tasks import ImageClassification
@@ -253,3 +253,5 @@ def _check_state(state: State, like: State) -> None:
     if not field.has_room_for(flatten(list(state.values()))):  # a look at all takes a fraction of one at each
         for name, tensor in state.items():
             field.check(tensor, f"parameter {name}")
+    if name := negative_variance(state):
+        raise WireError(f"{name} has values below 0; it is a variance")

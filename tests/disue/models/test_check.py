@@ -322,11 +322,17 @@ def test_a_run_whose_model_is_not_registered_says_so_and_blames_no_file(register
         assert "damaged" not in str(caught.value)
     with pytest.raises(ConfigError, match="^model: 'mine-2' does not exist"):
         run(clients=4, model="mine-2")
-    register("mine-2", lambda *_: of(nn.Linear(8, 8)))
-    with pytest.raises(
-        DataError, match="does not fit .* of model 'mine-2' as it is here.; restore the file, or the code"
-    ):
-        load_run(directory)
+    others: tuple[Build, ...] = (
+        lambda *_: of(nn.Linear(8, 8)),
+        lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, CLASSES), nn.Softmax(dim=1)),
+    )
+    for other in others:
+        with MODELS.scope():
+            register("mine-2", other)
+            with pytest.raises(
+                DataError, match="does not fit .* of model 'mine-2' as it is here.; restore the file, or the code"
+            ):
+                load_run(directory)
 
 
 def test_what_is_read_has_its_constants(register) -> None:  # type: ignore[no-untyped-def]

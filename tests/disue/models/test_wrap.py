@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+from flwr.app import Message, RecordDict
 from torch import Tensor, nn
 
 from client_app.client import workpiece
 from disue.batches import batches
-from disue.errors import ConfigError
+from disue.errors import ConfigError, WireError
 from disue.gradients import mean_gradient
 from disue.models import (
     MODELS,
@@ -26,7 +27,9 @@ from disue.models import (
 )
 from disue.runs.reading import load_run
 from disue.seeding import derive_seed
+from disue.signature import NOTHING
 from disue.torchvision_compat import torchvision
+from disue.wire import TrainReply
 from strategies.aggregation.robust import AGGREGATORS, Aggregator
 from strategies.aggregation.server_optimizer import ServerOptimizer, ServerOptimizerState, adam
 from strategies.aggregation.steps import stepped
@@ -190,6 +193,21 @@ def test_a_secure_sum_has_statistics_in_it(register, run) -> None:  # type: igno
 def test_every_method_takes_any_network(register, run, method: str, kind: Callable[[], nn.Module]) -> None:  # type: ignore[no-untyped-def]
     register("mine", kind)
     assert run(clients=6, model="mine", method=method, num_clusters=2).summary["status"] == "completed"
+
+
+def test_a_variance_from_outside_that_is_negative_is_refused(register) -> None:  # type: ignore[no-untyped-def]
+    """One client's would make the mean of all negative, and every output not a number."""
+    register("mine", with_batch_norm)
+    like = get_state(build_model("mine", SHAPE, CLASSES))
+    for name, words in (("running_var", "below 0; it is a variance"), ("running_mean", "")):
+        state = like | {f"statistics.body.2.{name}": torch.full((16,), -0.5)}
+        asked = Message(RecordDict(), dst_node_id=1, message_type="train")
+        message = TrainReply(state, 9, 0.5, 3).to_message(asked)
+        if words:
+            with pytest.raises(WireError, match=f"^statistics.body.2.{name} has values {words}$"):
+                TrainReply.from_message(message, like=like, asked=NOTHING)
+        else:
+            assert same_model(TrainReply.from_message(message, like=like, asked=NOTHING).state, state)
 
 
 def test_noise_is_not_added_to_statistics(register, run) -> None:  # type: ignore[no-untyped-def]
